@@ -34,6 +34,11 @@ impl Tokenizer {
         todo!()
     }
 
+    /// The tokens that end generation.
+    pub fn end_of_generation(&self) -> &[u32] {
+        todo!()
+    }
+
     /// Whether generation ends with this token.
     pub fn is_end_of_generation(&self, _id: u32) -> bool {
         todo!()
