@@ -15,6 +15,7 @@
 
 pub mod cli;
 pub mod cpu;
+pub mod cuda;
 pub mod engine;
 pub mod model;
 pub mod quant;

@@ -1,0 +1,432 @@
+//! One GPU: its context, the kernels loaded into it, the memory taken from it and the stream that everything runs on.
+//!
+//! This is the only file that allocates device memory or launches a kernel, and the place for the facts that make both sound.
+
+use std::{
+    collections::HashMap,
+    ffi::{CString, c_void},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use cudarc::driver::{
+    CudaContext, CudaStream, DriverError, result,
+    sys::{self, CUdevice_attribute as Attribute, CUdeviceptr, CUfunction, CUfunction_attribute},
+};
+
+mod fatbins {
+    include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+}
+
+/// The architectures that this executable holds kernels for, as nvcc names them; empty where it was built without CUDA.
+pub const ARCHS: &str = fatbins::ARCHS;
+
+/// A GPU that is ready to work. Everything runs in order on one stream.
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    name: String,
+    compute_capability: (i32, i32),
+    multiprocessors: usize,
+    /// Loaded once, never unloaded: the context outlives every launch.
+    modules: Vec<sys::CUmodule>,
+    functions: Mutex<HashMap<&'static str, Function>>,
+    allocations: AtomicUsize,
+}
+
+// SAFETY: the raw module handles are used through the driver alone, which takes calls from any thread whose current
+// context is theirs; every method binds the context first.
+unsafe impl Send for Device {}
+// SAFETY: as above; the function table is behind a mutex.
+unsafe impl Sync for Device {}
+
+/// A kernel, ready to be launched.
+#[derive(Clone, Copy)]
+pub struct Function {
+    name: &'static str,
+    handle: CUfunction,
+}
+
+// SAFETY: a function handle is a name for something in a module, which lives as long as the process.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// One kernel launch with fixed arguments: what the decode region is made of.
+#[derive(Clone)]
+pub struct Launch {
+    pub function: Function,
+    pub grid: [u32; 3],
+    pub block: u32,
+    pub shared_bytes: u32,
+    /// Each argument's value in the low bytes of a word.
+    pub arguments: Vec<u64>,
+    /// Start before the kernel before has ended; this kernel then waits for it itself.
+    pub dependent: bool,
+}
+
+impl Device {
+    /// Opens GPU `ordinal` and loads the kernels into it.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        require_driver()?;
+        let doing = || format!("opening GPU {ordinal}");
+        let context = CudaContext::new(ordinal)
+            .map_err(explain)
+            .with_context(doing)?;
+        // SAFETY: all work is on one stream, so no slice needs events to order its uses; cudarc's would break a capture.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(explain).with_context(doing)?;
+        let name = context.name().map_err(explain)?;
+        let compute_capability = context.compute_capability().map_err(explain)?;
+        let multiprocessors = context
+            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(explain)? as usize;
+        let mut modules = Vec::new();
+        for image in fatbins::FATBINS {
+            // SAFETY: the image is a fat binary that nvcc wrote; it carries its own length.
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            modules.push(module.map_err(explain).with_context(|| {
+                format!("loading the kernels (built for {ARCHS}) into {name}, compute capability {compute_capability:?}")
+            })?);
+        }
+        Ok(Arc::new(Self {
+            context,
+            stream,
+            name,
+            compute_capability,
+            multiprocessors,
+            modules,
+            functions: Mutex::default(),
+            allocations: AtomicUsize::new(0),
+        }))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Major and minor.
+    pub fn compute_capability(&self) -> (i32, i32) {
+        self.compute_capability
+    }
+
+    pub fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Whether a kernel may start before the one before it has ended.
+    pub fn has_dependent_launch(&self) -> bool {
+        self.compute_capability.0 >= 9
+    }
+
+    /// Free and total bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(explain)
+    }
+
+    /// How often memory was taken from the device or page-locked on the host: must not grow once generation has begun.
+    pub fn allocations(&self) -> usize {
+        self.allocations.load(Ordering::Relaxed)
+    }
+
+    /// Makes this device current on the calling thread.
+    pub fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(explain)
+    }
+
+    /// The kernel called `name`, allowed `shared_bytes` of dynamic shared memory.
+    pub fn function(&self, name: &'static str, shared_bytes: u32) -> Result<Function> {
+        let mut functions = self.functions.lock().expect("no holder panics");
+        let function = match functions.get(name) {
+            Some(function) => *function,
+            None => {
+                let handle = self.modules.iter().find_map(|&module| {
+                    let name = CString::new(name).ok()?;
+                    // SAFETY: the module was loaded and is never unloaded.
+                    unsafe { result::module::get_function(module, name) }.ok()
+                });
+                let handle = handle
+                    .ok_or_else(|| anyhow!("this executable holds no kernel called {name}"))?;
+                *functions.entry(name).or_insert(Function { name, handle })
+            }
+        };
+        if shared_bytes > 48 * 1024 {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the handle is of a loaded kernel.
+            unsafe {
+                result::function::set_function_attribute(
+                    function.handle,
+                    attribute,
+                    shared_bytes as i32,
+                )
+            }
+            .map_err(explain)
+            .with_context(|| format!("allowing {name} {shared_bytes} bytes of shared memory"))?;
+        }
+        Ok(function)
+    }
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// The arguments must be those of the kernel, and every address among them must stay valid, for as many bytes as the
+    /// kernel touches, until the stream has passed the launch (and as long as a graph that captured it exists).
+    pub unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        let mut arguments: Vec<*mut c_void> = launch
+            .arguments
+            .iter()
+            .map(|value| std::ptr::from_ref(value).cast_mut().cast())
+            .collect();
+        // SAFETY: all-zero bytes are a valid value of this plain C union.
+        let mut value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
+        value.programmaticStreamSerializationAllowed = 1;
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value,
+        };
+        let [x, y, z] = launch.grid;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &mut attribute,
+            numAttrs: u32::from(launch.dependent && self.has_dependent_launch()),
+        };
+        // SAFETY: every pointer is to a local that outlives the call, which copies what it needs; the caller vouches for
+        // the arguments.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &config,
+                launch.function.handle,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .map_err(explain)
+        .with_context(|| format!("launching {}", launch.function.name))
+    }
+
+    /// Waits until everything queued has run.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(explain)
+    }
+
+    /// Takes `bytes` of device memory, not initialised.
+    pub fn allocate(self: &Arc<Self>, bytes: usize) -> Result<DeviceBuffer> {
+        self.bind()?;
+        self.allocations.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the context is current. A zero-byte request is an error of the driver's, so ask for at least one.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) }
+            .map_err(explain)
+            .with_context(|| format!("taking {bytes} bytes of memory on {}", self.name))?;
+        Ok(DeviceBuffer {
+            device: self.clone(),
+            address,
+            bytes,
+        })
+    }
+
+    /// Takes `bytes` of page-locked host memory, zeroed.
+    pub fn allocate_pinned(self: &Arc<Self>, bytes: usize) -> Result<PinnedBuffer> {
+        self.bind()?;
+        self.allocations.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the context is current.
+        let address = unsafe { result::malloc_host(bytes.max(1), 0) }
+            .map_err(explain)
+            .with_context(|| format!("page-locking {bytes} bytes of host memory"))?
+            .cast::<u8>();
+        // SAFETY: the driver just gave these bytes.
+        unsafe { address.write_bytes(0, bytes) };
+        Ok(PinnedBuffer {
+            device: self.clone(),
+            address,
+            bytes,
+        })
+    }
+}
+
+/// Device memory, given back when dropped.
+pub struct DeviceBuffer {
+    device: Arc<Device>,
+    address: CUdeviceptr,
+    bytes: usize,
+}
+
+impl DeviceBuffer {
+    /// The device address of byte `offset`.
+    pub fn at(&self, offset: usize) -> CUdeviceptr {
+        debug_assert!(offset <= self.bytes);
+        self.address + offset as u64
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Queues a copy of `source` to byte `offset`. The source may be reused once the stream has passed it; from memory
+    /// that is not page-locked, at once.
+    pub fn upload(&self, offset: usize, source: &[u8]) -> Result<()> {
+        self.check(offset, source.len())?;
+        // SAFETY: the range lies in this buffer.
+        unsafe {
+            result::memcpy_htod_async(self.at(offset), source, self.device.stream.cu_stream())
+        }
+        .map_err(explain)
+        .context("copying to the GPU")
+    }
+
+    /// Copies from byte `offset` on to `target`, after everything queued before, and waits for it.
+    pub fn download(&self, offset: usize, target: &mut [u8]) -> Result<()> {
+        self.check(offset, target.len())?;
+        // SAFETY: the range lies in this buffer, and the target is not touched until the wait below has ended.
+        unsafe {
+            result::memcpy_dtoh_async(target, self.at(offset), self.device.stream.cu_stream())
+        }
+        .map_err(explain)
+        .context("copying from the GPU")?;
+        self.device.synchronize()
+    }
+
+    /// Queues setting every byte to zero.
+    pub fn clear(&self) -> Result<()> {
+        // SAFETY: the range is this buffer.
+        unsafe {
+            result::memset_d8_async(self.address, 0, self.bytes, self.device.stream.cu_stream())
+        }
+        .map_err(explain)
+        .context("clearing memory of the GPU")
+    }
+
+    fn check(&self, offset: usize, len: usize) -> Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
+            bail!(
+                "{len} bytes at {offset} do not lie in a buffer of {}",
+                self.bytes
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: this address was allocated once and is freed once. An error means that the device is lost, and the
+            // memory with it.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}
+
+/// Page-locked host memory: copies to and from it run beside the host.
+pub struct PinnedBuffer {
+    device: Arc<Device>,
+    address: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: the memory is owned, and reached through `&self` and `&mut self` only.
+unsafe impl Send for PinnedBuffer {}
+
+impl std::ops::Deref for PinnedBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the driver gave these bytes, and they were zeroed.
+        unsafe { std::slice::from_raw_parts(self.address, self.bytes) }
+    }
+}
+
+impl std::ops::DerefMut for PinnedBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }
+    }
+}
+
+impl Drop for PinnedBuffer {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: allocated once, freed once.
+            let _ = unsafe { result::free_host(self.address.cast()) };
+        }
+    }
+}
+
+/// What a GPU is, for listings.
+pub struct DeviceInfo {
+    pub ordinal: usize,
+    pub name: String,
+    pub memory_bytes: usize,
+    pub compute_capability: (i32, i32),
+}
+
+/// All GPUs that the driver shows.
+///
+/// # Errors
+/// One that says why there are none: no driver, or no kernels in this executable.
+pub fn list() -> Result<Vec<DeviceInfo>> {
+    require_driver()?;
+    result::init().map_err(explain)?;
+    (0..result::device::get_count().map_err(explain)?)
+        .map(|ordinal| {
+            let device = result::device::get(ordinal).map_err(explain)?;
+            // SAFETY: the driver just named this device.
+            let attribute =
+                |a| unsafe { result::device::get_attribute(device, a) }.map_err(explain);
+            Ok(DeviceInfo {
+                ordinal: ordinal as usize,
+                name: result::device::get_name(device).map_err(explain)?,
+                // SAFETY: as above.
+                memory_bytes: unsafe { result::device::total_mem(device) }.map_err(explain)?,
+                compute_capability: (
+                    attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                    attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+                ),
+            })
+        })
+        .collect()
+}
+
+fn require_driver() -> Result<()> {
+    if ARCHS.is_empty() {
+        bail!(
+            "this executable was built without CUDA, because the build found no nvcc: install the CUDA toolkit, or name \
+             its compiler in NVCC, and build again; --device cpu runs without it"
+        );
+    }
+    // SAFETY: loads the driver's library, which is what every CUDA program does.
+    if !unsafe { sys::is_culib_present() } {
+        bail!(
+            "no NVIDIA driver was found (libcuda.so.1): install it, or run on the CPU with --device cpu"
+        );
+    }
+    Ok(())
+}
+
+/// The driver's name for an error, and its text.
+pub fn explain(error: DriverError) -> anyhow::Error {
+    let text = |text: Result<&std::ffi::CStr, DriverError>| {
+        text.map(|t| t.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    };
+    anyhow!(
+        "{} ({})",
+        text(error.error_string()),
+        text(error.error_name())
+    )
+}

@@ -1,0 +1,4 @@
+//! The CUDA backend.
+
+mod device;
+mod graph;
