@@ -1,5 +1,6 @@
 //! From a prompt to a stream of tokens: the session over a backend, the generation loop and sampling.
 
+mod evaluate;
 mod generate;
 mod sampling;
 mod session;
@@ -7,6 +8,7 @@ mod text_stream;
 
 use anyhow::Result;
 
+pub use evaluate::{Divergence, Evaluation, evaluate};
 pub use generate::{
     FinishReason, GenerateOptions, Generation, Logprobs, Observer, Timings, TokenEvent, generate,
 };

@@ -230,9 +230,9 @@ pub(super) fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
 
 /// What turns a logit into a log-probability when subtracted from it: `ln Σ exp(logit)`.
 pub fn log_softmax_denominator(logits: &[f32]) -> f64 {
-    let max = largest(logits);
-    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
-    f64::from(max) + sum.ln()
+    let max = f64::from(largest(logits));
+    let sum: f64 = logits.iter().map(|&l| (f64::from(l) - max).exp()).sum();
+    max + sum.ln()
 }
 
 #[cfg(test)]

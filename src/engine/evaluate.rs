@@ -1,0 +1,261 @@
+//! How well a backend predicts a text, and how closely it follows another.
+
+use std::ops::ControlFlow;
+
+use anyhow::{Result, ensure};
+
+use super::{Backend, log_softmax_denominator};
+
+/// What a text's predictions came to. Natural logarithms throughout.
+#[derive(Debug, Clone, Default)]
+pub struct Evaluation {
+    /// Positions whose prediction was counted.
+    pub positions: usize,
+    nll_sum: f64,
+    nll_square_sum: f64,
+    /// Against the reference, one value a position, if there was one.
+    pub divergence: Option<Divergence>,
+}
+
+/// How far a backend's predictions are from a reference's.
+#[derive(Debug, Clone, Default)]
+pub struct Divergence {
+    /// The Kullback-Leibler divergence of each position: `Σ p ln(p / q)`, `p` being the reference.
+    pub kl: Vec<f64>,
+    /// Positions where both hold the same token for the likeliest.
+    pub same_top: usize,
+}
+
+impl Evaluation {
+    /// `exp` of the mean negative log-likelihood.
+    pub fn perplexity(&self) -> f64 {
+        self.mean_nll().exp()
+    }
+
+    /// The standard error of the perplexity.
+    pub fn perplexity_error(&self) -> f64 {
+        let n = self.positions as f64;
+        let variance = self.nll_square_sum / n - self.mean_nll().powi(2);
+        self.perplexity() * (variance.max(0.0) / (n - 1.0).max(1.0)).sqrt()
+    }
+
+    fn mean_nll(&self) -> f64 {
+        self.nll_sum / self.positions as f64
+    }
+
+    fn count(&mut self, logits: &[f32], next: u32, reference: Option<&[f32]>) {
+        let denominator = log_softmax_denominator(logits);
+        let nll = denominator - f64::from(logits[next as usize]);
+        self.positions += 1;
+        self.nll_sum += nll;
+        self.nll_square_sum += nll * nll;
+        if let (Some(divergence), Some(reference)) = (&mut self.divergence, reference) {
+            divergence.count(logits, denominator, reference);
+        }
+    }
+}
+
+impl Divergence {
+    pub fn mean(&self) -> f64 {
+        self.kl.iter().sum::<f64>() / self.kl.len() as f64
+    }
+
+    pub fn max(&self) -> f64 {
+        self.kl.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// The value that this fraction of the positions stays below.
+    pub fn quantile(&self, fraction: f64) -> f64 {
+        let mut sorted = self.kl.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let last = sorted.len().saturating_sub(1);
+        sorted
+            .get((last as f64 * fraction).round() as usize)
+            .copied()
+            .unwrap_or(f64::NAN)
+    }
+
+    /// The fraction of positions where both hold the same token for the likeliest.
+    pub fn same_top_fraction(&self) -> f64 {
+        self.same_top as f64 / self.kl.len() as f64
+    }
+
+    fn count(&mut self, logits: &[f32], denominator: f64, reference: &[f32]) {
+        let reference_denominator = log_softmax_denominator(reference);
+        let kl = reference.iter().zip(logits).map(|(&p, &q)| {
+            let log_p = f64::from(p) - reference_denominator;
+            log_p.exp() * (log_p - (f64::from(q) - denominator))
+        });
+        self.kl.push(kl.sum());
+        self.same_top += usize::from(top(logits) == top(reference));
+    }
+}
+
+fn top(logits: &[f32]) -> Option<usize> {
+    let order = |a: &usize, b: &usize| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a));
+    (0..logits.len()).max_by(order)
+}
+
+/// Lets `backend` predict `tokens` in windows of `window` tokens, each read on its own, and counts the predictions of
+/// the second half of each window, as llama.cpp's perplexity does; with `reference`, also how far the two are apart.
+///
+/// `bos`, where the model wants one, takes the place of each window's first token. `progress` hears the windows done and
+/// their number; where it breaks, what was counted so far is returned.
+///
+/// # Errors
+/// A text shorter than a window, a window that the context cannot hold, and whatever a backend meets.
+pub fn evaluate(
+    backend: &mut dyn Backend,
+    mut reference: Option<&mut dyn Backend>,
+    tokens: &[u32],
+    window: usize,
+    bos: Option<u32>,
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Evaluation> {
+    ensure!(
+        tokens.len() >= window,
+        "the text is {} tokens long, and one window takes {window}: give a longer text or a smaller --ctx-size",
+        tokens.len()
+    );
+    let mut evaluation = Evaluation {
+        divergence: reference.as_ref().map(|_| Divergence::default()),
+        ..Evaluation::default()
+    };
+    let chunk_len = reference
+        .as_ref()
+        .map_or(usize::MAX, |reference| reference.chunk_len())
+        .min(backend.chunk_len());
+    let windows = tokens.len() / window;
+    for (i, window_tokens) in tokens.chunks_exact(window).enumerate() {
+        if progress(i, windows).is_break() {
+            return Ok(evaluation);
+        }
+        let mut inputs = window_tokens.to_vec();
+        inputs[0] = bos.unwrap_or(inputs[0]);
+        for (c, chunk) in inputs.chunks(chunk_len).enumerate() {
+            let start = c * chunk_len;
+            let logits = backend.forward_all(chunk, start)?;
+            let reference = match &mut reference {
+                Some(reference) => Some(reference.forward_all(chunk, start)?),
+                None => None,
+            };
+            let vocab_size = logits.len() / chunk.len();
+            for (j, logits) in logits.chunks_exact(vocab_size).enumerate() {
+                let position = start + j;
+                if position >= window / 2 && position + 1 < window {
+                    let row = j * vocab_size..(j + 1) * vocab_size;
+                    evaluation.count(
+                        logits,
+                        window_tokens[position + 1],
+                        reference.map(|r| &r[row]),
+                    );
+                }
+            }
+        }
+    }
+    let _ = progress(windows, windows);
+    Ok(evaluation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Logits that depend on the last token and the position alone.
+    struct Table {
+        sharpness: f32,
+        logits: Vec<f32>,
+    }
+
+    const VOCAB: usize = 5;
+
+    impl Table {
+        fn new(sharpness: f32) -> Self {
+            Self {
+                sharpness,
+                logits: Vec::new(),
+            }
+        }
+
+        fn row(&self, token: u32, position: usize) -> Vec<f32> {
+            (0..VOCAB)
+                .map(|i| self.sharpness * ((i * 7 + token as usize * 3 + position) % 11) as f32)
+                .collect()
+        }
+    }
+
+    impl Backend for Table {
+        fn name(&self) -> &'static str {
+            "table"
+        }
+
+        fn device(&self) -> &str {
+            "table"
+        }
+
+        fn context_len(&self) -> usize {
+            64
+        }
+
+        fn chunk_len(&self) -> usize {
+            3
+        }
+
+        fn forward(&mut self, _tokens: &[u32], _position: usize) -> Result<&[f32]> {
+            unreachable!("an evaluation needs every position")
+        }
+
+        fn forward_all(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
+            let rows = tokens.iter().enumerate();
+            self.logits = rows.flat_map(|(i, &t)| self.row(t, position + i)).collect();
+            Ok(&self.logits)
+        }
+    }
+
+    fn probabilities(logits: &[f32]) -> Vec<f64> {
+        let weights: Vec<f64> = logits.iter().map(|&l| f64::from(l).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        weights.iter().map(|w| w / total).collect()
+    }
+
+    #[test]
+    fn the_second_half_of_each_window_is_counted() {
+        let (table, reference) = (Table::new(0.3), Table::new(0.31));
+        let tokens: Vec<u32> = (0..19).map(|i| i * i % VOCAB as u32).collect();
+        let (window, bos) = (8, 4);
+        let (mut nll, mut kl, mut positions) = (0.0, 0.0, 0);
+        for start in [0, 8] {
+            for position in 4..7 {
+                let token = tokens[start + position];
+                let q = probabilities(&table.row(token, position));
+                let p = probabilities(&reference.row(token, position));
+                nll -= q[tokens[start + position + 1] as usize].ln();
+                kl += p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
+                positions += 1;
+            }
+        }
+        let evaluation = evaluate(
+            &mut Table::new(0.3),
+            Some(&mut Table::new(0.31)),
+            &tokens,
+            window,
+            Some(bos),
+            &mut |_, _| ControlFlow::Continue(()),
+        )
+        .unwrap();
+        assert_eq!(evaluation.positions, positions);
+        let expected = (nll / f64::from(positions as u32)).exp();
+        assert!((evaluation.perplexity() - expected).abs() < 1e-9);
+        let divergence = evaluation.divergence.unwrap();
+        assert!((divergence.mean() - kl / 6.0).abs() < 1e-9);
+        assert_eq!(divergence.same_top, 6);
+    }
+
+    #[test]
+    fn a_text_shorter_than_a_window_is_an_error() {
+        let error = evaluate(&mut Table::new(1.0), None, &[1, 2], 8, None, &mut |_, _| {
+            ControlFlow::Continue(())
+        });
+        assert!(error.unwrap_err().to_string().contains("2 tokens"));
+    }
+}
