@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use cudarc::driver::{
-    CudaContext, CudaStream, DriverError, result,
+    CudaContext, CudaEvent, CudaStream, DriverError, result,
     sys::{self, CUdevice_attribute as Attribute, CUdeviceptr, CUfunction, CUfunction_attribute},
 };
 
@@ -218,6 +218,14 @@ impl Device {
         .result()
         .map_err(explain)
         .with_context(|| format!("launching {}", launch.function.name))
+    }
+
+    /// An event to record behind queued work; the host waits for it without spinning on the whole stream.
+    pub fn new_event(&self) -> Result<CudaEvent> {
+        self.context
+            .new_event(None)
+            .map_err(explain)
+            .context("creating an event")
     }
 
     /// Waits until everything queued has run.

@@ -2,3 +2,4 @@
 
 mod device;
 mod graph;
+mod upload;

@@ -1,5 +1,6 @@
 //! From a prompt to a stream of tokens: the session over a backend, the generation loop and sampling.
 
+mod bench;
 mod evaluate;
 mod generate;
 mod sampling;
@@ -8,6 +9,7 @@ mod text_stream;
 
 use anyhow::Result;
 
+pub use bench::{Kind, Workload, made_up_tokens, measure};
 pub use evaluate::{Divergence, Evaluation, evaluate};
 pub use generate::{
     FinishReason, GenerateOptions, Generation, Logprobs, Observer, Timings, TokenEvent, generate,

@@ -1,0 +1,94 @@
+//! Timing a backend the way llama-bench does: no sampling, no text, made-up tokens.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::Backend;
+
+/// What to time, with `depth` tokens already in the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workload {
+    pub kind: Kind,
+    pub tokens: usize,
+    pub depth: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Reading a prompt, for the logits after its last token.
+    Prompt,
+    /// Decoding tokens one after another.
+    Generate,
+}
+
+impl Workload {
+    /// The row's name as llama-bench writes it: `pp512`, `tg128`, `tg128@d4096`.
+    pub fn name(&self) -> String {
+        let kind = match self.kind {
+            Kind::Prompt => "pp",
+            Kind::Generate => "tg",
+        };
+        match self.depth {
+            0 => format!("{kind}{}", self.tokens),
+            depth => format!("{kind}{}@d{depth}", self.tokens),
+        }
+    }
+}
+
+/// Runs `workload` once to warm up and then `repetitions` times, and returns how long each took.
+///
+/// # Errors
+/// A context too short, and whatever the backend meets.
+pub fn measure(
+    backend: &mut dyn Backend,
+    workload: Workload,
+    vocab_size: usize,
+    repetitions: usize,
+) -> Result<Vec<Duration>> {
+    let Workload {
+        kind,
+        tokens,
+        depth,
+    } = workload;
+    ensure!(
+        depth + tokens <= backend.context_len(),
+        "{} takes a context of {} tokens, and this one holds {}",
+        workload.name(),
+        depth + tokens,
+        backend.context_len()
+    );
+    let text = made_up_tokens(depth + tokens, vocab_size);
+    prompt(backend, &text[..depth], 0)?;
+    let mut run = || {
+        let start = Instant::now();
+        match kind {
+            Kind::Prompt => prompt(backend, &text[depth..], depth)?,
+            Kind::Generate => {
+                for (i, token) in text[depth..].iter().enumerate() {
+                    backend.forward(&[*token], depth + i)?;
+                }
+            }
+        }
+        anyhow::Ok(start.elapsed())
+    };
+    run()?;
+    (0..repetitions).map(|_| run()).collect()
+}
+
+fn prompt(backend: &mut dyn Backend, tokens: &[u32], position: usize) -> Result<()> {
+    let chunk_len = backend.chunk_len();
+    for (i, chunk) in tokens.chunks(chunk_len).enumerate() {
+        backend.forward(chunk, position + i * chunk_len)?;
+    }
+    Ok(())
+}
+
+/// Tokens spread over the vocabulary, the same every time.
+pub fn made_up_tokens(count: usize, vocab_size: usize) -> Vec<u32> {
+    // A multiplicative hash (Knuth, volume 3, 6.4): neighbours land far apart.
+    let token = |i: usize| (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    (0..count)
+        .map(|i| (token(i) % vocab_size as u64) as u32)
+        .collect()
+}
