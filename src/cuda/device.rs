@@ -62,10 +62,37 @@ pub struct Launch {
     pub grid: [u32; 3],
     pub block: u32,
     pub shared_bytes: u32,
-    /// Each argument's value in the low bytes of a word.
-    pub arguments: Vec<u64>,
+    pub arguments: Arguments,
     /// Start before the kernel before has ended; this kernel then waits for it itself.
     pub dependent: bool,
+}
+
+/// The arguments of a kernel: numbers, device addresses, and structs of them passed by value.
+#[derive(Clone, Default)]
+pub struct Arguments {
+    /// Each argument begins in a word of its own.
+    words: Vec<u64>,
+    starts: Vec<usize>,
+}
+
+impl Arguments {
+    /// Adds an argument, which must have the kernel's own layout of it.
+    pub fn with(mut self, argument: impl bytemuck::NoUninit) -> Self {
+        let bytes = bytemuck::bytes_of(&argument);
+        self.starts.push(self.words.len());
+        self.words
+            .extend(bytes.chunks(size_of::<u64>()).map(|chunk| {
+                let mut word = [0; size_of::<u64>()];
+                word[..chunk.len()].copy_from_slice(chunk);
+                u64::from_ne_bytes(word)
+            }));
+        self
+    }
+
+    fn pointers(&self) -> Vec<*mut c_void> {
+        let address = |&start: &usize| std::ptr::from_ref(&self.words[start]).cast_mut().cast();
+        self.starts.iter().map(address).collect()
+    }
 }
 
 impl Device {
@@ -179,11 +206,7 @@ impl Device {
     /// The arguments must be those of the kernel, and every address among them must stay valid, for as many bytes as the
     /// kernel touches, until the stream has passed the launch (and as long as a graph that captured it exists).
     pub unsafe fn launch(&self, launch: &Launch) -> Result<()> {
-        let mut arguments: Vec<*mut c_void> = launch
-            .arguments
-            .iter()
-            .map(|value| std::ptr::from_ref(value).cast_mut().cast())
-            .collect();
+        let mut arguments = launch.arguments.pointers();
         // SAFETY: all-zero bytes are a valid value of this plain C union.
         let mut value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
         value.programmaticStreamSerializationAllowed = 1;
