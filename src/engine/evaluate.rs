@@ -50,7 +50,7 @@ impl Evaluation {
         self.nll_sum += nll;
         self.nll_square_sum += nll * nll;
         if let (Some(divergence), Some(reference)) = (&mut self.divergence, reference) {
-            divergence.count(logits, denominator, reference);
+            divergence.push(logits, reference);
         }
     }
 }
@@ -80,7 +80,9 @@ impl Divergence {
         self.same_top as f64 / self.kl.len() as f64
     }
 
-    fn count(&mut self, logits: &[f32], denominator: f64, reference: &[f32]) {
+    /// Adds a position.
+    pub fn push(&mut self, logits: &[f32], reference: &[f32]) {
+        let denominator = log_softmax_denominator(logits);
         let reference_denominator = log_softmax_denominator(reference);
         let kl = reference.iter().zip(logits).map(|(&p, &q)| {
             let log_p = f64::from(p) - reference_denominator;
@@ -91,7 +93,8 @@ impl Divergence {
     }
 }
 
-fn top(logits: &[f32]) -> Option<usize> {
+/// The likeliest token, the first of equals.
+pub(super) fn top(logits: &[f32]) -> Option<usize> {
     let order = |a: &usize, b: &usize| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a));
     (0..logits.len()).max_by(order)
 }

@@ -6,6 +6,7 @@ mod generate;
 mod sampling;
 mod session;
 mod text_stream;
+mod verify;
 
 use anyhow::Result;
 
@@ -17,6 +18,7 @@ pub use generate::{
 pub use sampling::{Sampler, SamplingParams, log_softmax_denominator};
 pub use session::Session;
 pub use text_stream::TextStream;
+pub use verify::{Comparison, Trace};
 
 /// What computes logits. A backend owns the KV cache; positions before the one asked for must have been computed.
 pub trait Backend {
