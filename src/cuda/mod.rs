@@ -3,3 +3,4 @@
 mod device;
 mod graph;
 mod upload;
+mod weights;
