@@ -31,6 +31,7 @@ pub struct Device {
     name: String,
     compute_capability: (i32, i32),
     multiprocessors: usize,
+    shared_bytes_per_block: usize,
     /// Loaded once, never unloaded: the context outlives every launch.
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<&'static str, Function>>,
@@ -108,9 +109,11 @@ impl Device {
         let stream = context.new_stream().map_err(explain).with_context(doing)?;
         let name = context.name().map_err(explain)?;
         let compute_capability = context.compute_capability().map_err(explain)?;
-        let multiprocessors = context
-            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(explain)? as usize;
+        let attribute = |attribute| context.attribute(attribute).map_err(explain);
+        let multiprocessors =
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let shared_bytes_per_block =
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         let mut modules = Vec::new();
         for image in fatbins::FATBINS {
             // SAFETY: the image is a fat binary that nvcc wrote; it carries its own length.
@@ -125,6 +128,7 @@ impl Device {
             name,
             compute_capability,
             multiprocessors,
+            shared_bytes_per_block,
             modules,
             functions: Mutex::default(),
             allocations: AtomicUsize::new(0),
@@ -168,35 +172,49 @@ impl Device {
         self.context.bind_to_thread().map_err(explain)
     }
 
-    /// The kernel called `name`, allowed `shared_bytes` of dynamic shared memory.
-    pub fn function(&self, name: &'static str, shared_bytes: u32) -> Result<Function> {
+    /// Shared memory of one block, in bytes, static and dynamic together.
+    pub fn shared_bytes_per_block(&self) -> usize {
+        self.shared_bytes_per_block
+    }
+
+    /// The kernel called `name`, allowed all the shared memory that a block can have.
+    pub fn function(&self, name: &'static str) -> Result<Function> {
         let mut functions = self.functions.lock().expect("no holder panics");
-        let function = match functions.get(name) {
-            Some(function) => *function,
-            None => {
-                let handle = self.modules.iter().find_map(|&module| {
-                    let name = CString::new(name).ok()?;
-                    // SAFETY: the module was loaded and is never unloaded.
-                    unsafe { result::module::get_function(module, name) }.ok()
-                });
-                let handle = handle
-                    .ok_or_else(|| anyhow!("this executable holds no kernel called {name}"))?;
-                *functions.entry(name).or_insert(Function { name, handle })
-            }
-        };
-        if shared_bytes > 48 * 1024 {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the handle is of a loaded kernel.
-            unsafe {
-                result::function::set_function_attribute(
-                    function.handle,
-                    attribute,
-                    shared_bytes as i32,
-                )
-            }
-            .map_err(explain)
-            .with_context(|| format!("allowing {name} {shared_bytes} bytes of shared memory"))?;
+        if let Some(function) = functions.get(name) {
+            return Ok(*function);
         }
+        let handle = self.modules.iter().find_map(|&module| {
+            // SAFETY: the module was loaded and is never unloaded.
+            unsafe { result::module::get_function(module, CString::new(name).ok()?) }.ok()
+        });
+        let handle =
+            handle.ok_or_else(|| anyhow!("this executable holds no kernel called {name}"))?;
+        // SAFETY: the handle is of a loaded kernel.
+        let fixed = unsafe {
+            result::function::get_function_attribute(
+                handle,
+                CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            )
+        }
+        .map_err(explain)?;
+        for (attribute, value) in [
+            (
+                CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                self.shared_bytes_per_block as i32 - fixed,
+            ),
+            // The same split for all kernels: a multiprocessor drains before it changes it.
+            (
+                CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                100,
+            ),
+        ] {
+            // SAFETY: as above.
+            unsafe { result::function::set_function_attribute(handle, attribute, value) }
+                .map_err(explain)
+                .with_context(|| format!("setting up the kernel {name}"))?;
+        }
+        let function = Function { name, handle };
+        functions.insert(name, function);
         Ok(function)
     }
 
@@ -320,16 +338,18 @@ impl DeviceBuffer {
         .context("copying to the GPU")
     }
 
-    /// Copies from byte `offset` on to `target`, after everything queued before, and waits for it.
-    pub fn download(&self, offset: usize, target: &mut [u8]) -> Result<()> {
+    /// Queues a copy from byte `offset` on to `target`.
+    ///
+    /// # Safety
+    /// The target must not be read or written before the stream has passed the copy.
+    pub unsafe fn download_later(&self, offset: usize, target: &mut [u8]) -> Result<()> {
         self.check(offset, target.len())?;
-        // SAFETY: the range lies in this buffer, and the target is not touched until the wait below has ended.
+        // SAFETY: the range lies in this buffer; the caller leaves the target alone.
         unsafe {
             result::memcpy_dtoh_async(target, self.at(offset), self.device.stream.cu_stream())
         }
         .map_err(explain)
-        .context("copying from the GPU")?;
-        self.device.synchronize()
+        .context("copying from the GPU")
     }
 
     /// Queues setting every byte to zero.

@@ -1,6 +1,6 @@
 //! The model's weights in device memory, in the layout of `kernels/formats.cuh`.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use anyhow::{Result, bail};
 use cudarc::driver::sys::CUdeviceptr;
@@ -18,7 +18,7 @@ use crate::{
 const ALIGNMENT: usize = 256;
 
 /// Values that one lane of a product reads.
-const UNIT: usize = 64;
+pub const UNIT: usize = 64;
 
 /// A matrix in device memory: (columns, rows), columns contiguous.
 #[derive(Clone, Copy)]
@@ -28,6 +28,25 @@ pub struct Matrix {
     pub kind: i32,
     pub rows: usize,
     pub columns: usize,
+    /// Bytes that a product reads.
+    pub bytes: usize,
+}
+
+impl Matrix {
+    fn new(tensor: &Tensor, address: CUdeviceptr) -> Self {
+        Self {
+            address,
+            kind: ggml_id(tensor.tensor_type()),
+            rows: tensor.rows(),
+            columns: tensor.row_len(),
+            bytes: tensor.bytes().len(),
+        }
+    }
+
+    /// Whether the values are stored as they are, so that activations are not quantized either.
+    pub fn is_float(&self) -> bool {
+        TensorType::from_ggml_id(self.kind as u32).is_some_and(is_float)
+    }
 }
 
 /// All weights. Vectors are float32; shapes as in [`crate::model::Weights`].
@@ -38,7 +57,8 @@ pub struct DeviceWeights {
     pub layers: Vec<LayerWeights>,
     pub output_norm: CUdeviceptr,
     pub output: Matrix,
-    pub rope_factors: CUdeviceptr,
+    /// Radians a position.
+    pub rope_frequencies: CUdeviceptr,
     /// What one decoded token reads of them: everything but the embedding, unless that is the output matrix as well.
     pub bytes_per_token: u64,
 }
@@ -81,7 +101,7 @@ impl DeviceWeights {
         // Padding is part of what a product reads.
         memory.clear()?;
         let base = memory.at(0);
-        let repack = device.function("repack", 0)?;
+        let repack = device.function("repack")?;
         let mut pieces = Vec::new();
         for (source, offset) in &layout.matrices {
             let rows_a_piece = (SLOT_BYTES / source.row_bytes()).clamp(1, source.rows());
@@ -122,7 +142,7 @@ impl DeviceWeights {
             })?
         };
         for (values, offset) in &layout.vectors {
-            memory.upload(*offset, bytemuck::cast_slice(values))?;
+            memory.upload(*offset, bytemuck::cast_slice::<f32, u8>(values))?;
         }
         device.synchronize()?;
         Ok(layout.finish(model, memory))
@@ -137,7 +157,7 @@ impl DeviceWeights {
 /// Where everything goes.
 struct Layout<'a> {
     matrices: Vec<(&'a Tensor, usize)>,
-    vectors: Vec<(&'a [f32], usize)>,
+    vectors: Vec<(Cow<'a, [f32]>, usize)>,
     bytes: usize,
     source_bytes: usize,
 }
@@ -164,8 +184,8 @@ impl<'a> Layout<'a> {
             ] {
                 layout.matrix(matrix)?;
             }
-            layout.vector(&layer.attn_norm);
-            layout.vector(&layer.ffn_norm);
+            layout.vector(&*layer.attn_norm);
+            layout.vector(&*layer.ffn_norm);
             for vector in [
                 &layer.attn_q_bias,
                 &layer.attn_k_bias,
@@ -179,8 +199,9 @@ impl<'a> Layout<'a> {
         if !is_tied(model) {
             layout.matrix(&weights.output)?;
         }
-        layout.vector(&weights.output_norm);
-        layout.vector(&weights.rope_factors);
+        layout.vector(&*weights.output_norm);
+        let frequencies = weights.rope_frequencies.iter().map(|&f| f as f32);
+        layout.vector(frequencies.collect::<Vec<f32>>());
         Ok(layout)
     }
 
@@ -192,9 +213,10 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    fn vector(&mut self, values: &'a [f32]) {
+    fn vector(&mut self, values: impl Into<Cow<'a, [f32]>>) {
+        let values = values.into();
         if !values.is_empty() {
-            let offset = self.take(size_of_val(values));
+            let offset = self.take(size_of_val(&*values));
             self.vectors.push((values, offset));
         }
     }
@@ -207,12 +229,8 @@ impl<'a> Layout<'a> {
 
     /// Turns offsets into addresses, in the order in which they were taken.
     fn finish(self, model: &Model, memory: DeviceBuffer) -> DeviceWeights {
-        let mut matrices = self.matrices.iter().map(|(tensor, offset)| Matrix {
-            address: memory.at(*offset),
-            kind: ggml_id(tensor.tensor_type()),
-            rows: tensor.rows(),
-            columns: tensor.row_len(),
-        });
+        let matrices = self.matrices.iter();
+        let mut matrices = matrices.map(|(tensor, offset)| Matrix::new(tensor, memory.at(*offset)));
         let mut matrix = || matrices.next().expect("the layout holds every matrix");
         let mut vectors = self.vectors.iter().map(|(_, offset)| memory.at(*offset));
         let mut vector = || vectors.next().expect("the layout holds every vector");
@@ -244,7 +262,7 @@ impl<'a> Layout<'a> {
         });
         let layers = layers.collect();
         let output = if is_tied(model) { token_embd } else { matrix() };
-        let (output_norm, rope_factors) = (vector(), vector());
+        let (output_norm, rope_frequencies) = (vector(), vector());
         let embedding_bytes = model.weights.token_embd.bytes().len();
         let unread = if is_tied(model) { 0 } else { embedding_bytes };
         DeviceWeights {
@@ -252,7 +270,7 @@ impl<'a> Layout<'a> {
             layers,
             output_norm,
             output,
-            rope_factors,
+            rope_frequencies,
             bytes_per_token: (self.source_bytes - unread) as u64,
             memory,
         }

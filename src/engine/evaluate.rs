@@ -208,6 +208,10 @@ mod tests {
             unreachable!("an evaluation needs every position")
         }
 
+        fn bytes_per_token(&self, _position: usize) -> u64 {
+            0
+        }
+
         fn forward_all(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
             let rows = tokens.iter().enumerate();
             self.logits = rows.flat_map(|(i, &t)| self.row(t, position + i)).collect();

@@ -9,6 +9,7 @@ mod text_stream;
 mod verify;
 
 use anyhow::Result;
+use serde::Serialize;
 
 pub use bench::{Kind, Workload, made_up_tokens, measure};
 pub use evaluate::{Divergence, Evaluation, evaluate};
@@ -40,4 +41,28 @@ pub trait Backend {
 
     /// The same, with the logits after every token: (vocab_size, tokens), vocab_size contiguous.
     fn forward_all(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]>;
+
+    /// Bytes of weights and KV cache that decoding the token at `position` reads.
+    fn bytes_per_token(&self, position: usize) -> u64;
+
+    /// What became of the CUDA graph, where there may be one.
+    fn graph_report(&self) -> Option<&GraphReport> {
+        None
+    }
+}
+
+/// How decoding was launched.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct GraphReport {
+    /// Whether tokens are decoded by replaying a graph.
+    pub enabled: bool,
+    pub captures: usize,
+    /// Of the latest graph.
+    pub nodes: usize,
+    /// Tokens that a replay computed.
+    pub replays: usize,
+    /// Tokens whose kernels were launched one by one.
+    pub direct_tokens: usize,
+    /// Why there is no graph.
+    pub disabled_reason: Option<String>,
 }

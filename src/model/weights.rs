@@ -16,8 +16,8 @@ pub struct Weights {
     pub output_norm: Vec<f32>,
     /// (hidden_size, vocab_size); the embedding itself where the file ties the two
     pub output: Tensor,
-    /// (rope_dimension_count / 2): what each rotation frequency is divided by, all 1 where the file has no `rope_freqs`
-    pub rope_factors: Vec<f32>,
+    /// (rope_dimension_count / 2): radians that each pair of a head's values turns by from one position to the next
+    pub rope_frequencies: Vec<f64>,
 }
 
 /// The weights of one layer. `q_dim` is head_count * head_dim, `kv_dim` head_count_kv * head_dim.
@@ -69,7 +69,7 @@ impl Weights {
             layers,
             output_norm: vector(gguf, "output_norm.weight", config.hidden_size)?,
             output,
-            rope_factors: rope_factors(gguf, config)?,
+            rope_frequencies: rope_frequencies(gguf, config)?,
         })
     }
 }
@@ -110,14 +110,22 @@ impl LayerWeights {
     }
 }
 
-/// Llama 3's long-context factors, where the file has them.
-fn rope_factors(gguf: &Gguf, config: &Config) -> Result<Vec<f32>> {
-    const NAME: &str = "rope_freqs.weight";
-    let len = config.rope_dimension_count / 2;
-    if !config.architecture.traits().rope_factors || gguf.tensor(NAME).is_none() {
-        return Ok(vec![1.0; len]);
-    }
-    vector(gguf, NAME, len)
+/// `rope_freq_base^(-2i / rope_dimension_count)`, times the scale of positions, divided by the file's own factor for each
+/// frequency where the architecture has them: Su et al., "RoFormer", <https://arxiv.org/abs/2104.09864>.
+fn rope_frequencies(gguf: &Gguf, config: &Config) -> Result<Vec<f64>> {
+    const FACTORS: &str = "rope_freqs.weight";
+    let count = config.rope_dimension_count;
+    let factors = match config.architecture.traits().rope_factors && gguf.tensor(FACTORS).is_some()
+    {
+        true => vector(gguf, FACTORS, count / 2)?,
+        false => vec![1.0; count / 2],
+    };
+    let frequency = |(i, factor): (usize, f32)| {
+        let exponent = -((2 * i) as f64) / count as f64;
+        f64::from(config.rope_position_scale) * f64::from(config.rope_freq_base).powf(exponent)
+            / f64::from(factor)
+    };
+    Ok(factors.into_iter().enumerate().map(frequency).collect())
 }
 
 fn matrix(gguf: &Gguf, name: &str, shape: [usize; 2]) -> Result<Tensor> {

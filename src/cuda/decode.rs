@@ -1,0 +1,99 @@
+//! The decode region: every launch between a token's id and the logits after it, with all arguments fixed. What varies
+//! from token to token (its id and position) lies in device memory, so the list is made once and can be captured.
+
+use anyhow::Result;
+
+use super::{
+    device::{Device, Launch},
+    kernels::{
+        self, AttentionParams, Product, attention, embed, matvec_add, norm_gate_up, norm_matvec,
+    },
+    scratch::{KvCache, Scratch},
+    weights::DeviceWeights,
+};
+use crate::model::{Config, config::RopeStyle};
+
+/// The launches of one token, in order.
+pub fn region(
+    device: &Device,
+    config: &Config,
+    weights: &DeviceWeights,
+    scratch: &Scratch,
+    cache: &KvCache,
+) -> Result<Vec<Launch>> {
+    let epsilon = config.rms_norm_epsilon;
+    let group = config.head_count / config.head_count_kv;
+    let splits = kernels::attention_splits(device, config.head_count_kv, group);
+    let (token, position) = (scratch.inputs, scratch.inputs + 4);
+    let x = scratch.hidden;
+
+    let mut launches = vec![embed(device, weights.token_embd, token, x)?];
+    for (i, layer) in weights.layers.iter().enumerate() {
+        let qkv = [
+            (layer.attn_q, layer.attn_q_bias, scratch.q),
+            (layer.attn_k, layer.attn_k_bias, scratch.k),
+            (layer.attn_v, layer.attn_v_bias, scratch.v),
+        ]
+        .map(|(weights, bias, out)| Product { weights, bias, out });
+        launches.push(norm_matvec(device, &qkv, x, layer.attn_norm, epsilon)?);
+
+        let params = AttentionParams {
+            q: scratch.q,
+            k: scratch.k,
+            v: scratch.v,
+            q_norm: layer.attn_q_norm,
+            k_norm: layer.attn_k_norm,
+            frequencies: weights.rope_frequencies,
+            k_cache: cache.keys(i),
+            v_cache: cache.values(i),
+            position,
+            partial: scratch.attention_partial,
+            finished: scratch.attention_counters,
+            out: scratch.activation,
+            epsilon,
+            context: cache.context_len as i32,
+            group: group as i32,
+            rope_dims: config.rope_dimension_count as i32,
+            interleaved: i32::from(config.rope_style == RopeStyle::Interleaved),
+            unused: 0,
+        };
+        launches.push(attention(
+            device,
+            config.head_dim,
+            config.head_count_kv,
+            splits,
+            params,
+        )?);
+        launches.push(matvec_add(
+            device,
+            layer.attn_output,
+            scratch.activation,
+            x,
+        )?);
+
+        let (gate, up) = (layer.ffn_gate, layer.ffn_up);
+        launches.push(norm_gate_up(
+            device,
+            gate,
+            up,
+            x,
+            layer.ffn_norm,
+            epsilon,
+            scratch.activation,
+        )?);
+        launches.push(matvec_add(device, layer.ffn_down, scratch.activation, x)?);
+    }
+    let output = Product {
+        weights: weights.output,
+        bias: 0,
+        out: scratch.logits,
+    };
+    launches.push(norm_matvec(
+        device,
+        &[output],
+        x,
+        weights.output_norm,
+        epsilon,
+    )?);
+    Ok(launches)
+}

@@ -1,0 +1,239 @@
+//! Everything that a run writes to on the device: sized before anything is taken, taken once, never grown.
+
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use cudarc::driver::sys::CUdeviceptr;
+
+use super::{
+    device::{Device, DeviceBuffer},
+    kernels::{self, Activation},
+    weights::UNIT,
+};
+use crate::model::Config;
+
+/// Where every buffer begins: enough for every vector access.
+const ALIGNMENT: usize = 256;
+
+/// Memory that is left alone: what the driver takes later, for kernels and graphs.
+const RESERVE: usize = 256 << 20;
+
+/// A named part of the device memory that a run needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    pub name: &'static str,
+    pub bytes: usize,
+}
+
+/// What a run needs on the device, before any of it is taken.
+pub struct Sizing {
+    weights_bytes: usize,
+    scratch: Vec<Part>,
+    kv_bytes_per_token: usize,
+}
+
+impl Sizing {
+    pub fn new(device: &Device, config: &Config, weights_bytes: usize) -> Self {
+        Self {
+            weights_bytes,
+            scratch: ScratchLayout::new(device, config).parts,
+            kv_bytes_per_token: kv_bytes_per_token(config),
+        }
+    }
+
+    /// The context to use: `asked`, or as much of the model's own length as fits.
+    ///
+    /// # Errors
+    /// One that lists every part, what is free, and the largest context that would fit.
+    pub fn choose_context(
+        &self,
+        asked: Option<usize>,
+        trained: usize,
+        free: usize,
+    ) -> Result<usize> {
+        let fits = self.largest_context(free);
+        let context_len = asked.unwrap_or(trained.min(fits));
+        if context_len == 0 || context_len > fits {
+            let mut parts = format!("weights {}", Megabytes(self.weights_bytes));
+            for part in self.parts(context_len.max(1)) {
+                parts += &format!(", {} {}", part.name, Megabytes(part.bytes));
+            }
+            let advice = match fits {
+                0 => "not even a context of one token fits: use a smaller model, free memory on the GPU, or --device cpu"
+                    .to_owned(),
+                _ => format!("the largest --ctx-size that fits is {fits}"),
+            };
+            bail!(
+                "a context of {} tokens does not fit on the GPU: {parts}, kept free for the driver {}; free are {}; {advice}",
+                context_len.max(1),
+                Megabytes(RESERVE),
+                Megabytes(free)
+            );
+        }
+        Ok(context_len)
+    }
+
+    /// Scratch and KV cache by part.
+    pub fn parts(&self, context_len: usize) -> impl Iterator<Item = Part> {
+        let cache = Part {
+            name: "KV cache",
+            bytes: context_len * self.kv_bytes_per_token,
+        };
+        self.scratch.iter().copied().chain([cache])
+    }
+
+    fn largest_context(&self, free: usize) -> usize {
+        let fixed =
+            self.weights_bytes + RESERVE + self.parts(0).map(|part| part.bytes).sum::<usize>();
+        free.saturating_sub(fixed) / self.kv_bytes_per_token
+    }
+}
+
+/// Bytes in a message.
+struct Megabytes(usize);
+
+impl std::fmt::Display for Megabytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} MB", self.0 as f64 / 1e6)
+    }
+}
+
+/// Bytes that one token adds to the cache: a float16 key and value for every key/value head of every layer.
+fn kv_bytes_per_token(config: &Config) -> usize {
+    2 * 2 * config.block_count * config.head_count_kv * config.head_dim
+}
+
+/// The buffers of a decode step. Shapes as in [`Config`].
+pub struct Scratch {
+    memory: DeviceBuffer,
+    /// i32 (2): the token to compute and its position
+    pub inputs: CUdeviceptr,
+    /// f32 (hidden_size): the residual stream
+    pub hidden: CUdeviceptr,
+    /// f32 (head_count * head_dim)
+    pub q: CUdeviceptr,
+    /// f32 (head_count_kv * head_dim)
+    pub k: CUdeviceptr,
+    /// f32 (head_count_kv * head_dim)
+    pub v: CUdeviceptr,
+    /// What the widest product reads of attention's or the feed-forward's output, quantized
+    pub activation: Activation,
+    /// f32 (head_dim + 2, head_count, splits)
+    pub attention_partial: CUdeviceptr,
+    /// u32, zero between launches
+    pub attention_counters: CUdeviceptr,
+    /// f32 (vocab_size)
+    pub logits: CUdeviceptr,
+}
+
+impl Scratch {
+    pub fn new(device: &Arc<Device>, config: &Config) -> Result<Self> {
+        let layout = ScratchLayout::new(device, config);
+        let memory = device.allocate(layout.bytes)?;
+        memory.clear()?;
+        let mut offset = 0;
+        let mut addresses = layout.parts.iter().map(|part| {
+            let address = memory.at(offset);
+            offset += part.bytes;
+            address
+        });
+        let mut next = || addresses.next().expect("the layout names every buffer");
+        let (inputs, hidden) = (next(), next());
+        let (q, k, v) = (next(), next(), next());
+        let activation = Activation {
+            quantized: next(),
+            scale: next(),
+            value: next(),
+        };
+        let (attention_partial, attention_counters, logits) = (next(), next(), next());
+        Ok(Self {
+            inputs,
+            hidden,
+            q,
+            k,
+            v,
+            activation,
+            attention_partial,
+            attention_counters,
+            logits,
+            memory,
+        })
+    }
+
+    /// The memory behind all addresses.
+    pub fn memory(&self) -> &DeviceBuffer {
+        &self.memory
+    }
+}
+
+/// The buffers of [`Scratch`] in its order.
+struct ScratchLayout {
+    parts: Vec<Part>,
+    bytes: usize,
+}
+
+impl ScratchLayout {
+    fn new(device: &Device, config: &Config) -> Self {
+        let q_dim = config.head_count * config.head_dim;
+        let kv_dim = config.head_count_kv * config.head_dim;
+        let group = config.head_count / config.head_count_kv;
+        let widest = q_dim.max(config.feed_forward_length).next_multiple_of(UNIT);
+        let splits = kernels::attention_splits(device, config.head_count_kv, group);
+        let partial = (config.head_dim + 2) * config.head_count * splits;
+        let counters = kernels::attention_counters(config.head_count_kv, group);
+        let parts = [
+            ("token and position", 2 * 4),
+            ("residual stream", config.hidden_size * 4),
+            ("queries", q_dim * 4),
+            ("keys", kv_dim * 4),
+            ("values", kv_dim * 4),
+            ("Q8_1 activations", widest),
+            ("Q8_1 scales", widest / 32 * 4),
+            ("float activations", widest * 4),
+            ("attention partial sums", partial * 4),
+            ("attention counters", counters * 4),
+            ("logits", config.vocab_size * 4),
+        ]
+        .map(|(name, bytes)| Part {
+            name,
+            bytes: bytes.next_multiple_of(ALIGNMENT),
+        })
+        .to_vec();
+        let bytes = parts.iter().map(|part| part.bytes).sum();
+        Self { parts, bytes }
+    }
+}
+
+/// Keys and values of all tokens so far, float16: for each layer keys, then values, each (head_dim, context_len,
+/// head_count_kv), head_dim contiguous. Another format, or an eviction, changes this struct and the attention kernel.
+pub struct KvCache {
+    memory: DeviceBuffer,
+    pub context_len: usize,
+    /// Bytes of one layer's keys, or values.
+    plane_bytes: usize,
+    pub bytes_per_token: usize,
+}
+
+impl KvCache {
+    pub fn new(device: &Arc<Device>, config: &Config, context_len: usize) -> Result<Self> {
+        let bytes_per_token = kv_bytes_per_token(config);
+        let memory = device.allocate(context_len * bytes_per_token)?;
+        memory.clear()?;
+        Ok(Self {
+            memory,
+            context_len,
+            plane_bytes: context_len * bytes_per_token / config.block_count / 2,
+            bytes_per_token,
+        })
+    }
+
+    /// Where a layer's keys begin.
+    pub fn keys(&self, layer: usize) -> CUdeviceptr {
+        self.memory.at(2 * layer * self.plane_bytes)
+    }
+
+    /// Where a layer's values begin.
+    pub fn values(&self, layer: usize) -> CUdeviceptr {
+        self.memory.at((2 * layer + 1) * self.plane_bytes)
+    }
+}
