@@ -49,10 +49,12 @@ impl Lanes {
         self.0[0]
     }
 
-    /// The greatest lane.
+    /// The greater of `self` and `other`, each lane on its own.
     #[inline(always)]
-    pub fn max(self) -> f32 {
-        self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    pub fn keep_greater(&mut self, other: &Self) {
+        for i in 0..LANES {
+            self.0[i] = self.0[i].max(other.0[i]);
+        }
     }
 }
 
