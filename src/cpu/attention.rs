@@ -146,7 +146,6 @@ fn score<'a, const B: usize>(
     let keys = keys.map(|keys| &keys[..query.len()]);
     let mut registers = [Lanes::ZERO; B];
     for (i, query) in query.iter().enumerate() {
-        vectorize_inside();
         for block in 0..B {
             registers[block].add_scaled(*query, &keys[block][i]);
         }
@@ -164,7 +163,6 @@ fn average<'a, const L: usize>(
 ) {
     let mut registers = [Lanes::ZERO; L];
     for (weight, value) in weights.iter().zip(values) {
-        vectorize_inside();
         let value = &value[..L];
         for lane in 0..L {
             registers[lane].add_scaled(*weight, &value[lane]);

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::Tensor,
-    quant::{Block, TensorType, Visitor, dequantize, vectorize_inside},
+    quant::{Block, TensorType, Visitor, dequantize},
 };
 
 /// Rows that a worker takes at a time.
@@ -226,7 +226,6 @@ impl Visitor for Multiply<'_> {
                 .zip(self.results.chunks_exact_mut(self.rows))
             {
                 for (sum, result) in sums.iter().zip(&mut results[group * PANEL_ROWS..]) {
-                    vectorize_inside();
                     *result = sum.sum();
                 }
             }
@@ -256,7 +255,6 @@ fn multiply_tile<const R: usize>(rows: &[Lanes], x: &[Lanes], sums: &mut [Lanes;
     let rows: [&[Lanes]; R] = std::array::from_fn(|row| &rows[row * PANEL_LANES..][..x.len()]);
     let mut registers = *sums;
     for (i, x) in x.iter().enumerate() {
-        vectorize_inside();
         for row in 0..R {
             registers[row].add_product(&rows[row][i], x);
         }

@@ -1,7 +1,6 @@
 //! Element-wise operations on one token's activations.
 
 use super::simd::{LANES, Lanes, vectorized};
-use crate::quant::vectorize_inside;
 
 vectorized! {
     /// `out = x / sqrt(mean(x²) + epsilon) * weight`, all of one length.
@@ -33,7 +32,6 @@ fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
     let mut squares = Lanes::ZERO;
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
-        vectorize_inside();
         squares.add_product(&Lanes(*chunk), &Lanes(*chunk));
     }
     for (square, x) in squares.0.iter_mut().zip(rest) {
