@@ -1,6 +1,18 @@
 //! From a prompt to a stream of tokens: the session over a backend, the generation loop and sampling.
 
+mod generate;
+mod sampling;
+mod session;
+mod text_stream;
+
 use anyhow::Result;
+
+pub use generate::{
+    FinishReason, GenerateOptions, Generation, Logprobs, Observer, Timings, TokenEvent, generate,
+};
+pub use sampling::{Sampler, SamplingParams, log_softmax_denominator};
+pub use session::Session;
+pub use text_stream::TextStream;
 
 /// What computes logits. A backend owns the KV cache; positions before the one asked for must have been computed.
 pub trait Backend {

@@ -289,6 +289,11 @@ impl Tokenizer {
         (self.tokens.get(id as usize)).map_or("", |token| &token.text)
     }
 
+    /// The tokens that end generation.
+    pub fn end_of_generation(&self) -> &[u32] {
+        todo!()
+    }
+
     /// Whether generation ends with this token.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.end_of_generation.contains(&id)

@@ -1,0 +1,206 @@
+//! The generation loop: prompt in, tokens out, one at a time, until something ends it.
+
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use super::{Sampler, SamplingParams, Session, TextStream, log_softmax_denominator};
+use crate::model::Tokenizer;
+
+/// What to generate.
+#[derive(Debug, Clone)]
+pub struct GenerateOptions {
+    /// `None`: until the model ends, or the context is full.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the text and are not part of it.
+    pub stop: Vec<String>,
+    /// Never choose an end-of-generation token.
+    pub ignore_eos: bool,
+    /// Report log-probabilities, and those of this many of the likeliest tokens.
+    pub logprobs: Option<usize>,
+    pub sampling: SamplingParams,
+}
+
+/// Why the text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model chose an end-of-generation token.
+    Stop,
+    /// `max_tokens` were generated, or the context is full.
+    Length,
+    /// A stop string came up.
+    StopString,
+    /// The observer asked for it.
+    Interrupted,
+}
+
+/// A generated token.
+pub struct TokenEvent<'a> {
+    pub id: u32,
+    /// The text that this token made certain: empty while a character is incomplete or a stop string possible.
+    pub text: &'a str,
+    /// Natural logarithms of probabilities, from the raw logits.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Log-softmax of the raw logits, before penalties and temperature.
+pub struct Logprobs {
+    /// Of the token itself.
+    pub token: f32,
+    /// The likeliest tokens and theirs, the likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Who watches a generation.
+pub trait Observer {
+    /// Whether to end at the next token, or the next chunk of the prompt.
+    fn interrupted(&self) -> bool;
+
+    /// `done` of the prompt's `total` tokens are read.
+    fn prefill_progress(&mut self, done: usize, total: usize);
+
+    /// A token was generated. An error ends the generation.
+    fn token(&mut self, event: &TokenEvent) -> Result<()>;
+}
+
+/// How long each part took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timings {
+    /// From the start to the logits after the prompt.
+    pub prefill: Duration,
+    /// From there to the end.
+    pub decode: Duration,
+    /// From the start until the first token was handed to the observer.
+    pub time_to_first_token: Duration,
+}
+
+/// What was generated.
+#[derive(Debug)]
+pub struct Generation {
+    pub finish_reason: FinishReason,
+    /// All tokens' text.
+    pub text: String,
+    pub prompt_tokens: usize,
+    /// An end-of-generation token included.
+    pub generated_tokens: usize,
+    pub timings: Timings,
+}
+
+impl Generation {
+    /// Tokens a second while reading the prompt.
+    pub fn prefill_tokens_per_second(&self) -> f64 {
+        rate(self.prompt_tokens, self.timings.prefill)
+    }
+
+    /// Tokens a second after the first, which the prompt's logits gave.
+    pub fn decode_tokens_per_second(&self) -> f64 {
+        rate(self.generated_tokens.saturating_sub(1), self.timings.decode)
+    }
+}
+
+fn rate(tokens: usize, time: Duration) -> f64 {
+    match tokens {
+        0 => 0.0,
+        _ => tokens as f64 / time.as_secs_f64().max(1e-9),
+    }
+}
+
+/// Reads `prompt` and generates what follows it, telling `observer` about each token.
+///
+/// # Errors
+/// What the session and the observer meet; text handed to the observer before stays valid.
+pub fn generate(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    observer: &mut dyn Observer,
+) -> Result<Generation> {
+    let start = Instant::now();
+    let context_len = session.backend().context_len();
+    let mut generation = Generation {
+        finish_reason: FinishReason::Length,
+        text: String::new(),
+        prompt_tokens: prompt.len(),
+        generated_tokens: 0,
+        timings: Timings::default(),
+    };
+    let logits = session.prefill(prompt, &mut |done, total| {
+        observer.prefill_progress(done, total);
+        match observer.interrupted() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })?;
+    generation.timings.prefill = start.elapsed();
+    let Some(mut logits) = logits else {
+        generation.finish_reason = FinishReason::Interrupted;
+        return Ok(generation);
+    };
+    if options.max_tokens == Some(0) {
+        return Ok(generation);
+    }
+
+    let banned = match options.ignore_eos {
+        true => tokenizer.end_of_generation().to_vec(),
+        false => Vec::new(),
+    };
+    let mut sampler = Sampler::new(options.sampling.clone(), prompt, banned);
+    let mut stream = TextStream::new(&options.stop);
+    loop {
+        let id = sampler.sample(logits)?;
+        generation.generated_tokens += 1;
+        let ended = tokenizer.is_end_of_generation(id);
+        let (mut text, stopped) = match ended {
+            true => (String::new(), false),
+            false => stream.push(&tokenizer.token_bytes(id)),
+        };
+        // The last token was not computed yet, so a full context still gives one more.
+        let full = prompt.len() + generation.generated_tokens > context_len
+            || options.max_tokens == Some(generation.generated_tokens);
+        let finish_reason = if ended {
+            Some(FinishReason::Stop)
+        } else if stopped {
+            Some(FinishReason::StopString)
+        } else if observer.interrupted() {
+            Some(FinishReason::Interrupted)
+        } else if full {
+            Some(FinishReason::Length)
+        } else {
+            None
+        };
+        if finish_reason.is_some() {
+            text += &stream.finish();
+        }
+        observer.token(&TokenEvent {
+            id,
+            text: &text,
+            logprobs: options.logprobs.map(|top| Logprobs::new(logits, id, top)),
+        })?;
+        generation.text += &text;
+        if generation.generated_tokens == 1 {
+            generation.timings.time_to_first_token = start.elapsed();
+        }
+        if let Some(finish_reason) = finish_reason {
+            generation.finish_reason = finish_reason;
+            generation.timings.decode = start.elapsed() - generation.timings.prefill;
+            return Ok(generation);
+        }
+        logits = session.decode(id)?;
+    }
+}
+
+impl Logprobs {
+    fn new(logits: &[f32], id: u32, top: usize) -> Self {
+        let denominator = log_softmax_denominator(logits);
+        let logprob = |id: u32| (f64::from(logits[id as usize]) - denominator) as f32;
+        let top = super::sampling::likeliest(logits, top);
+        Self {
+            token: logprob(id),
+            top: top.into_iter().map(|id| (id, logprob(id))).collect(),
+        }
+    }
+}

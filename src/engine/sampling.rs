@@ -1,0 +1,420 @@
+//! Choosing the next token from logits.
+
+use anyhow::{Result, ensure};
+use rand_chacha::{
+    ChaCha12Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+/// How the next token is chosen. The filters apply in llama.cpp's order: penalties, top-k, top-p, min-p, temperature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// Divides the logits; 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Keeps this many of the likeliest tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the fewest likeliest tokens whose probabilities reach this sum; 1 keeps all.
+    pub top_p: f32,
+    /// Keeps tokens at least this fraction as likely as the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Divides the positive logits, and multiplies the negative ones, of tokens among the last `repeat_last_n`; 1 is off.
+    pub repeat_penalty: f32,
+    /// Tokens that the penalties look back on, prompt included.
+    pub repeat_last_n: usize,
+    /// Subtracted from the logit of every token among them.
+    pub presence_penalty: f32,
+    /// Subtracted for each time that a token is among them.
+    pub frequency_penalty: f32,
+    pub seed: u64,
+}
+
+/// Chooses tokens, one after another, reproducibly for a seed.
+pub struct Sampler {
+    params: SamplingParams,
+    rng: ChaCha12Rng,
+    /// Tokens that are never chosen.
+    banned: Vec<u32>,
+    /// The prompt's tokens and all chosen since.
+    history: Vec<u32>,
+    /// The logits after penalties: (vocab_size)
+    logits: Vec<f32>,
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+}
+
+impl Candidate {
+    /// The likelier first, equals by id, so that the order never depends on the sorting algorithm.
+    fn order(&self, other: &Self) -> std::cmp::Ordering {
+        other
+            .logit
+            .total_cmp(&self.logit)
+            .then(self.id.cmp(&other.id))
+    }
+}
+
+impl Sampler {
+    /// `prompt`: what the penalties look back on at first. `banned`: tokens that must not be chosen.
+    pub fn new(params: SamplingParams, prompt: &[u32], banned: Vec<u32>) -> Self {
+        Self {
+            rng: ChaCha12Rng::seed_from_u64(params.seed),
+            params,
+            banned,
+            history: prompt.to_vec(),
+            logits: Vec::new(),
+            candidates: Vec::new(),
+        }
+    }
+
+    /// Chooses a token given the logits of all: (vocab_size).
+    ///
+    /// # Errors
+    /// Logits that are not numbers.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        ensure!(
+            all_finite(logits),
+            "the model computed logits that are no finite numbers: its weights may be damaged"
+        );
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.penalize();
+        for &id in &self.banned {
+            self.logits[id as usize] = f32::NEG_INFINITY;
+        }
+        let max = largest(&self.logits);
+        let id = if self.params.temperature == 0.0 {
+            first_equal(&self.logits, max)
+        } else {
+            self.filter();
+            self.draw()
+        };
+        self.history.push(id);
+        Ok(id)
+    }
+
+    fn penalize(&mut self) {
+        let p = &self.params;
+        if p.repeat_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 {
+            return;
+        }
+        let recent = self.history.len().saturating_sub(p.repeat_last_n);
+        let mut recent = self.history[recent..].to_vec();
+        recent.sort_unstable();
+        for run in recent.chunk_by(|a, b| a == b) {
+            let logit = &mut self.logits[run[0] as usize];
+            if *logit > 0.0 {
+                *logit /= p.repeat_penalty;
+            } else {
+                *logit *= p.repeat_penalty;
+            }
+            *logit -= p.presence_penalty + run.len() as f32 * p.frequency_penalty;
+        }
+    }
+
+    /// Leaves in `candidates`, sorted, the tokens that pass top-k, top-p and min-p.
+    fn filter(&mut self) {
+        let p = &self.params;
+        let keep = match p.top_k {
+            0 => self.logits.len(),
+            k => k.min(self.logits.len()),
+        };
+        collect_top(&self.logits, keep, &mut self.candidates);
+        let max = self.candidates[0].logit;
+        let weight = |c: &Candidate| (c.logit - max).exp();
+
+        let total: f32 = self.candidates.iter().map(weight).sum();
+        let mut sum = 0.0;
+        let reaches = |c: &Candidate| {
+            sum += weight(c);
+            sum >= p.top_p * total
+        };
+        if p.top_p < 1.0
+            && let Some(last) = self.candidates.iter().position(reaches)
+        {
+            self.candidates.truncate(last + 1);
+        }
+        // The likeliest always stays: its weight is 1.
+        let passing = self.candidates.partition_point(|c| weight(c) >= p.min_p);
+        self.candidates.truncate(passing.max(1));
+    }
+
+    /// Draws one of the candidates by their probabilities at the temperature.
+    fn draw(&mut self) -> u32 {
+        let max = self.candidates[0].logit;
+        let temperature = self.params.temperature;
+        let weight = |c: &Candidate| f64::from((c.logit - max) / temperature).exp();
+        let total: f64 = self.candidates.iter().map(weight).sum();
+        // 53 random bits: a uniform double in [0, 1)
+        let uniform = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut left = uniform * total;
+        for candidate in &self.candidates {
+            left -= weight(candidate);
+            if left < 0.0 {
+                return candidate.id;
+            }
+        }
+        self.candidates[self.candidates.len() - 1].id
+    }
+}
+
+/// Values that the passes over a whole vocabulary take at a time, so that they become vector instructions.
+const LANES: usize = 16;
+
+fn all_finite(values: &[f32]) -> bool {
+    // 0 times a finite number is 0, times any other NaN.
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += value * 0.0;
+        }
+    }
+    lanes.iter().all(|l| *l == 0.0) && rest.iter().all(|v| v.is_finite())
+}
+
+fn largest(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// The first token with this logit.
+fn first_equal(logits: &[f32], logit: f32) -> u32 {
+    logits.iter().position(|&l| l == logit).unwrap_or(0) as u32
+}
+
+/// Leaves the `keep` largest logits, sorted, in `out`.
+///
+/// One pass over a large vocabulary: only what beats the `keep`-th best so far is looked at twice.
+fn collect_top(logits: &[f32], keep: usize, out: &mut Vec<Candidate>) {
+    out.clear();
+    let mut least = f32::NEG_INFINITY;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > least {
+            out.push(Candidate {
+                id: id as u32,
+                logit,
+            });
+            if out.len() >= 2 * keep {
+                out.select_nth_unstable_by(keep - 1, Candidate::order);
+                out.truncate(keep);
+                least = out[keep - 1].logit;
+            }
+        }
+    }
+    out.sort_unstable_by(Candidate::order);
+    out.truncate(keep);
+}
+
+/// The ids of the `count` largest logits, the largest first.
+pub(super) fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
+    let mut top = Vec::new();
+    if count > 0 {
+        collect_top(logits, count.min(logits.len()), &mut top);
+    }
+    top.iter().map(|candidate| candidate.id).collect()
+}
+
+/// What turns a logit into a log-probability when subtracted from it: `ln Σ exp(logit)`.
+pub fn log_softmax_denominator(logits: &[f32]) -> f64 {
+    let max = largest(logits);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+    f64::from(max) + sum.ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARAMS: SamplingParams = SamplingParams {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repeat_penalty: 1.0,
+        repeat_last_n: 64,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 1,
+    };
+
+    /// Logits of the probabilities 0.5, 0.25, 0.15, 0.1 in the order of the ids 2, 0, 3, 1.
+    fn logits() -> Vec<f32> {
+        [0.25f32, 0.1, 0.5, 0.15].iter().map(|p| p.ln()).collect()
+    }
+
+    /// How often each token comes up in 20,000 draws.
+    fn frequencies(params: SamplingParams) -> Vec<f64> {
+        let mut sampler = Sampler::new(params, &[], vec![]);
+        let mut counts = [0.0; 4];
+        for _ in 0..20_000 {
+            sampler.history.clear();
+            counts[sampler.sample(&logits()).unwrap() as usize] += 1.0 / 20_000.0;
+        }
+        counts.to_vec()
+    }
+
+    /// Five standard deviations of a frequency over 20,000 draws are below 0.018.
+    fn assert_close(found: &[f64], expected: [f64; 4]) {
+        for (f, e) in found.iter().zip(expected) {
+            assert!(
+                (f - e).abs() < 0.018 && (e > 0.0 || *f == 0.0),
+                "{found:?} is not {expected:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn tokens_come_up_as_often_as_their_probability_says() {
+        assert_close(&frequencies(PARAMS), [0.25, 0.1, 0.5, 0.15]);
+    }
+
+    #[test]
+    fn temperature_sharpens_the_distribution() {
+        let temperature = 0.5; // squares the probabilities
+        let total = 0.25 + 0.0625 + 0.0225 + 0.01;
+        let expected = [0.0625 / total, 0.01 / total, 0.25 / total, 0.0225 / total];
+        assert_close(
+            &frequencies(SamplingParams {
+                temperature,
+                ..PARAMS
+            }),
+            expected,
+        );
+    }
+
+    #[test]
+    fn each_filter_drops_the_unlikely_tokens() {
+        let two_left = [1.0 / 3.0, 0.0, 2.0 / 3.0, 0.0];
+        assert_close(
+            &frequencies(SamplingParams { top_k: 2, ..PARAMS }),
+            two_left,
+        );
+        // 0.5 is not enough, 0.5 + 0.25 is.
+        assert_close(
+            &frequencies(SamplingParams {
+                top_p: 0.7,
+                ..PARAMS
+            }),
+            two_left,
+        );
+        // At least 0.4 * 0.5.
+        assert_close(
+            &frequencies(SamplingParams {
+                min_p: 0.4,
+                ..PARAMS
+            }),
+            two_left,
+        );
+    }
+
+    #[test]
+    fn top_p_counts_within_what_top_k_left() {
+        // After top-k 2 the likeliest token has 2/3 of the probability.
+        let params = SamplingParams {
+            top_k: 2,
+            top_p: 0.6,
+            ..PARAMS
+        };
+        assert_close(&frequencies(params), [0.0, 0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn temperature_zero_takes_the_likeliest_and_the_first_of_equals() {
+        let greedy = SamplingParams {
+            temperature: 0.0,
+            ..PARAMS
+        };
+        let mut sampler = Sampler::new(greedy, &[], vec![]);
+        assert_eq!(sampler.sample(&logits()).unwrap(), 2);
+        assert_eq!(sampler.sample(&[1.0, 3.0, 3.0]).unwrap(), 1);
+    }
+
+    #[test]
+    fn penalties_lower_what_was_said_before() {
+        let mut params = SamplingParams {
+            temperature: 0.0,
+            repeat_penalty: 2.0,
+            ..PARAMS
+        };
+        // 3.0 / 2 < 2.0, and -1.0 * 2 < -1.5
+        let choose = |params: &SamplingParams, history: &[u32], logits: &[f32]| {
+            let mut sampler = Sampler::new(params.clone(), history, vec![]);
+            sampler.sample(logits).unwrap()
+        };
+        assert_eq!(choose(&params, &[0], &[3.0, 2.0]), 1);
+        assert_eq!(choose(&params, &[0], &[-1.0, -1.5]), 1);
+        params.repeat_last_n = 1;
+        assert_eq!(choose(&params, &[0, 5], &[3.0, 2.0, 0., 0., 0., 0.]), 0);
+        params = SamplingParams {
+            temperature: 0.0,
+            frequency_penalty: 0.4,
+            presence_penalty: 0.3,
+            ..PARAMS
+        };
+        assert_eq!(choose(&params, &[0], &[3.0, 2.2]), 0); // 3.0 - 0.7
+        assert_eq!(choose(&params, &[0, 0], &[3.0, 2.2]), 1); // 3.0 - 1.1
+    }
+
+    #[test]
+    fn a_banned_token_is_never_chosen() {
+        let greedy = SamplingParams {
+            temperature: 0.0,
+            ..PARAMS
+        };
+        let mut sampler = Sampler::new(greedy, &[], vec![2]);
+        assert_eq!(sampler.sample(&logits()).unwrap(), 0);
+    }
+
+    #[test]
+    fn the_candidates_of_a_large_vocabulary_are_the_sorted_best() {
+        let logits: Vec<f32> = (0..5_000u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) % 1_000) as f32)
+            .collect();
+        let mut sorted: Vec<u32> = (0..5_000).collect();
+        sorted.sort_by(|&a, &b| {
+            let (la, lb) = (logits[a as usize], logits[b as usize]);
+            lb.total_cmp(&la).then(a.cmp(&b))
+        });
+        let mut top = Vec::new();
+        for keep in [1, 7, 40, 5_000] {
+            collect_top(&logits, keep, &mut top);
+            let ids: Vec<u32> = top.iter().map(|c| c.id).collect();
+            assert_eq!(ids, sorted[..keep]);
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_an_error() {
+        let mut sampler = Sampler::new(PARAMS, &[], vec![]);
+        assert!(sampler.sample(&[f32::NAN, f32::NAN]).is_err());
+        assert!(sampler.sample(&[f32::INFINITY, 0.0]).is_err());
+        let mut many = vec![0.0; 100];
+        many[37] = f32::NAN;
+        assert!(sampler.sample(&many).is_err());
+    }
+
+    #[test]
+    fn log_probabilities_sum_to_one() {
+        let logits = [1000.0f32, 999.0, 0.0];
+        let denominator = log_softmax_denominator(&logits);
+        let sum: f64 = logits
+            .iter()
+            .map(|&l| (f64::from(l) - denominator).exp())
+            .sum();
+        assert!((sum - 1.0).abs() < 1e-12);
+    }
+}
