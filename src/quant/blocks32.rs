@@ -25,9 +25,11 @@ impl Block for Q4_0 {
     fn dequantize(&self, out: &mut [f32]) {
         let scale = self.scale.to_f32();
         let (low, high) = out.split_at_mut(LEN / 2);
-        for i in 0..LEN / 2 {
-            low[i] = scale * (i32::from(self.quants[i] & 15) - 8) as f32;
-            high[i] = scale * (i32::from(self.quants[i] >> 4) - 8) as f32;
+        for (low, quants) in low.iter_mut().zip(&self.quants) {
+            *low = scale * (i32::from(quants & 15) - 8) as f32;
+        }
+        for (high, quants) in high.iter_mut().zip(&self.quants) {
+            *high = scale * (i32::from(quants >> 4) - 8) as f32;
         }
     }
 }
@@ -49,9 +51,11 @@ impl Block for Q4_1 {
     fn dequantize(&self, out: &mut [f32]) {
         let (scale, min) = (self.scale.to_f32(), self.min.to_f32());
         let (low, high) = out.split_at_mut(LEN / 2);
-        for i in 0..LEN / 2 {
-            low[i] = scale * f32::from(self.quants[i] & 15) + min;
-            high[i] = scale * f32::from(self.quants[i] >> 4) + min;
+        for (low, quants) in low.iter_mut().zip(&self.quants) {
+            *low = scale * f32::from(quants & 15) + min;
+        }
+        for (high, quants) in high.iter_mut().zip(&self.quants) {
+            *high = scale * f32::from(quants >> 4) + min;
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Block, float::F16};
+use super::{Block, float::F16, vectorize_inside};
 
 const LEN: usize = 256;
 
@@ -28,6 +28,7 @@ impl Block for Q2_K {
     fn dequantize(&self, out: &mut [f32]) {
         let (scale, min) = (self.scale.to_f32(), self.min.to_f32());
         for (group, out) in out.chunks_exact_mut(16).enumerate() {
+            vectorize_inside();
             let (byte, shift) = two_bit_position(group);
             let scale = scale * f32::from(self.group_scales[group] & 15);
             let min = min * f32::from(self.group_scales[group] >> 4);
@@ -76,6 +77,7 @@ impl Block for Q3_K {
     fn dequantize(&self, out: &mut [f32]) {
         let scale = self.scale.to_f32();
         for (group, out) in out.chunks_exact_mut(16).enumerate() {
+            vectorize_inside();
             let (byte, shift) = two_bit_position(group);
             let scale = scale * self.group_scale(group) as f32;
             let quants = &self.quants[byte..byte + 16];
@@ -201,15 +203,21 @@ impl Block for Q6_K {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let scale = self.scale.to_f32();
-        for (group, out) in out.chunks_exact_mut(16).enumerate() {
-            let scale = scale * f32::from(self.group_scales[group]);
-            let low_bits = &self.low_bits[group / 8 * 64 + group % 4 * 16..][..16];
-            let low_shift = group % 8 / 4 * 4;
-            let (byte, high_shift) = two_bit_position(group);
-            let high_bits = &self.high_bits[byte..byte + 16];
-            for i in 0..16 {
-                let q = low_bits[i] >> low_shift & 15 | (high_bits[i] >> high_shift & 3) << 4;
-                out[i] = scale * (i32::from(q) - 32) as f32;
+        for half in 0..2 {
+            let high_bits = &self.high_bits[half * 32..][..32];
+            for quarter in 0..4 {
+                let low_bits = &self.low_bits[half * 64 + quarter % 2 * 32..][..32];
+                let low_shift = quarter / 2 * 4;
+                for group in 0..2 {
+                    vectorize_inside();
+                    let first = half * 128 + quarter * 32 + group * 16;
+                    let scale = scale * f32::from(self.group_scales[first / 16]);
+                    for i in 0..16 {
+                        let low = low_bits[group * 16 + i] >> low_shift & 15;
+                        let high = high_bits[group * 16 + i] >> (quarter * 2) & 3;
+                        out[first + i] = scale * (i32::from(low | high << 4) - 32) as f32;
+                    }
+                }
             }
         }
     }

@@ -26,8 +26,18 @@ pub trait Block: Pod {
 pub fn dequantize<B: Block>(blocks: &[B], out: &mut [f32]) {
     assert_eq!(out.len(), blocks.len() * B::LEN);
     for (block, values) in blocks.iter().zip(out.chunks_exact_mut(B::LEN)) {
+        if B::LEN > 1 {
+            vectorize_inside();
+        }
         block.dequantize(values);
     }
+}
+
+/// Called in a loop around a short loop over values that lie together. LLVM would otherwise unroll the inner loop and
+/// vectorize the outer one, gathering single values from many places: ten times slower.
+#[inline(always)]
+pub(crate) fn vectorize_inside() {
+    std::hint::black_box(());
 }
 
 /// Work that is generic over a format, for [`TensorType::visit`].
