@@ -134,10 +134,9 @@ fn the_output_matrix_is_the_embedding_where_the_file_has_none() {
 }
 
 #[test]
-fn rope_factors_are_read_for_llama() {
+fn rope_factors_divide_the_frequencies_of_llama() {
     let mut file = RandomModel::new("llama", TensorType::Q8_0).file();
     let (_, _, without) = load(file.to_bytes()).unwrap();
-    assert_eq!(without.rope_factors, vec![1.0; 32]);
     let factors: Vec<f32> = (0..32).map(|i| 1.0 + i as f32).collect();
     let data = factors
         .iter()
@@ -145,7 +144,13 @@ fn rope_factors_are_read_for_llama() {
         .collect();
     file.push("rope_freqs.weight", &[32], TensorType::F32, data);
     let (_, _, with) = load(file.to_bytes()).unwrap();
-    assert_eq!(with.rope_factors, factors);
+    let factors = factors.into_iter().map(f64::from);
+    let divided = without.rope_frequencies.iter().zip(factors);
+    let divided: Vec<f64> = divided
+        .map(|(frequency, factor)| frequency / factor)
+        .collect();
+    assert_eq!(without.rope_frequencies[0], 1.0);
+    assert_eq!(with.rope_frequencies, divided);
 }
 
 #[test]

@@ -64,8 +64,12 @@ impl CpuBackend {
             )
         };
         let cache = KvCache::new(config, context_len).with_context(no_memory)?;
-        let rope =
-            Rope::new(config, &model.weights.rope_factors, CHUNK_LEN).with_context(no_memory)?;
+        let rope = Rope::new(
+            config.rope_style,
+            &model.weights.rope_frequencies,
+            CHUNK_LEN,
+        )
+        .with_context(no_memory)?;
         let activations = Activations::new(config, CHUNK_LEN).with_context(no_memory)?;
         let workers = Workers::new(threads, || Scratch {
             matmul: MatmulScratch::new(CHUNK_LEN),
@@ -122,6 +126,12 @@ impl Backend for CpuBackend {
 
     fn chunk_len(&self) -> usize {
         CHUNK_LEN
+    }
+
+    fn bytes_per_token(&self, position: usize) -> u64 {
+        let config = &self.model.config;
+        let values = 2 * config.block_count * config.head_count_kv * config.head_dim;
+        self.model.weights.bytes_per_token() + (position * values * size_of::<f32>()) as u64
     }
 
     fn forward(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {

@@ -1,12 +1,12 @@
 //! Rotary position embedding: Su et al., "RoFormer", <https://arxiv.org/abs/2104.09864>.
 
 use super::simd::Matrix;
-use crate::model::{Config, config::RopeStyle};
+use crate::model::config::RopeStyle;
 
 /// The rotations of each position of a chunk.
 pub struct Rope {
     style: RopeStyle,
-    /// (rope_dimension_count / 2): radians per position
+    /// (rope_dimension_count / 2)
     frequencies: Vec<f64>,
     /// (rope_dimension_count / 2, tokens)
     cosines: Matrix,
@@ -14,20 +14,13 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// For chunks of up to `tokens` tokens. `factors` (rope_dimension_count / 2) divide the frequencies
-    /// `rope_freq_base^(-2i / rope_dimension_count)`.
-    pub fn new(config: &Config, factors: &[f32], tokens: usize) -> Option<Self> {
-        let count = config.rope_dimension_count;
-        let frequency = |(i, factor): (usize, &f32)| {
-            let exponent = -((2 * i) as f64) / count as f64;
-            f64::from(config.rope_position_scale) * f64::from(config.rope_freq_base).powf(exponent)
-                / f64::from(*factor)
-        };
+    /// For chunks of up to `tokens` tokens. `frequencies`: radians per position, (rope_dimension_count / 2)
+    pub fn new(style: RopeStyle, frequencies: &[f64], tokens: usize) -> Option<Self> {
         Some(Self {
-            style: config.rope_style,
-            frequencies: factors.iter().enumerate().map(frequency).collect(),
-            cosines: Matrix::zeros(count / 2, tokens)?,
-            sines: Matrix::zeros(count / 2, tokens)?,
+            style,
+            frequencies: frequencies.to_vec(),
+            cosines: Matrix::zeros(frequencies.len(), tokens)?,
+            sines: Matrix::zeros(frequencies.len(), tokens)?,
         })
     }
 

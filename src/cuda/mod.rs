@@ -230,8 +230,7 @@ impl CudaBackend {
             tokens.len(),
             self.cache.context_len
         );
-        let doing = || format!("computing position {position} on {}", self.device.name());
-        let context = doing();
+        let doing = format!("computing position {position} on {}", self.device.name());
         let rows = if all { tokens.len() } else { 1 };
         let mut run = || {
             for (i, &token) in tokens.iter().enumerate() {
@@ -245,7 +244,7 @@ impl CudaBackend {
             }
             self.device.synchronize()
         };
-        run().context(context)?;
+        run().context(doing)?;
         Ok(&bytemuck::cast_slice(&self.logits)[..rows * vocab_size])
     }
 }
@@ -276,7 +275,7 @@ impl Backend for CudaBackend {
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {
-        self.weights.bytes_per_token + (position * self.cache.bytes_per_token) as u64
+        self.model.weights.bytes_per_token() + (position * self.cache.bytes_per_token) as u64
     }
 
     fn graph_report(&self) -> Option<&GraphReport> {

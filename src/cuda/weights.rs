@@ -59,8 +59,6 @@ pub struct DeviceWeights {
     pub output: Matrix,
     /// Radians a position.
     pub rope_frequencies: CUdeviceptr,
-    /// What one decoded token reads of them: everything but the embedding, unless that is the output matrix as well.
-    pub bytes_per_token: u64,
 }
 
 /// The weights of one layer; 0 stands for a vector that the architecture does not have.
@@ -173,15 +171,7 @@ impl<'a> Layout<'a> {
         let weights = &model.weights;
         layout.matrix(&weights.token_embd)?;
         for layer in &weights.layers {
-            for matrix in [
-                &layer.attn_q,
-                &layer.attn_k,
-                &layer.attn_v,
-                &layer.attn_output,
-                &layer.ffn_gate,
-                &layer.ffn_up,
-                &layer.ffn_down,
-            ] {
+            for matrix in layer.matrices() {
                 layout.matrix(matrix)?;
             }
             layout.vector(&*layer.attn_norm);
@@ -263,15 +253,12 @@ impl<'a> Layout<'a> {
         let layers = layers.collect();
         let output = if is_tied(model) { token_embd } else { matrix() };
         let (output_norm, rope_frequencies) = (vector(), vector());
-        let embedding_bytes = model.weights.token_embd.bytes().len();
-        let unread = if is_tied(model) { 0 } else { embedding_bytes };
         DeviceWeights {
             token_embd,
             layers,
             output_norm,
             output,
             rope_frequencies,
-            bytes_per_token: (self.source_bytes - unread) as u64,
             memory,
         }
     }

@@ -74,7 +74,31 @@ impl Weights {
     }
 }
 
+impl Weights {
+    /// Bytes of the matrices that decoding one token reads: all but the embedding, unless that is the output matrix too.
+    pub fn bytes_per_token(&self) -> u64 {
+        let layers = self.layers.iter().flat_map(LayerWeights::matrices);
+        layers
+            .chain([&self.output])
+            .map(|matrix| matrix.bytes().len() as u64)
+            .sum()
+    }
+}
+
 impl LayerWeights {
+    /// All matrices: queries, keys, values and output of attention, then gate, up and down of the feed-forward.
+    pub fn matrices(&self) -> [&Tensor; 7] {
+        [
+            &self.attn_q,
+            &self.attn_k,
+            &self.attn_v,
+            &self.attn_output,
+            &self.ffn_gate,
+            &self.ffn_up,
+            &self.ffn_down,
+        ]
+    }
+
     fn from_gguf(gguf: &Gguf, config: &Config, layer: usize) -> Result<Self> {
         let traits = config.architecture.traits();
         let hidden = config.hidden_size;
