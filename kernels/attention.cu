@@ -15,8 +15,8 @@
 // order, so the result does not depend on which it was.
 #include "common.cuh"
 
-#ifndef ATT_OCC
-#define ATT_OCC 1
+#ifndef ATT_REGS
+#define ATT_REGS 144
 #endif
 namespace {
 
@@ -73,16 +73,19 @@ __device__ __forceinline__ float2 rotation(int position, float frequency) {
     return {__cosf(reduced), __sinf(reduced)};
 }
 
-// What a head's normalization and rotation take, loaded once for a lane's values.
+// What normalizing and turning a query and a key head take, loaded once for a lane's values.
 template <int D>
 struct Turn {
-    float norm[D / WARP];
+    float query_norm[D / WARP], key_norm[D / WARP];
     float2 turn[D / 2 / WARP];
 
-    __device__ __forceinline__ Turn(const AttentionParams &p, const float *weight, int position) {
+    __device__ __forceinline__ Turn(const AttentionParams &p, int position) {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
-        for (int i = 0; i < D / WARP; i++) norm[i] = weight ? weight[i * WARP + lane] : 1.f;
+        for (int i = 0; i < D / WARP; i++) {
+            query_norm[i] = p.q_norm ? p.q_norm[i * WARP + lane] : 1.f;
+            key_norm[i] = p.k_norm ? p.k_norm[i * WARP + lane] : 1.f;
+        }
 #pragma unroll
         for (int i = 0; i < D / 2 / WARP; i++) {
             const int pair = i * WARP + lane;
@@ -93,7 +96,7 @@ struct Turn {
     // Gives the head `in`, normalized (if `normalize`) and turned, value by value to `store(d, value)`. By one warp; `row` is
     // float[D] of its own in shared memory.
     template <typename Store>
-    __device__ __forceinline__ void operator()(const float *in, bool normalize, const AttentionParams &p, float *row, Store store) const {
+    __device__ __forceinline__ void operator()(const float *in, bool normalize, const float (&norm)[D / WARP], const AttentionParams &p, float *row, Store store) const {
         const int lane = threadIdx.x % WARP;
         float value[D / WARP], squares = 0.f;
 #pragma unroll
@@ -179,7 +182,7 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
 
     // One warp turns the new key, and on its way the last query head of a full group.
     const bool for_key = newest && warp == WARPS - 1;
-    const Turn<D> turn(p, p.q_norm, position);
+    const Turn<D> turn(p, position);
     wait_for_predecessor();
     launch_dependents();
     if (newest && threadIdx.x < D) v_cache[size_t(position) * D + threadIdx.x] = __float2half_rn(p.v[head_kv * D + threadIdx.x]);
@@ -192,12 +195,11 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
         at[2] = low;
     };
     if (for_key) {
-        const Turn<D> key_turn(p, p.k_norm, position);
         __half *to = k_cache + size_t(position) * D;
-        key_turn(p.k + head_kv * D, p.k_norm, p, row[warp], [&](int d, float x) { to[d] = __float2half_rn(x); });
+        turn(p.k + head_kv * D, p.k_norm, turn.key_norm, p, row[warp], [&](int d, float x) { to[d] = __float2half_rn(x); });
     }
     if (warp < heads) {
-        turn(p.q + (first_head + warp) * D, p.q_norm, p, row[warp], store_query);
+        turn(p.q + (first_head + warp) * D, p.q_norm, turn.query_norm, p, row[warp], store_query);
     } else {
         for (int d = lane; d < D; d += WARP) store_query(d, 0.f);
     }
@@ -360,5 +362,5 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(WARPS *WARP, 2) attention_64(const __grid_constant__ AttentionParams p) { attend<64>(p); }
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, ATT_OCC) attention_128(const __grid_constant__ AttentionParams p) { attend<128>(p); }
+extern "C" __global__ void __maxnreg__(ATT_REGS) attention_128(const __grid_constant__ AttentionParams p) { attend<128>(p); }
 extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) attention_256(const __grid_constant__ AttentionParams p) { attend<256>(p); }

@@ -269,6 +269,14 @@ impl Device {
             .context("creating an event")
     }
 
+    /// An event that also takes the time, on the device's clock.
+    pub fn new_timer(&self) -> Result<CudaEvent> {
+        self.context
+            .new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT))
+            .map_err(explain)
+            .context("creating an event")
+    }
+
     /// Waits until everything queued has run.
     pub fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(explain)

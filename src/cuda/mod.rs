@@ -4,6 +4,7 @@
 //! [`device`] is the only file that talks to the driver about memory and launches, [`graph`] the only one that captures;
 //! [`decode`] lists the launches of a token, [`kernels`] knows their grids, and `kernels/*.cu` computes.
 
+mod ceiling;
 mod decode;
 mod device;
 mod graph;
@@ -27,6 +28,7 @@ use crate::{
     model::Model,
 };
 
+pub use ceiling::read_ceiling;
 pub use device::{ARCHS, Device, DeviceInfo, list};
 
 /// Tokens of a prompt between two chances to stop.
@@ -130,8 +132,14 @@ impl CudaBackend {
         Ok(backend)
     }
 
+    /// The device, and with it what it has counted.
     pub fn device_handle(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// Bytes that the weights take on the device.
+    pub fn weights_bytes(&self) -> usize {
+        self.weights.device_bytes()
     }
 
     /// Starts over with the graph: captured anew, or not at all for the given reason.
