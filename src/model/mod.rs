@@ -8,7 +8,7 @@ pub mod weights;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 pub use chat_template::{ChatTemplate, Message, Prompt};
 pub use config::Config;
@@ -37,11 +37,16 @@ impl Model {
 
     /// The built-in demo model.
     pub fn demo() -> Result<Self> {
-        Self::from_gguf(Gguf::from_static("the built-in demo model", DEMO)?)
+        Self::from_gguf(Gguf::from_bytes("the built-in demo model", DEMO)?)
     }
 
     /// Reads a parsed file as a model.
     pub fn from_gguf(gguf: Gguf) -> Result<Self> {
+        let name = gguf.name().to_owned();
+        Self::read(gguf).with_context(|| format!("cannot load {name}"))
+    }
+
+    fn read(gguf: Gguf) -> Result<Self> {
         let config = Config::from_gguf(&gguf)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let weights = Weights::from_gguf(&gguf, &config)?;

@@ -1,6 +1,6 @@
 //! The tensors of a dense decoder by role. Shapes stand contiguous dimension first and are checked here.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use super::{
     config::Config,
@@ -53,8 +53,90 @@ pub struct LayerWeights {
 }
 
 impl Weights {
-    /// Finds every tensor that `config` calls for and checks its shape.
-    pub fn from_gguf(_gguf: &Gguf, _config: &Config) -> Result<Self> {
-        todo!()
+    /// Finds every tensor that `config` calls for and checks its shape. An error names the tensor and both shapes.
+    pub fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
+        let embedding_shape = [config.hidden_size, config.vocab_size];
+        let token_embd = matrix(gguf, "token_embd.weight", embedding_shape)?;
+        let output = match gguf.tensor("output.weight") {
+            Some(_) => matrix(gguf, "output.weight", embedding_shape)?,
+            None => token_embd.clone(),
+        };
+        let layers = (0..config.block_count)
+            .map(|layer| LayerWeights::from_gguf(gguf, config, layer))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            token_embd,
+            layers,
+            output_norm: vector(gguf, "output_norm.weight", config.hidden_size)?,
+            output,
+            rope_factors: rope_factors(gguf, config)?,
+        })
     }
+}
+
+impl LayerWeights {
+    fn from_gguf(gguf: &Gguf, config: &Config, layer: usize) -> Result<Self> {
+        let traits = config.architecture.traits();
+        let hidden = config.hidden_size;
+        let q_dim = config.head_count * config.head_dim;
+        let kv_dim = config.head_count_kv * config.head_dim;
+        let ffn = config.feed_forward_length;
+        let matrix = |name: &str, shape| matrix(gguf, &format!("blk.{layer}.{name}.weight"), shape);
+        let norm = |name: &str, len| vector(gguf, &format!("blk.{layer}.{name}.weight"), len);
+        let bias = |name: &str, len| vector(gguf, &format!("blk.{layer}.{name}.bias"), len);
+        let qk_norm = |name| {
+            traits
+                .qk_norm
+                .then(|| norm(name, config.head_dim))
+                .transpose()
+        };
+        let qkv_bias = |name, len| traits.qkv_bias.then(|| bias(name, len)).transpose();
+        Ok(Self {
+            attn_norm: norm("attn_norm", hidden)?,
+            attn_q: matrix("attn_q", [hidden, q_dim])?,
+            attn_k: matrix("attn_k", [hidden, kv_dim])?,
+            attn_v: matrix("attn_v", [hidden, kv_dim])?,
+            attn_q_bias: qkv_bias("attn_q", q_dim)?,
+            attn_k_bias: qkv_bias("attn_k", kv_dim)?,
+            attn_v_bias: qkv_bias("attn_v", kv_dim)?,
+            attn_q_norm: qk_norm("attn_q_norm")?,
+            attn_k_norm: qk_norm("attn_k_norm")?,
+            attn_output: matrix("attn_output", [q_dim, hidden])?,
+            ffn_norm: norm("ffn_norm", hidden)?,
+            ffn_gate: matrix("ffn_gate", [hidden, ffn])?,
+            ffn_up: matrix("ffn_up", [hidden, ffn])?,
+            ffn_down: matrix("ffn_down", [ffn, hidden])?,
+        })
+    }
+}
+
+/// Llama 3's long-context factors, where the file has them.
+fn rope_factors(gguf: &Gguf, config: &Config) -> Result<Vec<f32>> {
+    const NAME: &str = "rope_freqs.weight";
+    let len = config.rope_dimension_count / 2;
+    if !config.architecture.traits().rope_factors || gguf.tensor(NAME).is_none() {
+        return Ok(vec![1.0; len]);
+    }
+    vector(gguf, NAME, len)
+}
+
+fn matrix(gguf: &Gguf, name: &str, shape: [usize; 2]) -> Result<Tensor> {
+    find(gguf, name, &shape).cloned()
+}
+
+fn vector(gguf: &Gguf, name: &str, len: usize) -> Result<Vec<f32>> {
+    find(gguf, name, &[len]).map(Tensor::to_f32)
+}
+
+/// The tensor called `name`, whose shape must be `shape`; further dimensions of 1 do not count.
+fn find<'a>(gguf: &'a Gguf, name: &str, shape: &[usize]) -> Result<&'a Tensor> {
+    let tensor = gguf
+        .tensor(name)
+        .with_context(|| format!("the tensor \"{name}\" is missing"))?;
+    let found = tensor.shape();
+    ensure!(
+        found.starts_with(shape) && found[shape.len()..].iter().all(|&extra| extra == 1),
+        "tensor \"{name}\" has the shape {found:?}, expected {shape:?} by the metadata"
+    );
+    Ok(tensor)
 }

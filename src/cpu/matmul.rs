@@ -1,0 +1,220 @@
+//! Products of weight matrices and activations.
+//!
+//! Weights stay as they lie in the file. A worker reads a few rows at a time into a panel that fits the first-level
+//! cache and multiplies the panel with every token of the chunk. A result is summed in the same order whatever
+//! the number of tokens and workers.
+
+use std::ops::Range;
+
+use super::{
+    Workers, ops,
+    simd::{LANES, Lanes, Matrix, vectorized},
+    workers::SharedMatrix,
+};
+use crate::{
+    model::Tensor,
+    quant::{Block, TensorType, Visitor, dequantize},
+};
+
+/// Rows that a worker takes at a time.
+const TASK_ROWS: usize = 32;
+/// Rows of a panel.
+const PANEL_ROWS: usize = 8;
+/// Values of a panel's row: whole blocks of every format. The panel takes 16 KiB.
+const PANEL_LEN: usize = 512;
+const PANEL_LANES: usize = PANEL_LEN / LANES;
+/// Rows that are multiplied with a token at once: as many sums as half the registers of AVX2 hold.
+const TILE_ROWS: usize = 4;
+
+/// What a product needs of a worker's memory.
+pub struct MatmulScratch {
+    /// (PANEL_LEN, PANEL_ROWS): dequantized weights
+    panel: Vec<Lanes>,
+    /// (PANEL_ROWS, tokens): partial sums
+    sums: Vec<Lanes>,
+    /// (TASK_ROWS, tokens), for each of two matrices
+    results: [Vec<f32>; 2],
+}
+
+impl MatmulScratch {
+    /// For chunks of up to `tokens` tokens.
+    pub fn new(tokens: usize) -> Self {
+        Self {
+            panel: vec![Lanes::ZERO; PANEL_LANES * PANEL_ROWS],
+            sums: vec![Lanes::ZERO; PANEL_ROWS * tokens],
+            results: std::array::from_fn(|_| vec![0.0; TASK_ROWS * tokens]),
+        }
+    }
+}
+
+/// Multiplies `matrices` (row_len, rows each), stacked by rows, with rows `first_token..first_token + tokens` of `x`
+/// (row_len, tokens), and calls `store` with every place of `out` (rows of all matrices, tokens) and its result.
+pub fn matmul(
+    workers: &Workers,
+    matrices: &[&Tensor],
+    x: &Matrix,
+    tokens: Range<usize>,
+    out: &SharedMatrix,
+    store: impl Fn(&mut f32, f32) + Sync,
+) {
+    let mut tasks = Vec::new();
+    let mut first_row = 0;
+    for matrix in matrices {
+        tasks.extend(row_tasks(matrix).map(|rows| (*matrix, first_row + rows.start, rows)));
+        first_row += matrix.rows();
+    }
+    workers.run(tasks.len(), |task, scratch| {
+        let (matrix, out_row, rows) = &tasks[task];
+        let MatmulScratch { panel, sums, results: [results, _] } = &mut scratch.matmul;
+        let results = &mut results[..rows.len() * tokens.len()];
+        multiply_rows(matrix, rows, x, &tokens, panel, sums, results);
+        // SAFETY: no other task has these rows of these matrices.
+        unsafe { write(out, *out_row, rows.len(), results, &store) };
+    });
+}
+
+/// `out = silu(gate x) * (up x)` for `gate` and `up` of one shape (row_len, rows) and the first `tokens` rows of `x`.
+pub fn matmul_swiglu(workers: &Workers, gate: &Tensor, up: &Tensor, x: &Matrix, tokens: usize, out: &mut Matrix) {
+    let out = out.share();
+    let tasks: Vec<_> = row_tasks(gate).collect();
+    workers.run(tasks.len(), |task, scratch| {
+        let rows = &tasks[task];
+        let MatmulScratch { panel, sums, results } = &mut scratch.matmul;
+        let [gated, upped] = results.each_mut().map(|results| &mut results[..rows.len() * tokens]);
+        multiply_rows(gate, rows, x, &(0..tokens), panel, sums, gated);
+        multiply_rows(up, rows, x, &(0..tokens), panel, sums, upped);
+        ops::swiglu(gated, upped);
+        // SAFETY: no other task has these rows.
+        unsafe { write(&out, rows.start, rows.len(), gated, |out, value| *out = value) };
+    });
+}
+
+/// The rows of `matrix` in portions for one worker.
+fn row_tasks(matrix: &Tensor) -> impl Iterator<Item = Range<usize>> {
+    let rows = matrix.rows();
+    (0..rows).step_by(TASK_ROWS).map(move |start| start..rows.min(start + TASK_ROWS))
+}
+
+/// Stores `results` (rows, tokens) at `first_row` of every token.
+///
+/// # Safety
+///
+/// No other thread may use these rows of `out` meanwhile.
+unsafe fn write(
+    out: &SharedMatrix,
+    first_row: usize,
+    rows: usize,
+    results: &[f32],
+    store: impl Fn(&mut f32, f32),
+) {
+    for (token, results) in results.chunks_exact(rows).enumerate() {
+        // SAFETY: the caller answers for these rows.
+        let places = unsafe { out.part(token, first_row..first_row + rows) };
+        for (place, result) in places.iter_mut().zip(results) {
+            store(place, *result);
+        }
+    }
+}
+
+/// Multiplies some rows of `matrix` with some rows of `x`: `results` is (rows, tokens).
+fn multiply_rows(
+    matrix: &Tensor,
+    rows: &Range<usize>,
+    x: &Matrix,
+    tokens: &Range<usize>,
+    panel: &mut [Lanes],
+    sums: &mut [Lanes],
+    results: &mut [f32],
+) {
+    let row_bytes = matrix.row_bytes();
+    let blocks = &matrix.bytes()[rows.start * row_bytes..rows.end * row_bytes];
+    multiply(matrix.tensor_type(), blocks, rows.len(), x, tokens.start, tokens.len(), panel, sums, results);
+}
+
+vectorized! {
+    /// The kernel behind [`multiply_rows`], on the rows' own bytes.
+    fn multiply(
+        tensor_type: TensorType,
+        blocks: &[u8],
+        rows: usize,
+        x: &Matrix,
+        first_token: usize,
+        tokens: usize,
+        panel: &mut [Lanes],
+        sums: &mut [Lanes],
+        results: &mut [f32],
+    ) {
+        tensor_type.visit(Multiply { blocks, rows, x, first_token, tokens, panel, sums, results });
+    }
+}
+
+struct Multiply<'a> {
+    blocks: &'a [u8],
+    rows: usize,
+    x: &'a Matrix,
+    first_token: usize,
+    tokens: usize,
+    panel: &'a mut [Lanes],
+    sums: &'a mut [Lanes],
+    results: &'a mut [f32],
+}
+
+impl Visitor for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn visit<B: Block>(self) {
+        let blocks: &[B] = bytemuck::cast_slice(self.blocks);
+        let row_blocks = blocks.len() / self.rows;
+        for (group, blocks) in blocks.chunks(PANEL_ROWS * row_blocks).enumerate() {
+            let rows = blocks.len() / row_blocks;
+            let sums = &mut self.sums[..rows * self.tokens];
+            sums.fill(Lanes::ZERO);
+            for start in (0..row_blocks).step_by(PANEL_LEN / B::LEN) {
+                let end = row_blocks.min(start + PANEL_LEN / B::LEN);
+                let values = (end - start) * B::LEN;
+                let lanes = values.div_ceil(LANES);
+                for (row, panel) in blocks.chunks_exact(row_blocks).zip(self.panel.chunks_exact_mut(PANEL_LANES)) {
+                    let panel = bytemuck::cast_slice_mut::<Lanes, f32>(panel);
+                    dequantize(&row[start..end], &mut panel[..values]);
+                    panel[values..lanes * LANES].fill(0.0);
+                }
+                for (token, sums) in sums.chunks_exact_mut(rows).enumerate() {
+                    let x = &self.x.row_lanes(self.first_token + token)[start * B::LEN / LANES..][..lanes];
+                    multiply_panel(&self.panel[..rows * PANEL_LANES], x, sums);
+                }
+            }
+            for (sums, results) in sums.chunks_exact(rows).zip(self.results.chunks_exact_mut(self.rows)) {
+                for (sum, result) in sums.iter().zip(&mut results[group * PANEL_ROWS..]) {
+                    *result = sum.sum();
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of each of the panel's rows with `x` to the row's sums.
+#[inline(always)]
+fn multiply_panel(panel: &[Lanes], x: &[Lanes], sums: &mut [Lanes]) {
+    let mut panel = panel.chunks_exact(TILE_ROWS * PANEL_LANES);
+    let (tiles, rest) = sums.as_chunks_mut::<TILE_ROWS>();
+    for (sums, rows) in tiles.iter_mut().zip(&mut panel) {
+        multiply_tile(rows, x, sums);
+    }
+    for (sum, row) in rest.iter_mut().zip(panel.remainder().chunks_exact(PANEL_LANES)) {
+        multiply_tile(row, x, std::array::from_mut(sum));
+    }
+}
+
+/// The micro-kernel: `R` rows with one token, their sums in registers.
+#[inline(always)]
+fn multiply_tile<const R: usize>(rows: &[Lanes], x: &[Lanes], sums: &mut [Lanes; R]) {
+    let rows: [&[Lanes]; R] = std::array::from_fn(|row| &rows[row * PANEL_LANES..][..x.len()]);
+    let mut registers = *sums;
+    for (i, x) in x.iter().enumerate() {
+        for row in 0..R {
+            registers[row].add_product(&rows[row][i], x);
+        }
+    }
+    *sums = registers;
+}
