@@ -82,11 +82,23 @@ pub struct RunArgs {
     pub raw: bool,
 
     /// Stop after N tokens [default: at the end of the answer or of the context]
-    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N", help_heading = "Generation")]
+    #[arg(
+        short = 'n',
+        long,
+        visible_alias = "n-predict",
+        value_name = "N",
+        help_heading = "Generation"
+    )]
     pub max_tokens: Option<usize>,
 
     /// Room for N tokens of prompt and text; 0: what the model was trained for, as far as memory allows
-    #[arg(short, long, value_name = "N", default_value_t = 0, help_heading = "Generation")]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Generation"
+    )]
     pub ctx_size: usize,
 
     /// Stop where the text would contain TEXT, which is not printed; repeatable
@@ -115,7 +127,12 @@ pub struct RunArgs {
     pub logprobs: Option<usize>,
 
     /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        default_value = "auto",
+        help_heading = "Machine"
+    )]
     pub device: Device,
 
     /// Threads to compute with on the CPU [default: one per core]
@@ -258,16 +275,32 @@ fn finite(text: &str) -> Result<f32, String> {
 }
 
 fn zero_or_more(text: &str) -> Result<f32, String> {
-    finite(text).and_then(|value| if value >= 0.0 { Ok(value) } else { Err("must not be negative".to_owned()) })
+    finite(text).and_then(|value| {
+        if value >= 0.0 {
+            Ok(value)
+        } else {
+            Err("must not be negative".to_owned())
+        }
+    })
 }
 
 fn more_than_zero(text: &str) -> Result<f32, String> {
-    finite(text).and_then(|value| if value > 0.0 { Ok(value) } else { Err("must be more than 0".to_owned()) })
+    finite(text).and_then(|value| {
+        if value > 0.0 {
+            Ok(value)
+        } else {
+            Err("must be more than 0".to_owned())
+        }
+    })
 }
 
 fn probability(text: &str) -> Result<f32, String> {
     finite(text).and_then(|value| {
-        if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("must be between 0 and 1".to_owned()) }
+        if (0.0..=1.0).contains(&value) {
+            Ok(value)
+        } else {
+            Err("must be between 0 and 1".to_owned())
+        }
     })
 }
 

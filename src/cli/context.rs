@@ -37,9 +37,13 @@ pub fn choose(asked: Option<usize>, config: &Config) -> Result<usize> {
 
 fn automatic(trained: usize, per_token: u64) -> usize {
     let room = system::available_memory_bytes().map_or(u64::MAX, |bytes| bytes / 2 / per_token);
-    let context_len = trained.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1);
+    let context_len = trained
+        .min(usize::try_from(room).unwrap_or(usize::MAX))
+        .max(1);
     if context_len < trained {
-        tracing::debug!("context: {context_len} of the model's {trained} tokens, the KV cache being held to half of the free memory");
+        tracing::debug!(
+            "context: {context_len} of the model's {trained} tokens, the KV cache being held to half of the free memory"
+        );
     }
     context_len
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 
 use super::{exit::Outcome, system};
+use crate::cpu;
 
 pub fn run() -> Result<Outcome> {
     write(&mut io::stdout().lock()).context("writing to standard output")?;
@@ -14,16 +15,16 @@ pub fn run() -> Result<Outcome> {
 
 /// One device a line, as `--device` names it, then what it is.
 fn write(out: &mut impl Write) -> io::Result<()> {
-    write!(out, "cpu   {}, {} threads", system::processor_name(), system::processor_count())?;
+    write!(
+        out,
+        "cpu   {}, {} threads",
+        system::processor_name(),
+        system::processor_count()
+    )?;
     if let Some(bytes) = system::total_memory_bytes() {
         write!(out, ", {} of memory", HumanBytes(bytes))?;
     }
-    writeln!(out, ", {}", vector_instructions())?;
+    writeln!(out, ", {}", cpu::vector_instructions())?;
     writeln!(out, "cuda  none: this sharpi was built without CUDA")?;
     out.flush()
-}
-
-/// The vector instructions that the CPU backend uses here, chosen at run time.
-fn vector_instructions() -> &'static str {
-    crate::cpu::vector_instructions()
 }

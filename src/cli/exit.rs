@@ -47,13 +47,19 @@ pub fn code(result: Result<Outcome>) -> ExitCode {
     // clap has its own layout, and sends --help and --version this way too.
     if let Some(error) = error.downcast_ref::<clap::Error>() {
         let printed = error.print();
-        return match printed.map_err(|error| Error::new(error).context("writing to standard output")) {
+        return match printed
+            .map_err(|error| Error::new(error).context("writing to standard output"))
+        {
             Ok(()) => ExitCode::from(if error.use_stderr() { USAGE } else { 0 }),
             Err(error) => code(Err(error)),
         };
     }
     let usage = error.is::<UsageError>();
-    let hint = if usage { "\n\nFor more information, try '--help'." } else { "" };
+    let hint = if usage {
+        "\n\nFor more information, try '--help'."
+    } else {
+        ""
+    };
     // A standard error that cannot be written to is no reason to panic, as eprintln! would.
     let _ = writeln!(io::stderr(), "error: {error:#}{hint}");
     ExitCode::from(if usage { USAGE } else { FAILURE })

@@ -83,15 +83,25 @@ pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
 
 impl<'a> Info<'a> {
     fn new(model: &'a Model) -> Result<Self> {
-        let Model { gguf, config, tokenizer, .. } = model;
+        let Model {
+            gguf,
+            config,
+            tokenizer,
+            ..
+        } = model;
         let ends = tokenizer.end_of_generation().iter();
-        let sampling = gguf.metadata().filter_map(|(key, value)| Some((key.strip_prefix("general.sampling.")?, value)));
+        let sampling = gguf
+            .metadata()
+            .filter_map(|(key, value)| Some((key.strip_prefix("general.sampling.")?, value)));
         Ok(Self {
             file: gguf.name(),
             file_bytes: gguf.file_bytes(),
             name: gguf.str("general.name")?,
             architecture: gguf.str("general.architecture")?.unwrap_or_default(),
-            parameter_count: gguf.tensors().map(|tensor| (tensor.row_len() * tensor.rows()) as u64).sum(),
+            parameter_count: gguf
+                .tensors()
+                .map(|tensor| (tensor.row_len() * tensor.rows()) as u64)
+                .sum(),
             hyper_parameters: HyperParameters {
                 context_length: config.context_length,
                 block_count: config.block_count,
@@ -110,7 +120,12 @@ impl<'a> Info<'a> {
                 model: gguf.str("tokenizer.ggml.model")?.unwrap_or_default(),
                 pre: gguf.str("tokenizer.ggml.pre")?,
                 vocab_size: tokenizer.vocab_size(),
-                end_of_generation: ends.map(|&id| Piece { id, piece: tokenizer.piece(id) }).collect(),
+                end_of_generation: ends
+                    .map(|&id| Piece {
+                        id,
+                        piece: tokenizer.piece(id),
+                    })
+                    .collect(),
             },
             chat_template: model.chat_template.is_some(),
             sampling: sampling.collect(),
@@ -118,7 +133,11 @@ impl<'a> Info<'a> {
     }
 
     fn write_table(&self, out: &mut impl Write) -> io::Result<()> {
-        let Self { hyper_parameters: shape, tokenizer, .. } = self;
+        let Self {
+            hyper_parameters: shape,
+            tokenizer,
+            ..
+        } = self;
         let count = |n: usize| HumanCount(n as u64);
         row(out, "file", self.file)?;
         row(out, "size", HumanBytes(self.file_bytes))?;
@@ -132,17 +151,36 @@ impl<'a> Info<'a> {
         row(
             out,
             "attention heads",
-            format_args!("{} of {} values, {} for keys and values", shape.head_count, shape.head_dim, shape.head_count_kv),
+            format_args!(
+                "{} of {} values, {} for keys and values",
+                shape.head_count, shape.head_dim, shape.head_count_kv
+            ),
         )?;
         row(
             out,
             "rotary embedding",
-            format_args!("{} values of a head, base {}", shape.rope_dimension_count, shape.rope_freq_base),
+            format_args!(
+                "{} values of a head, base {}",
+                shape.rope_dimension_count, shape.rope_freq_base
+            ),
         )?;
-        row(out, "RMS norm epsilon", format_args!("{:e}", shape.rms_norm_epsilon))?;
+        row(
+            out,
+            "RMS norm epsilon",
+            format_args!("{:e}", shape.rms_norm_epsilon),
+        )?;
         for (index, kind) in self.tensor_types.iter().enumerate() {
             let label = if index == 0 { "tensors" } else { "" };
-            row(out, label, format_args!("{:<5} {:>5}  {}", kind.tensor_type, kind.tensors, HumanBytes(kind.bytes)))?;
+            row(
+                out,
+                label,
+                format_args!(
+                    "{:<5} {:>5}  {}",
+                    kind.tensor_type,
+                    kind.tensors,
+                    HumanBytes(kind.bytes)
+                ),
+            )?;
         }
         row(
             out,
@@ -154,9 +192,21 @@ impl<'a> Info<'a> {
                 count(tokenizer.vocab_size)
             ),
         )?;
-        let ends: Vec<_> = tokenizer.end_of_generation.iter().map(|end| format!("{} ({})", end.piece, end.id)).collect();
+        let ends: Vec<_> = tokenizer
+            .end_of_generation
+            .iter()
+            .map(|end| format!("{} ({})", end.piece, end.id))
+            .collect();
         row(out, "end of generation", ends.join(", "))?;
-        row(out, "chat template", if self.chat_template { "yes" } else { "no: takes --raw prompts only" })?;
+        row(
+            out,
+            "chat template",
+            if self.chat_template {
+                "yes"
+            } else {
+                "no: takes --raw prompts only"
+            },
+        )?;
         for (key, value) in &self.sampling {
             row(out, "sampling", format_args!("{key} {value}"))?;
         }
@@ -173,7 +223,13 @@ fn count_types(gguf: &Gguf) -> Vec<TypeCount> {
         *bytes += tensor.bytes().len() as u64;
     }
     let counts = counts.into_iter();
-    counts.map(|(kind, (tensors, bytes))| TypeCount { tensor_type: kind.name(), tensors, bytes }).collect()
+    counts
+        .map(|(kind, (tensors, bytes))| TypeCount {
+            tensor_type: kind.name(),
+            tensors,
+            bytes,
+        })
+        .collect()
 }
 
 fn row(out: &mut impl Write, label: &str, value: impl Display) -> io::Result<()> {

@@ -26,7 +26,12 @@ impl Interrupt {
         let state = Arc::new(AtomicU8::new(PREPARING));
         let shared = Arc::clone(&state);
         ctrlc::set_handler(move || {
-            let asked = shared.compare_exchange(GENERATING, REQUESTED, Ordering::Relaxed, Ordering::Relaxed);
+            let asked = shared.compare_exchange(
+                GENERATING,
+                REQUESTED,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
             if asked.is_err() {
                 process::exit(exit::INTERRUPTED.into());
             }

@@ -36,7 +36,7 @@ fn dispatch() -> Result<Outcome> {
     messages::init(&cli.verbosity);
     match resolve::resolve(cli.command, &cli.verbosity)? {
         Request::Run(request) => run::run(*request),
-        Request::Info(request) => info::run(&request),
+        Request::Info { model, json } => info::run(&model, json),
         Request::Tokenize(request) => tokenize::run(&request),
         Request::Devices => devices::run(),
     }

@@ -59,7 +59,10 @@ pub struct TextOutput<W> {
 
 impl<W: Write> TextOutput<W> {
     pub fn new(out: W) -> Self {
-        Self { out, in_line: false }
+        Self {
+            out,
+            in_line: false,
+        }
     }
 }
 
@@ -151,13 +154,21 @@ struct Token<'a> {
 
 impl<'a> Token<'a> {
     fn new(event: &TokenEvent<'a>) -> Self {
-        let logprobs = event.logprobs.as_ref().expect("JSON output asks for log-probabilities");
+        let logprobs = event
+            .logprobs
+            .as_ref()
+            .expect("JSON output asks for log-probabilities");
         let top = logprobs.top.iter();
         Self {
             id: event.id,
             text: event.text,
             logprob: finite(logprobs.token),
-            top_logprobs: top.map(|&(id, logprob)| TopLogprob { id, logprob: finite(logprob) }).collect(),
+            top_logprobs: top
+                .map(|&(id, logprob)| TopLogprob {
+                    id,
+                    logprob: finite(logprob),
+                })
+                .collect(),
         }
     }
 }

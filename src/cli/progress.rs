@@ -30,7 +30,11 @@ pub struct Spinner(ProgressBar);
 
 impl Spinner {
     pub fn new(wanted: bool, message: impl Into<Cow<'static, str>>) -> Self {
-        let bar = if wanted { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        let bar = if wanted {
+            ProgressBar::new_spinner()
+        } else {
+            ProgressBar::hidden()
+        };
         bar.set_message(message);
         if wanted {
             bar.enable_steady_tick(PATIENCE);
@@ -66,7 +70,9 @@ impl PromptBar {
         if done == total {
             self.clear();
         } else if self.wanted && self.started.elapsed() > PATIENCE {
-            self.bar.get_or_insert_with(|| prompt_bar(total)).set_position(done as u64);
+            self.bar
+                .get_or_insert_with(|| prompt_bar(total))
+                .set_position(done as u64);
         }
     }
 
@@ -78,7 +84,9 @@ impl PromptBar {
 }
 
 fn prompt_bar(total: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("reading the prompt {wide_bar} {pos}/{len} tokens, {per_sec}, {eta} left")
-        .expect("the template is well-formed");
+    let style = ProgressStyle::with_template(
+        "reading the prompt {wide_bar} {pos}/{len} tokens, {per_sec}, {eta} left",
+    )
+    .expect("the template is well-formed");
     ProgressBar::new(total as u64).with_style(style)
 }

@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{
-    args::{self, Device, ModelArgs, PromptArgs, RunArgs, SamplingArgs, TokenizeArgs, VerbosityArgs},
+    args::{
+        self, Device, ModelArgs, PromptArgs, RunArgs, SamplingArgs, TokenizeArgs, VerbosityArgs,
+    },
     exit::UsageError,
     progress,
 };
@@ -55,7 +57,9 @@ pub struct TokenizeRequest {
 pub enum Format {
     Text,
     /// With the `top_logprobs` likeliest tokens at every step.
-    Json { top_logprobs: Option<usize> },
+    Json {
+        top_logprobs: Option<usize>,
+    },
 }
 
 /// Where the model comes from.
@@ -69,7 +73,9 @@ impl ModelSource {
         match self {
             Self::File(path) => Model::open(path),
             Self::Demo => {
-                tracing::info!("no --model given: using the built-in demo model, which tells simple stories");
+                tracing::info!(
+                    "no --model given: using the built-in demo model, which tells simple stories"
+                );
                 Model::demo()
             }
         }
@@ -99,11 +105,17 @@ impl Input {
     pub fn render(&self, model: &Model) -> Result<Prompt> {
         match self {
             Self::Raw(text) => Ok(Prompt::raw(text)),
-            Self::Chat { messages, enable_thinking } => model
+            Self::Chat {
+                messages,
+                enable_thinking,
+            } => model
                 .chat_template
                 .as_ref()
                 .with_context(|| {
-                    format!("{} has no chat template (tokenizer.chat_template)", model.gguf.name())
+                    format!(
+                        "{} has no chat template (tokenizer.chat_template)",
+                        model.gguf.name()
+                    )
                 })?
                 .render(messages, *enable_thinking),
         }
@@ -125,18 +137,26 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
 
 fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
     if let Device::Cuda(_) = args.device {
-        bail!("--device cuda: this sharpi was built without CUDA; use --device cpu, or leave --device out");
+        bail!(
+            "--device cuda: this sharpi was built without CUDA; use --device cpu, or leave --device out"
+        );
     }
     Ok(RunRequest {
         model: model(args.model),
-        input: if args.raw { Input::Raw(text(&args.prompt)?) } else { chat(args.prompt)? },
+        input: if args.raw {
+            Input::Raw(text(&args.prompt)?)
+        } else {
+            chat(args.prompt)?
+        },
         max_tokens: args.max_tokens,
         context_len: (args.ctx_size > 0).then_some(args.ctx_size),
         stop: args.stop,
         ignore_eos: args.ignore_eos,
         sampling: SamplingFlags(args.sampling),
         format: match args.json {
-            true => Format::Json { top_logprobs: args.logprobs },
+            true => Format::Json {
+                top_logprobs: args.logprobs,
+            },
             false => Format::Text,
         },
         threads: args.threads.unwrap_or(0),
@@ -145,13 +165,24 @@ fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
 }
 
 fn tokenize(args: TokenizeArgs) -> Result<TokenizeRequest> {
-    let PromptArgs { system, messages, no_think, .. } = &args.prompt;
+    let PromptArgs {
+        system,
+        messages,
+        no_think,
+        ..
+    } = &args.prompt;
     if !args.chat && (system.is_some() || messages.is_some() || *no_think) {
-        return Err(usage("--system, --messages and --no-think are for the chat template: add --chat"));
+        return Err(usage(
+            "--system, --messages and --no-think are for the chat template: add --chat",
+        ));
     }
     Ok(TokenizeRequest {
         model: model(args.model),
-        input: if args.chat { chat(args.prompt)? } else { Input::Raw(text(&args.prompt)?) },
+        input: if args.chat {
+            chat(args.prompt)?
+        } else {
+            Input::Raw(text(&args.prompt)?)
+        },
         json: args.json,
     })
 }
@@ -164,9 +195,16 @@ fn chat(args: PromptArgs) -> Result<Input> {
     let messages = match &args.messages {
         Some(path) => read_messages(path)?,
         None => {
-            let turn = |role: &str, content| Message { role: role.to_owned(), content };
+            let turn = |role: &str, content| Message {
+                role: role.to_owned(),
+                content,
+            };
             let user = turn("user", text(&args)?);
-            args.system.map(|content| turn("system", content)).into_iter().chain([user]).collect()
+            args.system
+                .map(|content| turn("system", content))
+                .into_iter()
+                .chain([user])
+                .collect()
         }
     };
     Ok(Input::Chat {
@@ -181,21 +219,32 @@ fn text(args: &PromptArgs) -> Result<String> {
         (Some(prompt), None) => Ok(prompt.clone()),
         (None, Some(path)) => read_text("--file", path),
         (Some(prompt), Some(path)) => Ok(format!("{prompt}\n\n{}", read_text("--file", path)?)),
-        (None, None) => Err(usage("no prompt: give one with --prompt TEXT, --file FILE or --messages FILE")),
+        (None, None) => Err(usage(
+            "no prompt: give one with --prompt TEXT, --file FILE or --messages FILE",
+        )),
     }
 }
 
 fn read_messages(path: &Path) -> Result<Vec<Message>> {
     let json = read_text("--messages", path)?;
     let messages: Vec<Message> = serde_json::from_str(&json).with_context(|| {
-        format!(r#"--messages {}: expected [{{"role":"user","content":"..."}}, ...]"#, path.display())
+        format!(
+            r#"--messages {}: expected [{{"role":"user","content":"..."}}, ...]"#,
+            path.display()
+        )
     })?;
     match messages.last() {
         Some(last) if last.role == "assistant" => {
-            bail!("--messages {}: the last turn is the assistant's; end with the turn to answer", path.display())
+            bail!(
+                "--messages {}: the last turn is the assistant's; end with the turn to answer",
+                path.display()
+            )
         }
         Some(_) => Ok(messages),
-        None => bail!("--messages {}: the conversation has no turns", path.display()),
+        None => bail!(
+            "--messages {}: the conversation has no turns",
+            path.display()
+        ),
     }
 }
 
@@ -203,7 +252,9 @@ fn read_messages(path: &Path) -> Result<Vec<Message>> {
 fn read_text(flag: &str, path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     let name = if path.as_os_str() == "-" {
-        io::stdin().read_to_end(&mut bytes).with_context(|| format!("{flag} -: reading standard input"))?;
+        io::stdin()
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("{flag} -: reading standard input"))?;
         "standard input".to_owned()
     } else {
         bytes = fs::read(path).with_context(|| format!("{flag}: reading {}", path.display()))?;
@@ -233,13 +284,23 @@ impl SamplingFlags {
             None => recommended.read(gguf).map(|value| value as f32),
         };
         let last_n = Recommended("penalty_last_n", "--repeat-last-n", 64.0, |n| n >= -1.0);
-        let repeat_last_n = flags.repeat_last_n.map_or_else(|| last_n.read(gguf).map(|n| n as i64), Ok)?;
+        let repeat_last_n = flags
+            .repeat_last_n
+            .map_or_else(|| last_n.read(gguf).map(|n| n as i64), Ok)?;
         let top_k = Recommended("top_k", "--top-k", 40.0, not_negative);
         Ok(SamplingParams {
             temperature: number(flags.temp, Recommended("temp", "--temp", 0.7, not_negative))?,
-            top_k: flags.top_k.map_or_else(|| top_k.read(gguf).map(|k| k as usize), Ok)?,
-            top_p: number(flags.top_p, Recommended("top_p", "--top-p", 0.95, probability))?,
-            min_p: number(flags.min_p, Recommended("min_p", "--min-p", 0.05, probability))?,
+            top_k: flags
+                .top_k
+                .map_or_else(|| top_k.read(gguf).map(|k| k as usize), Ok)?,
+            top_p: number(
+                flags.top_p,
+                Recommended("top_p", "--top-p", 0.95, probability),
+            )?,
+            min_p: number(
+                flags.min_p,
+                Recommended("min_p", "--min-p", 0.05, probability),
+            )?,
             repeat_penalty: number(
                 flags.repeat_penalty,
                 Recommended("penalty_repeat", "--repeat-penalty", 1.0, |x| x > 0.0),

@@ -26,7 +26,10 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
     let loading = Instant::now();
     let model = request.model.open()?;
-    let spinner = Spinner::new(request.show_progress, format!("loading {}", request.model.name()));
+    let spinner = Spinner::new(
+        request.show_progress,
+        format!("loading {}", request.model.name()),
+    );
     let prompt = model.tokenizer.encode(&request.input.render(&model)?)?;
     let context_len = context::choose(request.context_len, &model.config)?;
     let sampling = request.sampling.resolve(&model.gguf, context_len)?;
@@ -37,7 +40,10 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
     let mut session = Session::new(Box::new(backend));
     drop(spinner);
     let load = loading.elapsed();
-    tracing::debug!("context: {context_len} tokens, of which the prompt takes {}", prompt.len());
+    tracing::debug!(
+        "context: {context_len} tokens, of which the prompt takes {}",
+        prompt.len()
+    );
 
     let stdout = io::stdout().lock();
     let mut output: Box<dyn Output> = match request.format {
@@ -61,7 +67,13 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         prompt_bar: PromptBar::new(request.show_progress),
         interrupt: &interrupt,
     };
-    let generated = generate(&mut session, &model.tokenizer, &prompt, &options, &mut observer);
+    let generated = generate(
+        &mut session,
+        &model.tokenizer,
+        &prompt,
+        &options,
+        &mut observer,
+    );
     observer.prompt_bar.clear();
     let generation = match generated {
         Ok(generation) => generation,

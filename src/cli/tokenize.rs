@@ -20,7 +20,13 @@ pub fn run(request: &TokenizeRequest) -> Result<Outcome> {
     let ids = model.tokenizer.encode(&prompt)?;
     let mut out = BufWriter::new(io::stdout().lock());
     let written = match request.json {
-        true => write_json_line(&mut out, &Tokenized { text: &prompt.text(), ids: &ids }),
+        true => write_json_line(
+            &mut out,
+            &Tokenized {
+                text: prompt.text(),
+                ids: &ids,
+            },
+        ),
         false => write_lines(&mut out, &model.tokenizer, &ids),
     };
     written.context("writing to standard output")?;
