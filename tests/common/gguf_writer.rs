@@ -158,12 +158,15 @@ impl GgufFile {
         self
     }
 
+    /// Where tensors start: at multiples of this. An alignment that no file has is written, but not followed.
     fn alignment(&self) -> usize {
         let alignment = self.metadata.iter().find_map(|(key, value)| match value {
             Value::U32(alignment) if key == "general.alignment" => Some(*alignment as usize),
             _ => None,
         });
-        alignment.filter(|&alignment| alignment > 0).unwrap_or(32)
+        alignment
+            .filter(|alignment| (1..=4096).contains(alignment))
+            .unwrap_or(32)
     }
 
     /// The file, byte for byte.
