@@ -36,7 +36,7 @@ Without --chat the text is taken byte for byte, trailing newlines included.";
 
 /// Run GGUF language models from the command line.
 #[derive(Debug, Parser)]
-#[command(name = "sharpi", version, after_help = EXAMPLES)]
+#[command(name = "sharpi", bin_name = "sharpi", version, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(flatten)]
     pub verbosity: VerbosityArgs,

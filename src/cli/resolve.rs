@@ -72,12 +72,7 @@ impl ModelSource {
     pub fn open(&self) -> Result<Model> {
         match self {
             Self::File(path) => Model::open(path),
-            Self::Demo => {
-                tracing::info!(
-                    "no --model given: using the built-in demo model, which tells simple stories"
-                );
-                Model::demo()
-            }
+            Self::Demo => Model::demo(),
         }
     }
 
@@ -113,7 +108,8 @@ impl Input {
                 .as_ref()
                 .with_context(|| {
                     format!(
-                        "{} has no chat template (tokenizer.chat_template)",
+                        "{} has no chat template (tokenizer.chat_template): give the prompt as the model is to read it, \
+                         to `run` with --raw and to `tokenize` without --chat",
                         model.gguf.name()
                     )
                 })?
@@ -142,12 +138,12 @@ fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
         );
     }
     Ok(RunRequest {
-        model: model(args.model),
         input: if args.raw {
             Input::Raw(text(&args.prompt)?)
         } else {
             chat(args.prompt)?
         },
+        model: model(args.model),
         max_tokens: args.max_tokens,
         context_len: (args.ctx_size > 0).then_some(args.ctx_size),
         stop: args.stop,
@@ -177,18 +173,27 @@ fn tokenize(args: TokenizeArgs) -> Result<TokenizeRequest> {
         ));
     }
     Ok(TokenizeRequest {
-        model: model(args.model),
         input: if args.chat {
             chat(args.prompt)?
         } else {
             Input::Raw(text(&args.prompt)?)
         },
+        model: model(args.model),
         json: args.json,
     })
 }
 
+/// Asked last, so that what is said about it does not precede an error of usage.
 fn model(args: ModelArgs) -> ModelSource {
-    args.model.map_or(ModelSource::Demo, ModelSource::File)
+    args.model.map_or_else(
+        || {
+            tracing::info!(
+                "no --model given: using the built-in demo model, which tells simple stories"
+            );
+            ModelSource::Demo
+        },
+        ModelSource::File,
+    )
 }
 
 fn chat(args: PromptArgs) -> Result<Input> {

@@ -25,12 +25,13 @@ use crate::{
 pub fn run(request: RunRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
     let loading = Instant::now();
-    let model = request.model.open()?;
     let spinner = Spinner::new(
         request.show_progress,
         format!("loading {}", request.model.name()),
     );
+    let model = request.model.open()?;
     let prompt = model.tokenizer.encode(&request.input.render(&model)?)?;
+    drop(spinner);
     let context_len = context::choose(request.context_len, &model.config)?;
     let sampling = request.sampling.resolve(&model.gguf, context_len)?;
     tracing::debug!("{sampling:?}");
@@ -38,7 +39,6 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
     let model = Arc::new(model);
     let backend = CpuBackend::new(Arc::clone(&model), context_len, request.threads)?;
     let mut session = Session::new(Box::new(backend));
-    drop(spinner);
     let load = loading.elapsed();
     tracing::debug!(
         "context: {context_len} tokens, of which the prompt takes {}",
