@@ -1,8 +1,43 @@
 //! The command line: flags in, text and messages out.
+//!
+//! `args` holds what was typed, `resolve` turns it into what a command needs, then one file carries out each command.
+//! `exit` alone decides about exit codes; `output` alone writes generated text; `messages` and `progress` own
+//! standard error.
+
+mod args;
+mod context;
+mod devices;
+mod exit;
+mod info;
+mod interrupt;
+mod messages;
+mod output;
+mod progress;
+mod resolve;
+mod run;
+mod system;
+mod tokenize;
 
 use std::process::ExitCode;
 
+use anyhow::Result;
+use clap::Parser;
+
+use exit::Outcome;
+use resolve::Request;
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    todo!()
+    exit::code(dispatch())
+}
+
+fn dispatch() -> Result<Outcome> {
+    let cli = args::Cli::try_parse()?;
+    messages::init(&cli.verbosity);
+    match resolve::resolve(cli.command, &cli.verbosity)? {
+        Request::Run(request) => run::run(*request),
+        Request::Info { model, json } => info::run(&model, json),
+        Request::Tokenize(request) => tokenize::run(&request),
+        Request::Devices => devices::run(),
+    }
 }

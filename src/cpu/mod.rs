@@ -11,6 +11,8 @@ mod rope;
 mod simd;
 mod workers;
 
+pub use simd::vector_instructions;
+
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};

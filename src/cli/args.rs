@@ -1,0 +1,325 @@
+//! What was typed: plain fields, checked one by one. Nothing is opened and nothing is decided here; `resolve`
+//! turns these into what a command needs.
+
+use std::{ops::RangeInclusive, path::PathBuf, str::FromStr};
+
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+
+const EXAMPLES: &str = "\
+Examples:
+  sharpi run -p \"Write a story about a fox and a lantern.\"
+  sharpi run -m qwen3-8b.gguf -p \"Summarise this:\" -f report.txt > summary.txt
+  git diff | sharpi run -m qwen3-8b.gguf -p \"Write a commit message for:\" -f -
+  sharpi info -m qwen3-8b.gguf
+
+Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted with Ctrl-C.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  sharpi run -p \"Write a story about a fox and a lantern.\"
+  sharpi run -m m.gguf -p \"Summarise this:\" -f report.txt > summary.txt
+  git diff | sharpi run -m m.gguf -p \"Write a commit message for:\" -f -
+  sharpi run -m m.gguf --messages turns.json --no-think --temp 0
+  sharpi run -m m.gguf --raw -p \"Once upon a time\" --stop \"The end\" -n 200
+  sharpi run -m m.gguf -p \"Yes or no?\" -n 1 --json --logprobs 5 | jq .
+
+Only the generated text goes to standard output; messages and statistics go to standard error.
+Standard input is read only for `-f -` and `--messages -`.";
+
+const TOKENIZE_EXAMPLES: &str = "\
+Examples:
+  sharpi tokenize -m m.gguf -p \"Hello world\"
+  sharpi tokenize -m m.gguf -f page.txt | wc -l
+  sharpi tokenize -m m.gguf --chat --system \"Be brief.\" -p \"Hello\" --json
+
+Without --chat the text is taken byte for byte, trailing newlines included.";
+
+/// Run GGUF language models from the command line.
+#[derive(Debug, Parser)]
+#[command(name = "sharpi", bin_name = "sharpi", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub verbosity: VerbosityArgs,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct VerbosityArgs {
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Say on standard error what is being done
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate text from a prompt
+    Run(Box<RunArgs>),
+    /// Show what a model file holds
+    Info(InfoArgs),
+    /// Show how a text becomes tokens
+    Tokenize(TokenizeArgs),
+    /// Show what this binary can compute on
+    Devices,
+}
+
+#[derive(Debug, Args)]
+#[command(args_override_self = true, after_help = RUN_EXAMPLES)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+
+    /// Take the prompt as it is, without the model's chat template
+    #[arg(long, help_heading = "Prompt", conflicts_with_all = ["system", "messages", "no_think"])]
+    pub raw: bool,
+
+    /// Stop after N tokens [default: at the end of the answer or of the context]
+    #[arg(
+        short = 'n',
+        long,
+        visible_alias = "n-predict",
+        value_name = "N",
+        help_heading = "Generation"
+    )]
+    pub max_tokens: Option<usize>,
+
+    /// Room for N tokens of prompt and text; 0: what the model was trained for, as far as memory allows
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Generation"
+    )]
+    pub ctx_size: usize,
+
+    /// Stop where the text would contain TEXT, which is not printed; repeatable
+    #[arg(
+        long,
+        value_name = "TEXT",
+        help_heading = "Generation",
+        allow_hyphen_values = true,
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub stop: Vec<String>,
+
+    /// Go on when the model ends its answer
+    #[arg(long, help_heading = "Generation")]
+    pub ignore_eos: bool,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    /// Print one JSON object a line (docs/json.md describes them)
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+
+    /// With --json: the N likeliest tokens at every step, with their log-probabilities
+    #[arg(long, value_name = "N", requires = "json", help_heading = "Output", value_parser = at_least_one)]
+    pub logprobs: Option<usize>,
+
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        default_value = "auto",
+        help_heading = "Machine"
+    )]
+    pub device: Device,
+
+    /// Threads to compute with on the CPU [default: one per core]
+    #[arg(short, long, value_name = "N", help_heading = "Machine", value_parser = thread_count)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct InfoArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(args_override_self = true, after_help = TOKENIZE_EXAMPLES)]
+pub struct TokenizeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+
+    /// Render the model's chat template first, as `sharpi run` does
+    #[arg(long, help_heading = "Prompt")]
+    pub chat: bool,
+
+    /// Print one JSON object: the text that was tokenized and the ids
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// GGUF file; of a split model, the first part [default: a small built-in demo model]
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Prompt")]
+pub struct PromptArgs {
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+
+    /// Read the prompt from FILE (-: standard input); after --prompt and a blank line where both are given
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// System message of the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+
+    /// Read a conversation from FILE (-: standard input): [{"role":"user","content":"..."}, ...]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "system"])]
+    pub messages: Option<PathBuf>,
+
+    /// Ask the chat template for an answer without thinking (enable_thinking=false)
+    #[arg(long)]
+    pub no_think: bool,
+}
+
+/// `None` stands for the model file's recommendation (`general.sampling.*`) or the program's default.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling (defaults come from the model file where it has them)")]
+pub struct SamplingArgs {
+    /// Temperature; 0 always takes the likeliest token [default: 0.7]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = zero_or_more)]
+    pub temp: Option<f32>,
+
+    /// Choose among the K likeliest tokens; 0: all [default: 40]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+
+    /// Choose among the likeliest tokens that together reach probability P; 1: all [default: 0.95]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability)]
+    pub top_p: Option<f32>,
+
+    /// Leave out tokens less likely than P times the likeliest; 0: none [default: 0.05]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability)]
+    pub min_p: Option<f32>,
+
+    /// Weaken tokens that occurred lately by this factor; 1: not at all [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero)]
+    pub repeat_penalty: Option<f32>,
+
+    /// How many tokens back the penalties look; 0: none, -1: the whole context [default: 64]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    pub repeat_last_n: Option<i64>,
+
+    /// Subtract X from the logit of every token that occurred lately
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = finite)]
+    pub presence_penalty: f32,
+
+    /// Subtract X from a token's logit for every time that it occurred lately
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = finite)]
+    pub frequency_penalty: f32,
+
+    /// Seed of the random choices; the same seed gives the same text [default: a new one each time]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+/// What `--device` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    Auto,
+    Cpu,
+    /// The CUDA device with this index.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let expected = "expected auto, cpu, cuda or cuda:N";
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let index = text.strip_prefix("cuda:").ok_or(expected)?;
+                index.parse().map(Self::Cuda).map_err(|_| expected)
+            }
+        }
+    }
+}
+
+fn finite(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value.is_finite() => Ok(value),
+        _ => Err("expected a number".to_owned()),
+    }
+}
+
+fn zero_or_more(text: &str) -> Result<f32, String> {
+    finite(text).and_then(|value| {
+        if value >= 0.0 {
+            Ok(value)
+        } else {
+            Err("must not be negative".to_owned())
+        }
+    })
+}
+
+fn more_than_zero(text: &str) -> Result<f32, String> {
+    finite(text).and_then(|value| {
+        if value > 0.0 {
+            Ok(value)
+        } else {
+            Err("must be more than 0".to_owned())
+        }
+    })
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    finite(text).and_then(|value| {
+        if (0.0..=1.0).contains(&value) {
+            Ok(value)
+        } else {
+            Err("must be between 0 and 1".to_owned())
+        }
+    })
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    whole_number(text, 1..=usize::MAX)
+}
+
+/// More threads than this is a slip of the finger, and would only run into the system's own limit.
+fn thread_count(text: &str) -> Result<usize, String> {
+    whole_number(text, 1..=1024)
+}
+
+fn whole_number(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
+    let value = text.parse().map_err(|_| "expected a whole number")?;
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    Err(match *range.end() {
+        usize::MAX => format!("must be at least {}", range.start()),
+        end => format!("must be between {} and {end}", range.start()),
+    })
+}

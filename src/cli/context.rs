@@ -1,0 +1,55 @@
+//! How many tokens the KV cache gets room for.
+
+use anyhow::{Result, bail};
+use indicatif::HumanBytes;
+
+use super::system;
+use crate::model::Config;
+
+/// Tokens of context on the CPU. Asked for none, the length that the model was trained for, as far as the cache takes
+/// no more than half of the memory that is free.
+///
+/// # Errors
+/// A context that this machine's memory could never hold.
+pub fn choose(asked: Option<usize>, config: &Config) -> Result<usize> {
+    let per_token = kv_bytes_per_token(config);
+    let Some(asked) = asked else {
+        return Ok(automatic(config.context_length, per_token));
+    };
+    if let Some(total) = system::total_memory_bytes() {
+        let most = total / per_token;
+        if asked as u64 > most {
+            bail!(
+                "--ctx-size {asked}: its KV cache takes {} a token, and this machine has {} of memory: at most {most} fit",
+                HumanBytes(per_token),
+                HumanBytes(total)
+            );
+        }
+    }
+    if asked > config.context_length {
+        tracing::warn!(
+            "--ctx-size {asked} is more than the {} tokens that the model was trained for; the text may become nonsense",
+            config.context_length
+        );
+    }
+    Ok(asked)
+}
+
+fn automatic(trained: usize, per_token: u64) -> usize {
+    let room = system::available_memory_bytes().map_or(u64::MAX, |bytes| bytes / 2 / per_token);
+    let context_len = trained
+        .min(usize::try_from(room).unwrap_or(usize::MAX))
+        .max(1);
+    if context_len < trained {
+        tracing::debug!(
+            "context: {context_len} of the model's {trained} tokens, the KV cache being held to half of the free memory"
+        );
+    }
+    context_len
+}
+
+/// A float32 key and value for every key/value head of every layer.
+fn kv_bytes_per_token(config: &Config) -> u64 {
+    let values = 2 * config.block_count * config.head_count_kv * config.head_dim;
+    (values * size_of::<f32>()).max(1) as u64
+}

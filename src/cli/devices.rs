@@ -1,0 +1,30 @@
+//! `sharpi devices`: what this binary can compute on here.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+use indicatif::HumanBytes;
+
+use super::{exit::Outcome, system};
+use crate::cpu;
+
+pub fn run() -> Result<Outcome> {
+    write(&mut io::stdout().lock()).context("writing to standard output")?;
+    Ok(Outcome::Done)
+}
+
+/// One device a line, as `--device` names it, then what it is.
+fn write(out: &mut impl Write) -> io::Result<()> {
+    write!(
+        out,
+        "cpu   {}, {} threads",
+        system::processor_name(),
+        system::processor_count()
+    )?;
+    if let Some(bytes) = system::total_memory_bytes() {
+        write!(out, ", {} of memory", HumanBytes(bytes))?;
+    }
+    writeln!(out, ", {}", cpu::vector_instructions())?;
+    writeln!(out, "cuda  none: this sharpi was built without CUDA")?;
+    out.flush()
+}

@@ -1,0 +1,73 @@
+//! From a command's outcome to one message and an exit code: the only place that knows the codes.
+
+use std::{
+    fmt,
+    io::{self, ErrorKind, Write},
+    process::ExitCode,
+};
+
+use anyhow::{Error, Result};
+
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+/// 128 + SIGINT, as shells report a command that Ctrl-C ended.
+pub const INTERRUPTED: u8 = 130;
+
+/// How a command ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// Ctrl-C ended the work early, with everything in order.
+    Interrupted,
+}
+
+/// Flags that are fine one by one but not together.
+#[derive(Debug)]
+pub struct UsageError(pub String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Reports an error, if there is one, and says how the process ends.
+pub fn code(result: Result<Outcome>) -> ExitCode {
+    let error = match result {
+        Ok(Outcome::Done) => return ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => return ExitCode::from(INTERRUPTED),
+        Err(error) => error,
+    };
+    // Rust ignores SIGPIPE, so a reader that has seen enough (`| head -1`) shows up as an error of the next write.
+    if is_broken_pipe(&error) {
+        return ExitCode::SUCCESS;
+    }
+    // clap has its own layout, and sends --help and --version this way too.
+    if let Some(error) = error.downcast_ref::<clap::Error>() {
+        let printed = error.print();
+        return match printed
+            .map_err(|error| Error::new(error).context("writing to standard output"))
+        {
+            Ok(()) => ExitCode::from(if error.use_stderr() { USAGE } else { 0 }),
+            Err(error) => code(Err(error)),
+        };
+    }
+    let usage = error.is::<UsageError>();
+    let hint = if usage {
+        "\n\nFor more information, try '--help'."
+    } else {
+        ""
+    };
+    // A standard error that cannot be written to is no reason to panic, as eprintln! would.
+    let _ = writeln!(io::stderr(), "error: {error:#}{hint}");
+    ExitCode::from(if usage { USAGE } else { FAILURE })
+}
+
+fn is_broken_pipe(error: &Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,237 @@
+//! `sharpi info`: what a model file holds.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    io::{self, Write},
+};
+
+use anyhow::{Context, Result};
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+
+use super::{exit::Outcome, output::write_json_line, resolve::ModelSource};
+use crate::{
+    model::{Gguf, Model},
+    quant::TensorType,
+};
+
+#[derive(Serialize)]
+struct Info<'a> {
+    file: &'a str,
+    file_bytes: u64,
+    name: Option<&'a str>,
+    architecture: &'a str,
+    parameter_count: u64,
+    hyper_parameters: HyperParameters,
+    tensor_types: Vec<TypeCount>,
+    tokenizer: TokenizerInfo<'a>,
+    chat_template: bool,
+    /// The file's own `general.sampling.*`, keys without that prefix.
+    sampling: BTreeMap<&'a str, &'a serde_json::Value>,
+}
+
+#[derive(Serialize)]
+struct HyperParameters {
+    context_length: usize,
+    block_count: usize,
+    hidden_size: usize,
+    feed_forward_length: usize,
+    vocab_size: usize,
+    head_count: usize,
+    head_count_kv: usize,
+    head_dim: usize,
+    rms_norm_epsilon: f32,
+    rope_freq_base: f32,
+    rope_dimension_count: usize,
+}
+
+/// All tensors of one type.
+#[derive(Serialize)]
+struct TypeCount {
+    #[serde(rename = "type")]
+    tensor_type: &'static str,
+    tensors: usize,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct TokenizerInfo<'a> {
+    model: &'a str,
+    pre: Option<&'a str>,
+    vocab_size: usize,
+    end_of_generation: Vec<Piece<'a>>,
+}
+
+#[derive(Serialize)]
+struct Piece<'a> {
+    id: u32,
+    piece: &'a str,
+}
+
+pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
+    let model = source.open()?;
+    let info = Info::new(&model)?;
+    let mut out = io::stdout().lock();
+    let written = match json {
+        true => write_json_line(&mut out, &info),
+        false => info.write_table(&mut out),
+    };
+    written.context("writing to standard output")?;
+    Ok(Outcome::Done)
+}
+
+impl<'a> Info<'a> {
+    fn new(model: &'a Model) -> Result<Self> {
+        let Model {
+            gguf,
+            config,
+            tokenizer,
+            ..
+        } = model;
+        let ends = tokenizer.end_of_generation().iter();
+        let sampling = gguf
+            .metadata()
+            .filter_map(|(key, value)| Some((key.strip_prefix("general.sampling.")?, value)));
+        Ok(Self {
+            file: gguf.name(),
+            file_bytes: gguf.file_bytes(),
+            name: gguf.str("general.name")?,
+            architecture: gguf.str("general.architecture")?.unwrap_or_default(),
+            parameter_count: gguf
+                .tensors()
+                .map(|tensor| (tensor.row_len() * tensor.rows()) as u64)
+                .sum(),
+            hyper_parameters: HyperParameters {
+                context_length: config.context_length,
+                block_count: config.block_count,
+                hidden_size: config.hidden_size,
+                feed_forward_length: config.feed_forward_length,
+                vocab_size: config.vocab_size,
+                head_count: config.head_count,
+                head_count_kv: config.head_count_kv,
+                head_dim: config.head_dim,
+                rms_norm_epsilon: config.rms_norm_epsilon,
+                rope_freq_base: config.rope_freq_base,
+                rope_dimension_count: config.rope_dimension_count,
+            },
+            tensor_types: count_types(gguf),
+            tokenizer: TokenizerInfo {
+                model: gguf.str("tokenizer.ggml.model")?.unwrap_or_default(),
+                pre: gguf.str("tokenizer.ggml.pre")?,
+                vocab_size: tokenizer.vocab_size(),
+                end_of_generation: ends
+                    .map(|&id| Piece {
+                        id,
+                        piece: tokenizer.piece(id),
+                    })
+                    .collect(),
+            },
+            chat_template: model.chat_template.is_some(),
+            sampling: sampling.collect(),
+        })
+    }
+
+    fn write_table(&self, out: &mut impl Write) -> io::Result<()> {
+        let Self {
+            hyper_parameters: shape,
+            tokenizer,
+            ..
+        } = self;
+        let count = |n: usize| HumanCount(n as u64);
+        row(out, "file", self.file)?;
+        row(out, "size", HumanBytes(self.file_bytes))?;
+        row(out, "name", self.name.unwrap_or("-"))?;
+        row(out, "architecture", self.architecture)?;
+        row(out, "parameters", HumanCount(self.parameter_count))?;
+        row(out, "context length", count(shape.context_length))?;
+        row(out, "layers", shape.block_count)?;
+        row(out, "hidden size", count(shape.hidden_size))?;
+        row(out, "feed-forward length", count(shape.feed_forward_length))?;
+        row(
+            out,
+            "attention heads",
+            format_args!(
+                "{} of {} values, {} for keys and values",
+                shape.head_count, shape.head_dim, shape.head_count_kv
+            ),
+        )?;
+        row(
+            out,
+            "rotary embedding",
+            format_args!(
+                "{} values of a head, base {}",
+                shape.rope_dimension_count, shape.rope_freq_base
+            ),
+        )?;
+        row(
+            out,
+            "RMS norm epsilon",
+            format_args!("{:e}", shape.rms_norm_epsilon),
+        )?;
+        for (index, kind) in self.tensor_types.iter().enumerate() {
+            let label = if index == 0 { "tensors" } else { "" };
+            row(
+                out,
+                label,
+                format_args!(
+                    "{:<5} {:>5}  {}",
+                    kind.tensor_type,
+                    kind.tensors,
+                    HumanBytes(kind.bytes)
+                ),
+            )?;
+        }
+        row(
+            out,
+            "tokenizer",
+            format_args!(
+                "{} ({}), {} tokens",
+                tokenizer.model,
+                tokenizer.pre.unwrap_or("no pre-tokenizer named"),
+                count(tokenizer.vocab_size)
+            ),
+        )?;
+        let ends: Vec<_> = tokenizer
+            .end_of_generation
+            .iter()
+            .map(|end| format!("{} ({})", end.piece, end.id))
+            .collect();
+        row(out, "end of generation", ends.join(", "))?;
+        row(
+            out,
+            "chat template",
+            if self.chat_template {
+                "yes"
+            } else {
+                "no: takes --raw prompts only"
+            },
+        )?;
+        for (key, value) in &self.sampling {
+            row(out, "sampling", format_args!("{key} {value}"))?;
+        }
+        out.flush()
+    }
+}
+
+/// Tensors and bytes by type, the types in ggml's order.
+fn count_types(gguf: &Gguf) -> Vec<TypeCount> {
+    let mut counts: BTreeMap<TensorType, (usize, u64)> = BTreeMap::new();
+    for tensor in gguf.tensors() {
+        let (tensors, bytes) = counts.entry(tensor.tensor_type()).or_default();
+        *tensors += 1;
+        *bytes += tensor.bytes().len() as u64;
+    }
+    let counts = counts.into_iter();
+    counts
+        .map(|(kind, (tensors, bytes))| TypeCount {
+            tensor_type: kind.name(),
+            tensors,
+            bytes,
+        })
+        .collect()
+}
+
+fn row(out: &mut impl Write, label: &str, value: impl Display) -> io::Result<()> {
+    writeln!(out, "{label:<20} {value}")
+}

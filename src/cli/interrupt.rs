@@ -1,0 +1,51 @@
+//! Ctrl-C: a request to end the text early. Before there is any text, and the second time, it ends the process.
+
+use std::{
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use anyhow::{Context, Result};
+
+use super::exit;
+
+/// Nothing to end in good order yet.
+const PREPARING: u8 = 0;
+const GENERATING: u8 = 1;
+const REQUESTED: u8 = 2;
+
+/// The state that the signal handler shares with the generation.
+pub struct Interrupt(Arc<AtomicU8>);
+
+impl Interrupt {
+    /// Catches Ctrl-C from here on. A process does this once.
+    pub fn catch() -> Result<Self> {
+        let state = Arc::new(AtomicU8::new(PREPARING));
+        let shared = Arc::clone(&state);
+        ctrlc::set_handler(move || {
+            let asked = shared.compare_exchange(
+                GENERATING,
+                REQUESTED,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+            if asked.is_err() {
+                process::exit(exit::INTERRUPTED.into());
+            }
+        })
+        .context("installing the Ctrl-C handler")?;
+        Ok(Self(state))
+    }
+
+    /// From here on, the first Ctrl-C is a request.
+    pub fn generation_starts(&self) {
+        self.0.store(GENERATING, Ordering::Relaxed);
+    }
+
+    pub fn requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == REQUESTED
+    }
+}

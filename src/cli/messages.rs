@@ -1,0 +1,60 @@
+//! Standard error: what the program says about its work, as tracing events in few words.
+//!
+//! `info!` is for everyone, `debug!` shows under `-v`, and `-q` leaves errors only.
+
+use std::{fmt, io};
+
+use tracing::{Event, Level, Subscriber, level_filters::LevelFilter};
+use tracing_subscriber::{
+    filter::Targets,
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+use super::args::VerbosityArgs;
+
+/// Sends this crate's events to standard error from here on; those of other crates would be noise.
+pub fn init(verbosity: &VerbosityArgs) {
+    let level = match verbosity {
+        VerbosityArgs { quiet: true, .. } => LevelFilter::ERROR,
+        VerbosityArgs { verbose: true, .. } => LevelFilter::DEBUG,
+        _ => LevelFilter::INFO,
+    };
+    let lines = tracing_subscriber::fmt::layer()
+        .event_format(Line)
+        .with_writer(io::stderr)
+        // It would report a closed standard error with a macro that panics on a closed standard error.
+        .log_internal_errors(false);
+    tracing_subscriber::registry()
+        .with(Targets::new().with_target(env!("CARGO_CRATE_NAME"), level))
+        .with(lines)
+        .init();
+}
+
+/// One line an event, marked with its level unless that is plain information.
+struct Line;
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        writer.write_str(match *event.metadata().level() {
+            Level::ERROR => "error: ",
+            Level::WARN => "warning: ",
+            Level::INFO => "",
+            Level::DEBUG => "debug: ",
+            Level::TRACE => "trace: ",
+        })?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}

@@ -1,0 +1,246 @@
+//! What goes to standard output while text is generated: the text itself, or JSON lines (docs/json.md).
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use crate::engine::{FinishReason, Generation, TokenEvent};
+
+/// Where a generation goes, step by step. Every call ends with a flush.
+pub trait Output {
+    /// The prompt is about to be read.
+    fn start(&mut self, start: &Start) -> io::Result<()>;
+
+    /// A token was generated.
+    fn token(&mut self, token: &TokenEvent) -> io::Result<()>;
+
+    /// The generation is over.
+    fn done(&mut self, generation: &Generation, run: &RunFacts) -> io::Result<()>;
+
+    /// The generation failed: leaves what was written in good order.
+    fn failed(&mut self) -> io::Result<()>;
+}
+
+/// What is known before the first token.
+#[derive(Serialize)]
+pub struct Start<'a> {
+    pub model: ModelFacts<'a>,
+    pub prompt_ids: &'a [u32],
+}
+
+#[derive(Serialize)]
+pub struct ModelFacts<'a> {
+    pub file: &'a str,
+    /// `general.name`
+    pub name: Option<&'a str>,
+    pub architecture: &'a str,
+    pub file_bytes: u64,
+    /// Tokens that the model was trained to attend over.
+    pub context_length: usize,
+}
+
+/// What the engine does not know about its own run.
+pub struct RunFacts<'a> {
+    pub seed: u64,
+    pub load: Duration,
+    pub backend: &'a str,
+    pub device: &'a str,
+}
+
+/// The generated text and one newline at its end.
+pub struct TextOutput<W> {
+    out: W,
+    /// Whether the last character written was something else than a newline.
+    in_line: bool,
+}
+
+impl<W: Write> TextOutput<W> {
+    pub fn new(out: W) -> Self {
+        Self {
+            out,
+            in_line: false,
+        }
+    }
+}
+
+impl<W: Write> Output for TextOutput<W> {
+    fn start(&mut self, _start: &Start) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn token(&mut self, token: &TokenEvent) -> io::Result<()> {
+        if let Some(last) = token.text.chars().last() {
+            self.in_line = last != '\n';
+        }
+        self.out.write_all(token.text.as_bytes())?;
+        self.out.flush()
+    }
+
+    fn done(&mut self, generation: &Generation, _run: &RunFacts) -> io::Result<()> {
+        if self.in_line || generation.text.is_empty() {
+            self.out.write_all(b"\n")?;
+        }
+        self.out.flush()
+    }
+
+    fn failed(&mut self) -> io::Result<()> {
+        if self.in_line {
+            self.out.write_all(b"\n")?;
+        }
+        self.out.flush()
+    }
+}
+
+/// One JSON object a line.
+pub struct JsonOutput<W> {
+    out: W,
+}
+
+impl<W: Write> JsonOutput<W> {
+    pub fn new(out: W) -> Self {
+        Self { out }
+    }
+
+    fn write(&mut self, event: &Event) -> io::Result<()> {
+        write_json_line(&mut self.out, event)
+    }
+}
+
+impl<W: Write> Output for JsonOutput<W> {
+    fn start(&mut self, start: &Start) -> io::Result<()> {
+        self.write(&Event::Start(start))
+    }
+
+    fn token(&mut self, token: &TokenEvent) -> io::Result<()> {
+        self.write(&Event::Token(Token::new(token)))
+    }
+
+    fn done(&mut self, generation: &Generation, run: &RunFacts) -> io::Result<()> {
+        self.write(&Event::Done(Done::new(generation, run)))
+    }
+
+    fn failed(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes `value` as one line and flushes it.
+pub fn write_json_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    out.write_all(&line)?;
+    out.flush()
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Event<'a> {
+    Start(&'a Start<'a>),
+    Token(Token<'a>),
+    Done(Done<'a>),
+}
+
+#[derive(Serialize)]
+struct Token<'a> {
+    id: u32,
+    text: &'a str,
+    logprob: f32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    top_logprobs: Vec<TopLogprob>,
+}
+
+impl<'a> Token<'a> {
+    fn new(event: &TokenEvent<'a>) -> Self {
+        let logprobs = event
+            .logprobs
+            .as_ref()
+            .expect("JSON output asks for log-probabilities");
+        let top = logprobs.top.iter();
+        Self {
+            id: event.id,
+            text: event.text,
+            logprob: finite(logprobs.token),
+            top_logprobs: top
+                .map(|&(id, logprob)| TopLogprob {
+                    id,
+                    logprob: finite(logprob),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// JSON has no infinity; a token with no probability at all gets the lowest number there is.
+fn finite(logprob: f32) -> f32 {
+    logprob.max(f32::MIN)
+}
+
+#[derive(Serialize)]
+struct TopLogprob {
+    id: u32,
+    logprob: f32,
+}
+
+#[derive(Serialize)]
+struct Done<'a> {
+    finish_reason: &'static str,
+    text: &'a str,
+    prompt_tokens: usize,
+    generated_tokens: usize,
+    seed: u64,
+    timings: Timings,
+    backend: Backend<'a>,
+}
+
+#[derive(Serialize)]
+struct Timings {
+    load_ms: f64,
+    prefill_ms: f64,
+    decode_ms: f64,
+    time_to_first_token_ms: f64,
+    prefill_tokens_per_second: f64,
+    decode_tokens_per_second: f64,
+}
+
+#[derive(Serialize)]
+struct Backend<'a> {
+    name: &'a str,
+    device: &'a str,
+}
+
+impl<'a> Done<'a> {
+    fn new(generation: &'a Generation, run: &RunFacts<'a>) -> Self {
+        let timings = &generation.timings;
+        Self {
+            finish_reason: match generation.finish_reason {
+                FinishReason::Stop => "stop",
+                FinishReason::Length => "length",
+                FinishReason::StopString => "stop_string",
+                FinishReason::Interrupted => "interrupted",
+            },
+            text: &generation.text,
+            prompt_tokens: generation.prompt_tokens,
+            generated_tokens: generation.generated_tokens,
+            seed: run.seed,
+            timings: Timings {
+                load_ms: ms(run.load),
+                prefill_ms: ms(timings.prefill),
+                decode_ms: ms(timings.decode),
+                time_to_first_token_ms: ms(timings.time_to_first_token),
+                prefill_tokens_per_second: generation.prefill_tokens_per_second(),
+                decode_tokens_per_second: generation.decode_tokens_per_second(),
+            },
+            backend: Backend {
+                name: run.backend,
+                device: run.device,
+            },
+        }
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,343 @@
+//! From what was typed to what the commands need: conflicts refused, files read, defaults filled in. Nothing below
+//! this layer asks the command line anything.
+
+use std::{
+    fs,
+    hash::{BuildHasher, Hasher, RandomState},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::{
+    args::{
+        self, Device, ModelArgs, PromptArgs, RunArgs, SamplingArgs, TokenizeArgs, VerbosityArgs,
+    },
+    exit::UsageError,
+    progress,
+};
+use crate::{
+    engine::SamplingParams,
+    model::{Gguf, Message, Model, Prompt},
+};
+
+/// One command, ready to be carried out.
+pub enum Request {
+    Run(Box<RunRequest>),
+    Info { model: ModelSource, json: bool },
+    Tokenize(TokenizeRequest),
+    Devices,
+}
+
+pub struct RunRequest {
+    pub model: ModelSource,
+    pub input: Input,
+    /// `None`: until the end of the answer or of the context.
+    pub max_tokens: Option<usize>,
+    /// Tokens of prompt and text; `None`: as many as are sensible.
+    pub context_len: Option<usize>,
+    pub stop: Vec<String>,
+    pub ignore_eos: bool,
+    pub sampling: SamplingFlags,
+    pub format: Format,
+    /// Worker threads; 0: one per core.
+    pub threads: usize,
+    pub show_progress: bool,
+}
+
+pub struct TokenizeRequest {
+    pub model: ModelSource,
+    pub input: Input,
+    pub json: bool,
+}
+
+/// What goes to standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    /// With the `top_logprobs` likeliest tokens at every step.
+    Json {
+        top_logprobs: Option<usize>,
+    },
+}
+
+/// Where the model comes from.
+pub enum ModelSource {
+    File(PathBuf),
+    Demo,
+}
+
+impl ModelSource {
+    pub fn open(&self) -> Result<Model> {
+        match self {
+            Self::File(path) => Model::open(path),
+            Self::Demo => Model::demo(),
+        }
+    }
+
+    /// What to call it while it is being loaded.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Demo => "the demo model".to_owned(),
+        }
+    }
+}
+
+/// The text that a model is to read.
+pub enum Input {
+    /// As it is.
+    Raw(String),
+    /// Through the model's chat template.
+    Chat {
+        messages: Vec<Message>,
+        enable_thinking: Option<bool>,
+    },
+}
+
+impl Input {
+    pub fn render(&self, model: &Model) -> Result<Prompt> {
+        match self {
+            Self::Raw(text) => Ok(Prompt::raw(text)),
+            Self::Chat {
+                messages,
+                enable_thinking,
+            } => model
+                .chat_template
+                .as_ref()
+                .with_context(|| {
+                    format!(
+                        "{} has no chat template (tokenizer.chat_template): give the prompt as the model is to read it, \
+                         to `run` with --raw and to `tokenize` without --chat",
+                        model.gguf.name()
+                    )
+                })?
+                .render(messages, *enable_thinking),
+        }
+    }
+}
+
+/// Turns what was typed into a request, reading the files that it names except for the model.
+pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Request> {
+    Ok(match command {
+        args::Command::Run(args) => Request::Run(Box::new(run(*args, verbosity)?)),
+        args::Command::Info(args) => Request::Info {
+            model: model(args.model),
+            json: args.json,
+        },
+        args::Command::Tokenize(args) => Request::Tokenize(tokenize(args)?),
+        args::Command::Devices => Request::Devices,
+    })
+}
+
+fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
+    if let Device::Cuda(_) = args.device {
+        bail!(
+            "--device cuda: this sharpi was built without CUDA; use --device cpu, or leave --device out"
+        );
+    }
+    Ok(RunRequest {
+        input: if args.raw {
+            Input::Raw(text(&args.prompt)?)
+        } else {
+            chat(args.prompt)?
+        },
+        model: model(args.model),
+        max_tokens: args.max_tokens,
+        context_len: (args.ctx_size > 0).then_some(args.ctx_size),
+        stop: args.stop,
+        ignore_eos: args.ignore_eos,
+        sampling: SamplingFlags(args.sampling),
+        format: match args.json {
+            true => Format::Json {
+                top_logprobs: args.logprobs,
+            },
+            false => Format::Text,
+        },
+        threads: args.threads.unwrap_or(0),
+        show_progress: progress::wanted(verbosity),
+    })
+}
+
+fn tokenize(args: TokenizeArgs) -> Result<TokenizeRequest> {
+    let PromptArgs {
+        system,
+        messages,
+        no_think,
+        ..
+    } = &args.prompt;
+    if !args.chat && (system.is_some() || messages.is_some() || *no_think) {
+        return Err(usage(
+            "--system, --messages and --no-think are for the chat template: add --chat",
+        ));
+    }
+    Ok(TokenizeRequest {
+        input: if args.chat {
+            chat(args.prompt)?
+        } else {
+            Input::Raw(text(&args.prompt)?)
+        },
+        model: model(args.model),
+        json: args.json,
+    })
+}
+
+/// Asked last, so that what is said about it does not precede an error of usage.
+fn model(args: ModelArgs) -> ModelSource {
+    args.model.map_or_else(
+        || {
+            tracing::info!(
+                "no --model given: using the built-in demo model, which tells simple stories"
+            );
+            ModelSource::Demo
+        },
+        ModelSource::File,
+    )
+}
+
+fn chat(args: PromptArgs) -> Result<Input> {
+    let messages = match &args.messages {
+        Some(path) => read_messages(path)?,
+        None => {
+            let turn = |role: &str, content| Message {
+                role: role.to_owned(),
+                content,
+            };
+            let user = turn("user", text(&args)?);
+            args.system
+                .map(|content| turn("system", content))
+                .into_iter()
+                .chain([user])
+                .collect()
+        }
+    };
+    Ok(Input::Chat {
+        messages,
+        enable_thinking: args.no_think.then_some(false),
+    })
+}
+
+/// The prompt, the file, or both with a blank line between them.
+fn text(args: &PromptArgs) -> Result<String> {
+    match (&args.prompt, &args.file) {
+        (Some(prompt), None) => Ok(prompt.clone()),
+        (None, Some(path)) => read_text("--file", path),
+        (Some(prompt), Some(path)) => Ok(format!("{prompt}\n\n{}", read_text("--file", path)?)),
+        (None, None) => Err(usage(
+            "no prompt: give one with --prompt TEXT, --file FILE or --messages FILE",
+        )),
+    }
+}
+
+fn read_messages(path: &Path) -> Result<Vec<Message>> {
+    let json = read_text("--messages", path)?;
+    let messages: Vec<Message> = serde_json::from_str(&json).with_context(|| {
+        format!(
+            r#"--messages {}: expected [{{"role":"user","content":"..."}}, ...]"#,
+            path.display()
+        )
+    })?;
+    match messages.last() {
+        Some(last) if last.role == "assistant" => {
+            bail!(
+                "--messages {}: the last turn is the assistant's; end with the turn to answer",
+                path.display()
+            )
+        }
+        Some(_) => Ok(messages),
+        None => bail!(
+            "--messages {}: the conversation has no turns",
+            path.display()
+        ),
+    }
+}
+
+/// Reads `path`, or standard input for `-`, as UTF-8.
+fn read_text(flag: &str, path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    let name = if path.as_os_str() == "-" {
+        io::stdin()
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("{flag} -: reading standard input"))?;
+        "standard input".to_owned()
+    } else {
+        bytes = fs::read(path).with_context(|| format!("{flag}: reading {}", path.display()))?;
+        path.display().to_string()
+    };
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        anyhow!("{flag}: {name} is not UTF-8 text: byte {offset} starts no character; convert it, for example with iconv")
+    })
+}
+
+fn usage(message: &str) -> anyhow::Error {
+    UsageError(message.to_owned()).into()
+}
+
+/// Sampling as asked for; what was not asked for waits for the model file's recommendation.
+pub struct SamplingFlags(SamplingArgs);
+
+impl SamplingFlags {
+    /// Fills in what the file recommends under llama.cpp's keys, else the program's defaults.
+    pub fn resolve(&self, gguf: &Gguf, context_len: usize) -> Result<SamplingParams> {
+        let Self(flags) = self;
+        let not_negative = |x: f64| x >= 0.0;
+        let probability = |x: f64| (0.0..=1.0).contains(&x);
+        let number = |flag: Option<f32>, recommended: Recommended| match flag {
+            Some(value) => Ok(value),
+            None => recommended.read(gguf).map(|value| value as f32),
+        };
+        let last_n = Recommended("penalty_last_n", "--repeat-last-n", 64.0, |n| n >= -1.0);
+        let repeat_last_n = flags
+            .repeat_last_n
+            .map_or_else(|| last_n.read(gguf).map(|n| n as i64), Ok)?;
+        let top_k = Recommended("top_k", "--top-k", 40.0, not_negative);
+        Ok(SamplingParams {
+            temperature: number(flags.temp, Recommended("temp", "--temp", 0.7, not_negative))?,
+            top_k: flags
+                .top_k
+                .map_or_else(|| top_k.read(gguf).map(|k| k as usize), Ok)?,
+            top_p: number(
+                flags.top_p,
+                Recommended("top_p", "--top-p", 0.95, probability),
+            )?,
+            min_p: number(
+                flags.min_p,
+                Recommended("min_p", "--min-p", 0.05, probability),
+            )?,
+            repeat_penalty: number(
+                flags.repeat_penalty,
+                Recommended("penalty_repeat", "--repeat-penalty", 1.0, |x| x > 0.0),
+            )?,
+            // -1 is the whole context.
+            repeat_last_n: usize::try_from(repeat_last_n).unwrap_or(context_len),
+            presence_penalty: flags.presence_penalty,
+            frequency_penalty: flags.frequency_penalty,
+            seed: flags.seed.unwrap_or_else(draw_seed),
+        })
+    }
+}
+
+/// A key under `general.sampling.`, the flag that overrides it, the value where neither is given, and which values
+/// make sense.
+struct Recommended(&'static str, &'static str, f64, fn(f64) -> bool);
+
+impl Recommended {
+    fn read(&self, gguf: &Gguf) -> Result<f64> {
+        let Self(key, flag, default, valid) = self;
+        let key = format!("general.sampling.{key}");
+        let value = gguf.f64(&key)?.unwrap_or(*default);
+        ensure!(
+            value.is_finite() && valid(value),
+            "{}: {key} is {value}, which cannot be used: choose a value with {flag}",
+            gguf.name()
+        );
+        Ok(value)
+    }
+}
+
+/// A seed that is new each time. It stays below 2^32, so that every JSON reader takes it for what it is.
+fn draw_seed() -> u64 {
+    RandomState::new().build_hasher().finish() >> 32
+}

@@ -1,0 +1,147 @@
+//! `sharpi run`: from a prompt to streamed text.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    context,
+    exit::Outcome,
+    interrupt::Interrupt,
+    output::{JsonOutput, ModelFacts, Output, RunFacts, Start, TextOutput},
+    progress::{PromptBar, Spinner},
+    resolve::{Format, RunRequest},
+};
+use crate::{
+    cpu::CpuBackend,
+    engine::{FinishReason, GenerateOptions, Generation, Observer, Session, TokenEvent, generate},
+    model::Model,
+};
+
+pub fn run(request: RunRequest) -> Result<Outcome> {
+    let interrupt = Interrupt::catch()?;
+    let loading = Instant::now();
+    let spinner = Spinner::new(
+        request.show_progress,
+        format!("loading {}", request.model.name()),
+    );
+    let model = request.model.open()?;
+    let prompt = model.tokenizer.encode(&request.input.render(&model)?)?;
+    drop(spinner);
+    let context_len = context::choose(request.context_len, &model.config)?;
+    let sampling = request.sampling.resolve(&model.gguf, context_len)?;
+    tracing::debug!("{sampling:?}");
+    let seed = sampling.seed;
+    let model = Arc::new(model);
+    let backend = CpuBackend::new(Arc::clone(&model), context_len, request.threads)?;
+    let mut session = Session::new(Box::new(backend));
+    let load = loading.elapsed();
+    tracing::debug!(
+        "context: {context_len} tokens, of which the prompt takes {}",
+        prompt.len()
+    );
+
+    let stdout = io::stdout().lock();
+    let mut output: Box<dyn Output> = match request.format {
+        Format::Text => Box::new(TextOutput::new(stdout)),
+        Format::Json { .. } => Box::new(JsonOutput::new(stdout)),
+    };
+    output.start(&start(&model, &prompt)?).context(WRITING)?;
+    let options = GenerateOptions {
+        max_tokens: request.max_tokens,
+        stop: request.stop,
+        ignore_eos: request.ignore_eos,
+        logprobs: match request.format {
+            Format::Text => None,
+            Format::Json { top_logprobs } => Some(top_logprobs.unwrap_or(0)),
+        },
+        sampling,
+    };
+    interrupt.generation_starts();
+    let mut observer = Stream {
+        output: &mut *output,
+        prompt_bar: PromptBar::new(request.show_progress),
+        interrupt: &interrupt,
+    };
+    let generated = generate(
+        &mut session,
+        &model.tokenizer,
+        &prompt,
+        &options,
+        &mut observer,
+    );
+    observer.prompt_bar.clear();
+    let generation = match generated {
+        Ok(generation) => generation,
+        Err(error) => {
+            // The text so far stays as it is; the first error is the one to report.
+            let _ = output.failed();
+            return Err(error);
+        }
+    };
+    let facts = RunFacts {
+        seed,
+        load,
+        backend: session.backend().name(),
+        device: session.backend().device(),
+    };
+    output.done(&generation, &facts).context(WRITING)?;
+    report(&generation, load, seed);
+    Ok(match generation.finish_reason {
+        FinishReason::Interrupted => Outcome::Interrupted,
+        _ => Outcome::Done,
+    })
+}
+
+const WRITING: &str = "writing to standard output";
+
+fn start<'a>(model: &'a Model, prompt: &'a [u32]) -> Result<Start<'a>> {
+    Ok(Start {
+        model: ModelFacts {
+            file: model.gguf.name(),
+            name: model.gguf.str("general.name")?,
+            architecture: model.gguf.str("general.architecture")?.unwrap_or_default(),
+            file_bytes: model.gguf.file_bytes(),
+            context_length: model.config.context_length,
+        },
+        prompt_ids: prompt,
+    })
+}
+
+/// The closing line of statistics.
+fn report(generation: &Generation, load: Duration, seed: u64) {
+    tracing::info!(
+        "prompt: {} tokens, {:.1} tokens/s; generated: {} tokens, {:.1} tokens/s; first token after {:.0?}, loaded in {:.0?}; seed {seed}",
+        generation.prompt_tokens,
+        generation.prefill_tokens_per_second(),
+        generation.generated_tokens,
+        generation.decode_tokens_per_second(),
+        generation.timings.time_to_first_token,
+        load,
+    );
+}
+
+/// Passes a generation on to the output as it happens.
+struct Stream<'a> {
+    output: &'a mut dyn Output,
+    prompt_bar: PromptBar,
+    interrupt: &'a Interrupt,
+}
+
+impl Observer for Stream<'_> {
+    fn interrupted(&self) -> bool {
+        self.interrupt.requested()
+    }
+
+    fn prefill_progress(&mut self, done: usize, total: usize) {
+        self.prompt_bar.update(done, total);
+    }
+
+    fn token(&mut self, event: &TokenEvent) -> Result<()> {
+        self.output.token(event).context(WRITING)
+    }
+}

@@ -1,0 +1,49 @@
+//! `sharpi tokenize`: the ids and pieces of a text.
+
+use std::io::{self, BufWriter, Write};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::{exit::Outcome, output::write_json_line, resolve::TokenizeRequest};
+use crate::model::Tokenizer;
+
+#[derive(Serialize)]
+struct Tokenized<'a> {
+    text: &'a str,
+    ids: &'a [u32],
+}
+
+pub fn run(request: &TokenizeRequest) -> Result<Outcome> {
+    let model = request.model.open()?;
+    let prompt = request.input.render(&model)?;
+    let ids = model.tokenizer.encode(&prompt)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    let written = match request.json {
+        true => write_json_line(
+            &mut out,
+            &Tokenized {
+                text: prompt.text(),
+                ids: &ids,
+            },
+        ),
+        false => write_lines(&mut out, &model.tokenizer, &ids),
+    };
+    written.context("writing to standard output")?;
+    Ok(Outcome::Done)
+}
+
+/// One token a line, `id<TAB>piece`. Control characters in a piece are escaped, so that a line is a line.
+fn write_lines(out: &mut impl Write, tokenizer: &Tokenizer, ids: &[u32]) -> io::Result<()> {
+    for &id in ids {
+        write!(out, "{id}\t")?;
+        for character in tokenizer.piece(id).chars() {
+            match character.is_control() {
+                true => write!(out, "{}", character.escape_default())?,
+                false => write!(out, "{character}")?,
+            }
+        }
+        writeln!(out)?;
+    }
+    out.flush()
+}
