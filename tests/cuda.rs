@@ -16,6 +16,7 @@ use sharpi::{
 };
 
 type TestResult = Result<(), Failed>;
+type Test = (&'static str, fn() -> TestResult);
 
 fn main() {
     let missing = match cuda::list() {
@@ -27,7 +28,7 @@ fn main() {
     if let Some(reason) = &missing {
         eprintln!("the tests that need a GPU do not run: {reason}");
     }
-    let tests: [(&str, fn() -> TestResult); 9] = [
+    let tests: [Test; 9] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
             graph_and_direct_logits_are_the_same_bits,

@@ -34,6 +34,13 @@ Examples:
 
 Without --chat the text is taken byte for byte, trailing newlines included.";
 
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  sharpi bench -m m.gguf
+  sharpi bench -m m.gguf -p 0 -n 128 -d 0,4096,16384 --compare-graph
+
+Rows are named as in llama-bench: pp512 reads a prompt of 512 tokens, tg128@d4096 decodes 128 tokens after 4,096.";
+
 /// Run GGUF language models from the command line.
 #[derive(Debug, Parser)]
 #[command(name = "sharpi", bin_name = "sharpi", version, after_help = EXAMPLES)]
@@ -64,6 +71,12 @@ pub enum Command {
     Info(InfoArgs),
     /// Show how a text becomes tokens
     Tokenize(TokenizeArgs),
+    /// Measure tokens per second
+    Bench(BenchArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArgs),
+    /// Compare direct launches, the CUDA graph and the CPU on a model
+    Verify(VerifyArgs),
     /// Show what this binary can compute on
     Devices,
 }
@@ -126,18 +139,110 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", requires = "json", help_heading = "Output", value_parser = at_least_one)]
     pub logprobs: Option<usize>,
 
-    /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(
-        long,
-        value_name = "DEVICE",
-        default_value = "auto",
-        help_heading = "Machine"
-    )]
-    pub device: Device,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
 
-    /// Threads to compute with on the CPU [default: one per core]
-    #[arg(short, long, value_name = "N", help_heading = "Machine", value_parser = thread_count)]
-    pub threads: Option<usize>,
+#[derive(Debug, Args)]
+#[command(args_override_self = true, after_help = BENCH_EXAMPLES)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Read prompts of N tokens; 0: none
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "512"
+    )]
+    pub n_prompt: Vec<usize>,
+
+    /// Decode N tokens; 0: none
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "128"
+    )]
+    pub n_gen: Vec<usize>,
+
+    /// Do so with N tokens already in the context
+    #[arg(
+        short = 'd',
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "0"
+    )]
+    pub n_depth: Vec<usize>,
+
+    /// Repeat every measurement N times
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    pub repetitions: usize,
+
+    /// Measure decoding with CUDA graphs off and on
+    #[arg(long, conflicts_with = "no_cuda_graph")]
+    pub compare_graph: bool,
+
+    /// Print one JSON object (docs/json.md describes it)
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// The text (-: standard input)
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Tokens that are read together; the second half of them is predicted
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = at_least_four)]
+    pub ctx_size: usize,
+
+    /// Compare every prediction with the CPU's
+    #[arg(long)]
+    pub kl: bool,
+
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// What to begin with
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        default_value = "Once upon a time",
+        allow_hyphen_values = true
+    )]
+    pub prompt: String,
+
+    /// Decode N tokens
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    pub max_tokens: usize,
+
+    /// Compare with the CPU even if the model is large
+    #[arg(long)]
+    pub cpu: bool,
+
+    #[command(flatten)]
+    pub machine: MachineArgs,
 }
 
 #[derive(Debug, Args)]
@@ -167,6 +272,22 @@ pub struct TokenizeArgs {
     /// Print one JSON object: the text that was tokenized and the ids
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+
+    /// Threads to compute with on the CPU [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = thread_count)]
+    pub threads: Option<usize>,
+
+    /// Launch CUDA kernels one by one instead of replaying a graph (as SHARPI_CUDA_GRAPH=0 does)
+    #[arg(long)]
+    pub no_cuda_graph: bool,
 }
 
 #[derive(Debug, Args)]
@@ -306,6 +427,11 @@ fn probability(text: &str) -> Result<f32, String> {
 
 fn at_least_one(text: &str) -> Result<usize, String> {
     whole_number(text, 1..=usize::MAX)
+}
+
+/// Half of a window is predicted, and its last token has no successor.
+fn at_least_four(text: &str) -> Result<usize, String> {
+    whole_number(text, 4..=usize::MAX)
 }
 
 /// More threads than this is a slip of the finger, and would only run into the system's own limit.

@@ -26,13 +26,20 @@ pub fn choose(asked: Option<usize>, config: &Config) -> Result<usize> {
             );
         }
     }
-    if asked > config.context_length {
+    warn_if_untrained(Some(asked), config);
+    Ok(asked)
+}
+
+/// Says so where the context is longer than the model was trained for.
+pub fn warn_if_untrained(asked: Option<usize>, config: &Config) {
+    if let Some(asked) = asked
+        && asked > config.context_length
+    {
         tracing::warn!(
             "--ctx-size {asked} is more than the {} tokens that the model was trained for; the text may become nonsense",
             config.context_length
         );
     }
-    Ok(asked)
 }
 
 fn automatic(trained: usize, per_token: u64) -> usize {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 
 use super::{exit::Outcome, system};
-use crate::cpu;
+use crate::{cpu, cuda};
 
 pub fn run() -> Result<Outcome> {
     write(&mut io::stdout().lock()).context("writing to standard output")?;
@@ -25,6 +25,21 @@ fn write(out: &mut impl Write) -> io::Result<()> {
         write!(out, ", {} of memory", HumanBytes(bytes))?;
     }
     writeln!(out, ", {}", cpu::vector_instructions())?;
-    writeln!(out, "cuda  none: this sharpi was built without CUDA")?;
+    match cuda::list() {
+        Ok(gpus) => {
+            for gpu in gpus {
+                let (major, minor) = gpu.compute_capability;
+                writeln!(
+                    out,
+                    "cuda:{} {}, {} of memory, compute capability {major}.{minor}, kernels for {}",
+                    gpu.ordinal,
+                    gpu.name,
+                    HumanBytes(gpu.memory_bytes as u64),
+                    cuda::ARCHS
+                )?;
+            }
+        }
+        Err(error) => writeln!(out, "cuda  none: {error:#}")?,
+    }
     out.flush()
 }

@@ -5,6 +5,8 @@
 //! standard error.
 
 mod args;
+mod backend;
+mod bench;
 mod context;
 mod devices;
 mod exit;
@@ -12,11 +14,13 @@ mod info;
 mod interrupt;
 mod messages;
 mod output;
+mod perplexity;
 mod progress;
 mod resolve;
 mod run;
 mod system;
 mod tokenize;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -38,6 +42,9 @@ fn dispatch() -> Result<Outcome> {
         Request::Run(request) => run::run(*request),
         Request::Info { model, json } => info::run(&model, json),
         Request::Tokenize(request) => tokenize::run(&request),
+        Request::Bench(request) => bench::run(&request),
+        Request::Perplexity(request) => perplexity::run(&request),
+        Request::Verify(request) => verify::run(&request),
         Request::Devices => devices::run(),
     }
 }

@@ -7,7 +7,10 @@ use std::{
 
 use serde::Serialize;
 
-use crate::engine::{FinishReason, Generation, TokenEvent};
+use crate::engine::{FinishReason, Generation, GraphReport, TokenEvent};
+
+/// What an error of a write to standard output was doing.
+pub const WRITING: &str = "writing to standard output";
 
 /// Where a generation goes, step by step. Every call ends with a flush.
 pub trait Output {
@@ -48,6 +51,8 @@ pub struct RunFacts<'a> {
     pub load: Duration,
     pub backend: &'a str,
     pub device: &'a str,
+    /// On CUDA.
+    pub cuda_graph: Option<&'a GraphReport>,
 }
 
 /// The generated text and one newline at its end.
@@ -193,6 +198,8 @@ struct Done<'a> {
     seed: u64,
     timings: Timings,
     backend: Backend<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cuda_graph: Option<&'a GraphReport>,
 }
 
 #[derive(Serialize)]
@@ -237,6 +244,7 @@ impl<'a> Done<'a> {
                 name: run.backend,
                 device: run.device,
             },
+            cuda_graph: run.cuda_graph,
         }
     }
 }

@@ -49,29 +49,49 @@ impl Drop for Spinner {
     }
 }
 
-/// The reading of a prompt, token by token. It disappears when the last one has been read.
-pub struct PromptBar {
+/// A step whose length is known. It shows itself once it takes a while, and disappears when it is done.
+pub struct CountBar {
     wanted: bool,
     started: Instant,
+    style: ProgressStyle,
     bar: Option<ProgressBar>,
 }
 
-impl PromptBar {
-    pub fn new(wanted: bool) -> Self {
+impl CountBar {
+    /// Counts `things` while `doing`.
+    pub fn new(wanted: bool, doing: &str, things: &str) -> Self {
+        Self::with_template(
+            wanted,
+            &format!("{doing} {{wide_bar}} {{pos}}/{{len}} {things}, {{per_sec}}, {{eta}} left"),
+        )
+    }
+
+    /// Counts bytes while `doing`.
+    pub fn bytes(wanted: bool, doing: &str) -> Self {
+        Self::with_template(
+            wanted,
+            &format!("{doing} {{wide_bar}} {{bytes}}/{{total_bytes}}, {{bytes_per_sec}}"),
+        )
+    }
+
+    fn with_template(wanted: bool, template: &str) -> Self {
         Self {
             wanted,
             started: Instant::now(),
+            style: ProgressStyle::with_template(template).expect("the template is well-formed"),
             bar: None,
         }
     }
 
-    /// `done` of `total` tokens have been read.
+    /// `done` of `total` are done.
     pub fn update(&mut self, done: usize, total: usize) {
         if done == total {
             self.clear();
         } else if self.wanted && self.started.elapsed() > PATIENCE {
             self.bar
-                .get_or_insert_with(|| prompt_bar(total))
+                .get_or_insert_with(|| {
+                    ProgressBar::new(total as u64).with_style(self.style.clone())
+                })
                 .set_position(done as u64);
         }
     }
@@ -81,12 +101,4 @@ impl PromptBar {
             bar.finish_and_clear();
         }
     }
-}
-
-fn prompt_bar(total: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "reading the prompt {wide_bar} {pos}/{len} tokens, {per_sec}, {eta} left",
-    )
-    .expect("the template is well-formed");
-    ProgressBar::new(total as u64).with_style(style)
 }

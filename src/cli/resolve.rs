@@ -12,13 +12,18 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{
     args::{
-        self, Device, ModelArgs, PromptArgs, RunArgs, SamplingArgs, TokenizeArgs, VerbosityArgs,
+        self, BenchArgs, MachineArgs, ModelArgs, PromptArgs, RunArgs, SamplingArgs, TokenizeArgs,
+        VerbosityArgs,
     },
+    backend::Compute,
+    bench::BenchRequest,
     exit::UsageError,
+    perplexity::PerplexityRequest,
     progress,
+    verify::VerifyRequest,
 };
 use crate::{
-    engine::SamplingParams,
+    engine::{Kind, SamplingParams, Workload},
     model::{Gguf, Message, Model, Prompt},
 };
 
@@ -27,6 +32,9 @@ pub enum Request {
     Run(Box<RunRequest>),
     Info { model: ModelSource, json: bool },
     Tokenize(TokenizeRequest),
+    Bench(BenchRequest),
+    Perplexity(PerplexityRequest),
+    Verify(VerifyRequest),
     Devices,
 }
 
@@ -35,15 +43,11 @@ pub struct RunRequest {
     pub input: Input,
     /// `None`: until the end of the answer or of the context.
     pub max_tokens: Option<usize>,
-    /// Tokens of prompt and text; `None`: as many as are sensible.
-    pub context_len: Option<usize>,
     pub stop: Vec<String>,
     pub ignore_eos: bool,
     pub sampling: SamplingFlags,
     pub format: Format,
-    /// Worker threads; 0: one per core.
-    pub threads: usize,
-    pub show_progress: bool,
+    pub compute: Compute,
 }
 
 pub struct TokenizeRequest {
@@ -127,16 +131,26 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
             json: args.json,
         },
         args::Command::Tokenize(args) => Request::Tokenize(tokenize(args)?),
+        args::Command::Bench(args) => Request::Bench(bench(args, verbosity)?),
+        args::Command::Perplexity(args) => Request::Perplexity(PerplexityRequest {
+            text: read_text("--file", &args.file)?,
+            model: model(args.model),
+            compute: compute(args.machine, Some(args.ctx_size), verbosity),
+            window: args.ctx_size,
+            kl: args.kl,
+        }),
+        args::Command::Verify(args) => Request::Verify(VerifyRequest {
+            model: model(args.model),
+            compute: compute(args.machine, None, verbosity),
+            cpu: args.cpu,
+            tokens: args.max_tokens,
+            prompt: args.prompt,
+        }),
         args::Command::Devices => Request::Devices,
     })
 }
 
 fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
-    if let Device::Cuda(_) = args.device {
-        bail!(
-            "--device cuda: this sharpi was built without CUDA; use --device cpu, or leave --device out"
-        );
-    }
     Ok(RunRequest {
         input: if args.raw {
             Input::Raw(text(&args.prompt)?)
@@ -145,7 +159,6 @@ fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
         },
         model: model(args.model),
         max_tokens: args.max_tokens,
-        context_len: (args.ctx_size > 0).then_some(args.ctx_size),
         stop: args.stop,
         ignore_eos: args.ignore_eos,
         sampling: SamplingFlags(args.sampling),
@@ -155,8 +168,53 @@ fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
             },
             false => Format::Text,
         },
+        compute: compute(
+            args.machine,
+            (args.ctx_size > 0).then_some(args.ctx_size),
+            verbosity,
+        ),
+    })
+}
+
+fn compute(args: MachineArgs, context_len: Option<usize>, verbosity: &VerbosityArgs) -> Compute {
+    Compute {
+        device: args.device,
         threads: args.threads.unwrap_or(0),
+        no_cuda_graph: args.no_cuda_graph,
+        context_len,
         show_progress: progress::wanted(verbosity),
+    }
+}
+
+/// The rows of a benchmark: for each depth all prompts, then all generations.
+fn bench(args: BenchArgs, verbosity: &VerbosityArgs) -> Result<BenchRequest> {
+    let mut workloads = Vec::new();
+    for &depth in &args.n_depth {
+        for (kind, lengths) in [
+            (Kind::Prompt, &args.n_prompt),
+            (Kind::Generate, &args.n_gen),
+        ] {
+            let lengths = lengths.iter().filter(|&&tokens| tokens > 0);
+            workloads.extend(lengths.map(|&tokens| Workload {
+                kind,
+                tokens,
+                depth,
+            }));
+        }
+    }
+    let context_len = workloads.iter().map(|w| w.depth + w.tokens).max();
+    let Some(context_len) = context_len else {
+        return Err(usage(
+            "nothing to measure: give --n-prompt or --n-gen a number above 0",
+        ));
+    };
+    Ok(BenchRequest {
+        model: model(args.model),
+        compute: compute(args.machine, Some(context_len), verbosity),
+        workloads,
+        repetitions: args.repetitions,
+        compare_graph: args.compare_graph,
+        json: args.json,
     })
 }
 

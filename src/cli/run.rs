@@ -9,15 +9,13 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{
-    context,
     exit::Outcome,
     interrupt::Interrupt,
-    output::{JsonOutput, ModelFacts, Output, RunFacts, Start, TextOutput},
-    progress::{PromptBar, Spinner},
+    output::{JsonOutput, ModelFacts, Output, RunFacts, Start, TextOutput, WRITING},
+    progress::{CountBar, Spinner},
     resolve::{Format, RunRequest},
 };
 use crate::{
-    cpu::CpuBackend,
     engine::{FinishReason, GenerateOptions, Generation, Observer, Session, TokenEvent, generate},
     model::Model,
 };
@@ -25,20 +23,20 @@ use crate::{
 pub fn run(request: RunRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
     let loading = Instant::now();
+    let opening = request.compute.clone().open();
     let spinner = Spinner::new(
-        request.show_progress,
+        request.compute.show_progress,
         format!("loading {}", request.model.name()),
     );
     let model = request.model.open()?;
     let prompt = model.tokenizer.encode(&request.input.render(&model)?)?;
     drop(spinner);
-    let context_len = context::choose(request.context_len, &model.config)?;
+    let model = Arc::new(model);
+    let mut session = Session::new(opening.load(&model)?);
+    let context_len = session.backend().context_len();
     let sampling = request.sampling.resolve(&model.gguf, context_len)?;
     tracing::debug!("{sampling:?}");
     let seed = sampling.seed;
-    let model = Arc::new(model);
-    let backend = CpuBackend::new(Arc::clone(&model), context_len, request.threads)?;
-    let mut session = Session::new(Box::new(backend));
     let load = loading.elapsed();
     tracing::debug!(
         "context: {context_len} tokens, of which the prompt takes {}",
@@ -64,7 +62,11 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
     interrupt.generation_starts();
     let mut observer = Stream {
         output: &mut *output,
-        prompt_bar: PromptBar::new(request.show_progress),
+        prompt_bar: CountBar::new(
+            request.compute.show_progress,
+            "reading the prompt",
+            "tokens",
+        ),
         interrupt: &interrupt,
     };
     let generated = generate(
@@ -88,6 +90,7 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         load,
         backend: session.backend().name(),
         device: session.backend().device(),
+        cuda_graph: session.backend().graph_report(),
     };
     output.done(&generation, &facts).context(WRITING)?;
     report(&generation, load, seed);
@@ -96,8 +99,6 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         _ => Outcome::Done,
     })
 }
-
-const WRITING: &str = "writing to standard output";
 
 fn start<'a>(model: &'a Model, prompt: &'a [u32]) -> Result<Start<'a>> {
     Ok(Start {
@@ -128,7 +129,7 @@ fn report(generation: &Generation, load: Duration, seed: u64) {
 /// Passes a generation on to the output as it happens.
 struct Stream<'a> {
     output: &'a mut dyn Output,
-    prompt_bar: PromptBar,
+    prompt_bar: CountBar,
     interrupt: &'a Interrupt,
 }
 

@@ -142,22 +142,6 @@ impl CudaBackend {
         self.weights.device_bytes()
     }
 
-    /// Starts over with the graph: captured anew, or not at all for the given reason.
-    pub fn set_graph(&mut self, ineligible: Option<String>) {
-        if let Some(reason) = &ineligible {
-            tracing::debug!("no CUDA graph: {reason}");
-        }
-        self.graph = match ineligible {
-            Some(_) => GraphState::Ineligible,
-            None => GraphState::Cold,
-        };
-        self.report = GraphReport {
-            enabled: ineligible.is_none(),
-            disabled_reason: ineligible,
-            ..GraphReport::default()
-        };
-    }
-
     /// Queues the computation of `token` at `position`. `slot` tells apart the steps that are under way.
     fn step(&mut self, token: u32, position: usize, slot: usize) -> Result<()> {
         let bytes = 2 * size_of::<i32>();
@@ -284,6 +268,21 @@ impl Backend for CudaBackend {
 
     fn bytes_per_token(&self, position: usize) -> u64 {
         self.model.weights.bytes_per_token() + (position * self.cache.bytes_per_token) as u64
+    }
+
+    fn set_graph(&mut self, ineligible: Option<String>) {
+        if let Some(reason) = &ineligible {
+            tracing::debug!("no CUDA graph: {reason}");
+        }
+        self.graph = match ineligible {
+            Some(_) => GraphState::Ineligible,
+            None => GraphState::Cold,
+        };
+        self.report = GraphReport {
+            enabled: ineligible.is_none(),
+            disabled_reason: ineligible,
+            ..GraphReport::default()
+        };
     }
 
     fn graph_report(&self) -> Option<&GraphReport> {

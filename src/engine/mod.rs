@@ -45,6 +45,9 @@ pub trait Backend {
     /// Bytes of weights and KV cache that decoding the token at `position` reads.
     fn bytes_per_token(&self, position: usize) -> u64;
 
+    /// Starts over with the graph, where there may be one: captured anew, or not used for the given reason.
+    fn set_graph(&mut self, _ineligible: Option<String>) {}
+
     /// What became of the CUDA graph, where there may be one.
     fn graph_report(&self) -> Option<&GraphReport> {
         None

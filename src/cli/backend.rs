@@ -1,0 +1,99 @@
+//! Where to compute: the backend that `--device` names, opened while the model file is being read.
+
+use std::{sync::Arc, thread};
+
+use anyhow::{Context, Result, anyhow};
+
+use super::{args::Device, context, progress::CountBar};
+use crate::{
+    cpu::CpuBackend,
+    cuda::{self, CudaBackend},
+    engine::Backend,
+    model::Model,
+};
+
+/// What was asked for.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    pub device: Device,
+    /// Worker threads on the CPU; 0: one per core.
+    pub threads: usize,
+    /// Launch kernels one by one on a GPU.
+    pub no_cuda_graph: bool,
+    /// Tokens of prompt and text; `None`: as many as are sensible.
+    pub context_len: Option<usize>,
+    pub show_progress: bool,
+}
+
+/// A device on its way: opening a GPU takes as long as reading a large vocabulary.
+pub struct Opening {
+    compute: Compute,
+    /// `None`: the CPU.
+    gpu: Option<thread::JoinHandle<Result<Arc<cuda::Device>>>>,
+}
+
+impl Compute {
+    /// Begins to open the device.
+    pub fn open(self) -> Opening {
+        let ordinal = match self.device {
+            Device::Cpu => None,
+            Device::Cuda(ordinal) => Some(ordinal),
+            Device::Auto => cuda::list()
+                .ok()
+                .and_then(|gpus| gpus.first().map(|gpu| gpu.ordinal)),
+        };
+        Opening {
+            compute: self,
+            gpu: ordinal.map(|ordinal| thread::spawn(move || cuda::Device::open(ordinal))),
+        }
+    }
+}
+
+impl Opening {
+    /// The GPU, if that is what was asked for.
+    pub fn gpu(&mut self) -> Result<Option<Arc<cuda::Device>>> {
+        let Some(opening) = self.gpu.take() else {
+            return Ok(None);
+        };
+        let opened = opening
+            .join()
+            .map_err(|_| anyhow!("opening the GPU ended the thread that did it"))?;
+        Ok(Some(opened?))
+    }
+
+    /// Brings the model onto the device.
+    pub fn load(mut self, model: &Arc<Model>) -> Result<Box<dyn Backend>> {
+        match self.gpu()? {
+            Some(gpu) => Ok(Box::new(on_gpu(gpu, &self.compute, model)?)),
+            None => on_cpu(&self.compute, model),
+        }
+    }
+}
+
+/// Brings the model onto a GPU.
+pub fn on_gpu(
+    gpu: Arc<cuda::Device>,
+    compute: &Compute,
+    model: &Arc<Model>,
+) -> Result<CudaBackend> {
+    let options = cuda::Options {
+        context_len: compute.context_len,
+        no_graph: compute.no_cuda_graph,
+    };
+    context::warn_if_untrained(compute.context_len, &model.config);
+    let mut bar = CountBar::bytes(compute.show_progress, "uploading the weights");
+    CudaBackend::new(gpu, Arc::clone(model), &options, &mut |done, total| {
+        bar.update(done, total)
+    })
+    .context("--device cuda")
+}
+
+/// Brings the model to the CPU.
+pub fn on_cpu(compute: &Compute, model: &Arc<Model>) -> Result<Box<dyn Backend>> {
+    let context_len = context::choose(compute.context_len, &model.config)?;
+    Ok(Box::new(CpuBackend::new(
+        Arc::clone(model),
+        context_len,
+        compute.threads,
+    )?))
+}

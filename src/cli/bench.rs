@@ -1,0 +1,189 @@
+//! `sharpi bench`: tokens per second, in the rows of llama-bench, and how far from the memory's own speed they are.
+
+use std::{
+    io::{self, Write},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::{
+    backend::{self, Compute},
+    exit::Outcome,
+    output::{WRITING, write_json_line},
+    resolve::ModelSource,
+};
+use crate::{
+    cuda,
+    engine::{Backend, Kind, Workload, measure},
+};
+
+pub struct BenchRequest {
+    pub model: ModelSource,
+    pub compute: Compute,
+    pub workloads: Vec<Workload>,
+    pub repetitions: usize,
+    /// Time every decode row with graphs off, too.
+    pub compare_graph: bool,
+    pub json: bool,
+}
+
+/// Everything that was measured.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    backend: &'static str,
+    device: String,
+    /// What a kernel reads that does nothing else; `None` on the CPU.
+    read_ceiling_gb_per_second: Option<f64>,
+    rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    /// As llama-bench names it.
+    test: String,
+    tokens_per_second: f64,
+    standard_deviation: f64,
+    samples_tokens_per_second: Vec<f64>,
+    cuda_graph: bool,
+    /// Of decode rows: weights and KV cache.
+    bytes_per_token: Option<u64>,
+    gb_per_second: Option<f64>,
+    fraction_of_read_ceiling: Option<f64>,
+    /// Of decode rows with `--compare-graph`: the speed with graphs over that without.
+    graph_speedup: Option<f64>,
+}
+
+pub fn run(request: &BenchRequest) -> Result<Outcome> {
+    let mut opening = request.compute.clone().open();
+    let model = Arc::new(request.model.open()?);
+    let gpu = opening.gpu()?;
+    // Before the weights are there, while the memory that it reads is free.
+    let ceiling = gpu.as_ref().map(cuda::read_ceiling).transpose()?;
+    let mut backend: Box<dyn Backend> = match gpu {
+        Some(gpu) => Box::new(backend::on_gpu(gpu, &request.compute, &model)?),
+        None => backend::on_cpu(&request.compute, &model)?,
+    };
+    let mut report = Report {
+        model: model.gguf.name().to_owned(),
+        backend: backend.name(),
+        device: backend.device().to_owned(),
+        read_ceiling_gb_per_second: ceiling.map(|bytes| bytes / 1e9),
+        rows: Vec::new(),
+    };
+    let mut out = io::stdout().lock();
+    if !request.json {
+        write_head(&mut out, &report).context(WRITING)?;
+    }
+    for &workload in &request.workloads {
+        let time = |backend: &mut dyn Backend| {
+            measure(
+                backend,
+                workload,
+                model.config.vocab_size,
+                request.repetitions,
+            )
+            .with_context(|| format!("measuring {}", workload.name()))
+        };
+        let direct = if request.compare_graph && workload.kind == Kind::Generate {
+            backend.set_graph(Some("--compare-graph".to_owned()));
+            let samples = time(&mut *backend)?;
+            report
+                .rows
+                .push(Row::new(workload, &samples, &*backend, ceiling));
+            backend.set_graph(None);
+            report.rows.last()
+        } else {
+            None
+        };
+        let direct_rate = direct.map(|row| row.tokens_per_second);
+        if let (Some(row), false) = (direct, request.json) {
+            write_row(&mut out, row).context(WRITING)?;
+        }
+        let samples = time(&mut *backend)?;
+        let mut row = Row::new(workload, &samples, &*backend, ceiling);
+        row.graph_speedup = direct_rate.map(|direct| row.tokens_per_second / direct);
+        if !request.json {
+            write_row(&mut out, &row).context(WRITING)?;
+        }
+        report.rows.push(row);
+    }
+    if request.json {
+        write_json_line(&mut out, &report).context(WRITING)?;
+    }
+    Ok(Outcome::Done)
+}
+
+impl Row {
+    /// `ceiling`: bytes per second that the device reads at best.
+    fn new(
+        workload: Workload,
+        samples: &[Duration],
+        backend: &dyn Backend,
+        ceiling: Option<f64>,
+    ) -> Self {
+        let rate = |time: &Duration| workload.tokens as f64 / time.as_secs_f64();
+        let rates: Vec<f64> = samples.iter().map(rate).collect();
+        let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+        let squares: f64 = rates.iter().map(|rate| (rate - mean).powi(2)).sum();
+        // Averaged over the row: the cache grows by a token each step.
+        let bytes = (workload.kind == Kind::Generate)
+            .then(|| backend.bytes_per_token(workload.depth + workload.tokens / 2));
+        let bytes_per_second = bytes.map(|bytes| bytes as f64 * mean);
+        Self {
+            test: workload.name(),
+            tokens_per_second: mean,
+            standard_deviation: (squares / (rates.len() - 1).max(1) as f64).sqrt(),
+            samples_tokens_per_second: rates,
+            cuda_graph: backend.graph_report().is_some_and(|report| report.enabled),
+            bytes_per_token: bytes,
+            gb_per_second: bytes_per_second.map(|rate| rate / 1e9),
+            fraction_of_read_ceiling: bytes_per_second
+                .zip(ceiling)
+                .map(|(rate, ceiling)| rate / ceiling),
+            graph_speedup: None,
+        }
+    }
+}
+
+fn write_head(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    writeln!(out, "model   {}", report.model)?;
+    writeln!(out, "device  {}, {}", report.backend, report.device)?;
+    if let Some(ceiling) = report.read_ceiling_gb_per_second {
+        writeln!(out, "reads   {ceiling:.0} GB/s at best, measured here")?;
+    }
+    writeln!(
+        out,
+        "\n{:<16} {:>6} {:>20} {:>10} {:>10} {:>8} {:>8}",
+        "test", "graph", "tokens/s", "MB/token", "GB/s", "ceiling", "speedup"
+    )
+}
+
+fn write_row(out: &mut impl Write, row: &Row) -> io::Result<()> {
+    let optional = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let rate = format!(
+        "{:.1} ± {:.1}",
+        row.tokens_per_second, row.standard_deviation
+    );
+    writeln!(
+        out,
+        "{:<16} {:>6} {:>20} {:>10} {:>10} {:>8} {:>8}",
+        row.test,
+        if row.cuda_graph { "on" } else { "off" },
+        rate,
+        optional(
+            row.bytes_per_token
+                .map(|bytes| format!("{:.1}", bytes as f64 / 1e6))
+        ),
+        optional(row.gb_per_second.map(|rate| format!("{rate:.1}"))),
+        optional(
+            row.fraction_of_read_ceiling
+                .map(|fraction| format!("{:.1}%", fraction * 100.0))
+        ),
+        optional(row.graph_speedup.map(|ratio| format!("{ratio:.2}x"))),
+    )?;
+    out.flush()
+}

@@ -1,0 +1,100 @@
+//! `sharpi perplexity`: how well a model predicts a text, and how closely a device follows the CPU.
+
+use std::{
+    io::{self, Write},
+    ops::ControlFlow,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    backend::{self, Compute},
+    exit::Outcome,
+    interrupt::Interrupt,
+    output::WRITING,
+    progress::CountBar,
+    resolve::ModelSource,
+};
+use crate::{
+    engine::{Backend, Evaluation, evaluate},
+    model::Prompt,
+};
+
+pub struct PerplexityRequest {
+    pub model: ModelSource,
+    pub compute: Compute,
+    pub text: String,
+    /// Tokens that are read together.
+    pub window: usize,
+    /// Compare with the CPU.
+    pub kl: bool,
+}
+
+pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
+    let interrupt = Interrupt::catch()?;
+    let opening = request.compute.clone().open();
+    let model = Arc::new(request.model.open()?);
+    let tokens = model.tokenizer.encode(&Prompt::raw(&request.text))?;
+    // What an empty text begins with is what every window should begin with.
+    let bos = model.tokenizer.encode(&Prompt::raw(""))?.first().copied();
+    let mut backend = opening.load(&model)?;
+    let mut reference: Option<Box<dyn Backend>> = match request.kl {
+        true => Some(backend::on_cpu(&request.compute, &model)?),
+        false => None,
+    };
+    interrupt.generation_starts();
+    let mut bar = CountBar::new(request.compute.show_progress, "reading the text", "windows");
+    let evaluation = evaluate(
+        &mut *backend,
+        reference
+            .as_mut()
+            .map(|reference| &mut **reference as &mut dyn Backend),
+        &tokens,
+        request.window,
+        bos,
+        &mut |done, total| {
+            bar.update(done, total);
+            match interrupt.requested() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        },
+    )
+    .with_context(|| format!("evaluating {}", model.gguf.name()))?;
+    bar.clear();
+    if interrupt.requested() && evaluation.positions == 0 {
+        return Ok(Outcome::Interrupted);
+    }
+    write(&mut io::stdout().lock(), &evaluation).context(WRITING)?;
+    Ok(match interrupt.requested() {
+        true => Outcome::Interrupted,
+        false => Outcome::Done,
+    })
+}
+
+fn write(out: &mut impl Write, evaluation: &Evaluation) -> io::Result<()> {
+    writeln!(
+        out,
+        "perplexity     {:.4} ± {:.4} over {} positions",
+        evaluation.perplexity(),
+        evaluation.perplexity_error(),
+        evaluation.positions
+    )?;
+    if let Some(divergence) = &evaluation.divergence {
+        writeln!(
+            out,
+            "KL divergence  mean {:.3e}, median {:.3e}, 99% {:.3e}, maximum {:.3e}",
+            divergence.mean(),
+            divergence.quantile(0.5),
+            divergence.quantile(0.99),
+            divergence.max()
+        )?;
+        writeln!(
+            out,
+            "same top token {:.2}%",
+            100.0 * divergence.same_top_fraction()
+        )?;
+    }
+    out.flush()
+}

@@ -1,0 +1,108 @@
+//! `sharpi verify`: direct launches, the CUDA graph and the CPU side by side on any file.
+
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    backend::{self, Compute},
+    exit::Outcome,
+    output::WRITING,
+    resolve::ModelSource,
+};
+use crate::{
+    engine::{Backend, Comparison, Trace},
+    model::{Model, Prompt},
+};
+
+/// Files up to this size are also computed on the CPU without being asked to.
+const SMALL_BYTES: u64 = 1 << 30;
+
+pub struct VerifyRequest {
+    pub model: ModelSource,
+    pub compute: Compute,
+    /// Compare with the CPU whatever the model's size.
+    pub cpu: bool,
+    /// Tokens to decode.
+    pub tokens: usize,
+    pub prompt: String,
+}
+
+pub fn run(request: &VerifyRequest) -> Result<Outcome> {
+    let mut opening = request.compute.clone().open();
+    let model = Arc::new(request.model.open()?);
+    let Some(gpu) = opening.gpu()? else {
+        bail!("verify compares ways of computing on a GPU, and `sharpi devices` shows none");
+    };
+    let prompt = prompt(&model, &request.prompt)?;
+    let compute = Compute {
+        context_len: Some(prompt.len() + request.tokens),
+        ..request.compute.clone()
+    };
+    let mut cuda = backend::on_gpu(gpu, &compute, &model)?;
+    cuda.set_graph(Some("verify".to_owned()));
+    let direct = Trace::record(&mut cuda, &prompt, request.tokens, None)?;
+    cuda.set_graph(None);
+    let follow = Some(direct.tokens.as_slice());
+    let graph = Trace::record(&mut cuda, &prompt, request.tokens, follow)?;
+    if let Some(reason) = cuda
+        .graph_report()
+        .and_then(|report| report.disabled_reason.clone())
+    {
+        bail!("no CUDA graph to verify: {reason}");
+    }
+
+    let mut out = io::stdout().lock();
+    write_head(&mut out, &cuda, request.tokens).context(WRITING)?;
+    let replayed = direct.compare(&graph);
+    write_row(&mut out, "graph : direct", &replayed).context(WRITING)?;
+    if request.cpu || model.gguf.file_bytes() <= SMALL_BYTES {
+        let mut cpu = backend::on_cpu(&compute, &model)?;
+        let reference = Trace::record(&mut *cpu, &prompt, request.tokens, follow)?;
+        write_row(&mut out, "direct : cpu", &reference.compare(&direct)).context(WRITING)?;
+    }
+    match replayed.first_difference {
+        Some(token) => {
+            bail!("graph and direct launches differ, first in the logits of token {token}")
+        }
+        None => Ok(Outcome::Done),
+    }
+}
+
+/// The text's tokens, at least one.
+fn prompt(model: &Model, text: &str) -> Result<Vec<u32>> {
+    let tokens = model.tokenizer.encode(&Prompt::raw(text))?;
+    if tokens.is_empty() {
+        bail!("the prompt holds no tokens: give it some text");
+    }
+    Ok(tokens)
+}
+
+fn write_head(out: &mut impl Write, backend: &dyn Backend, tokens: usize) -> io::Result<()> {
+    writeln!(out, "{tokens} tokens on {}\n", backend.device())?;
+    writeln!(
+        out,
+        "{:<16} {:>10} {:>12} {:>12} {:>12} {:>9}",
+        "compared", "same bits", "largest diff", "mean KL", "largest KL", "same top"
+    )
+}
+
+fn write_row(out: &mut impl Write, name: &str, comparison: &Comparison) -> io::Result<()> {
+    let divergence = &comparison.divergence;
+    writeln!(
+        out,
+        "{name:<16} {:>10} {:>12.3e} {:>12.3e} {:>12.3e} {:>8.2}%",
+        if comparison.first_difference.is_none() {
+            "yes"
+        } else {
+            "no"
+        },
+        comparison.max_difference,
+        divergence.mean(),
+        divergence.max(),
+        100.0 * divergence.same_top_fraction()
+    )
+}
