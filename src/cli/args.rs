@@ -87,7 +87,9 @@ pub struct RunArgs {
         long,
         visible_alias = "n-predict",
         value_name = "N",
-        help_heading = "Generation"
+        help_heading = "Generation",
+        allow_negative_numbers = true,
+        value_parser = count
     )]
     pub max_tokens: Option<usize>,
 
