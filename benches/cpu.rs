@@ -1,1 +1,58 @@
-fn main() {}
+//! Speed of the CPU backend: `cargo bench --bench cpu [-- model.gguf...]`.
+//!
+//! Prints tokens/s of the built-in demo model and of every file named, best of several rounds: `prefill` reads 128
+//! tokens in one go, `decode` appends single tokens to them. `SHARPI_THREADS` sets the number of workers.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use sharpi::{cpu::CpuBackend, engine::Backend, model::Model};
+
+const PROMPT_LEN: usize = 128;
+const DECODE_LEN: usize = 64;
+const ROUNDS: usize = 8;
+
+fn main() -> Result<()> {
+    let threads = std::env::var("SHARPI_THREADS").map_or(Ok(0), |threads| threads.parse())?;
+    measure("stories-10m (built in)", Model::demo()?, threads)?;
+    for path in std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"))
+    {
+        measure(&path, Model::open(Path::new(&path))?, threads)?;
+    }
+    Ok(())
+}
+
+fn measure(name: &str, model: Model, threads: usize) -> Result<()> {
+    let vocab_size = model.config.vocab_size;
+    let tokens: Vec<u32> = (0..PROMPT_LEN + DECODE_LEN)
+        .map(|i| (i * 31 % vocab_size) as u32)
+        .collect();
+    let (prompt, rest) = tokens.split_at(PROMPT_LEN);
+    let mut backend = CpuBackend::new(Arc::new(model), tokens.len(), threads)?;
+    let (mut prefill, mut decode) = (Duration::MAX, Duration::MAX);
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        for (chunk, tokens) in prompt.chunks(backend.chunk_len()).enumerate() {
+            backend.forward(tokens, chunk * backend.chunk_len())?;
+        }
+        prefill = prefill.min(start.elapsed());
+        let start = Instant::now();
+        for (i, token) in rest.iter().enumerate() {
+            backend.forward(&[*token], PROMPT_LEN + i)?;
+        }
+        decode = decode.min(start.elapsed());
+    }
+    println!(
+        "{name}, {}: prefill {:.0} tokens/s, decode {:.0} tokens/s",
+        backend.device(),
+        PROMPT_LEN as f64 / prefill.as_secs_f64(),
+        DECODE_LEN as f64 / decode.as_secs_f64(),
+    );
+    Ok(())
+}

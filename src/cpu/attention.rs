@@ -4,7 +4,7 @@ use super::{
     ops,
     simd::{Buffer, LANES, Lanes, vectorized},
 };
-use crate::model::Config;
+use crate::{model::Config, quant::vectorize_inside};
 
 /// Blocks of positions, or lanes of a head, that are summed at once.
 const TILE: usize = 4;
@@ -40,7 +40,9 @@ impl KvCache {
 
     /// Stores the key and value (head_dim, head_count_kv) of one position.
     pub fn store(&mut self, layer: usize, position: usize, key: &[f32], value: &[f32]) {
-        let heads = key.chunks_exact(self.head_dim).zip(value.chunks_exact(self.head_dim));
+        let heads = key
+            .chunks_exact(self.head_dim)
+            .zip(value.chunks_exact(self.head_dim));
         for (head, (key, value)) in heads.enumerate() {
             let head = layer * self.head_count_kv + head;
             let block = (head * self.positions + position) / LANES;
@@ -49,7 +51,8 @@ impl KvCache {
                 lanes.0[position % LANES] = *key;
             }
             let stride = self.head_dim.div_ceil(LANES);
-            let values = &mut self.values.lanes_mut()[(head * self.positions + position) * stride..][..stride];
+            let values = &mut self.values.lanes_mut()
+                [(head * self.positions + position) * stride..][..stride];
             bytemuck::cast_slice_mut(values)[..self.head_dim].copy_from_slice(value);
         }
     }
@@ -100,9 +103,15 @@ vectorized! {
         // Lanes beyond the last position hold what is no key of ours.
         bytemuck::cast_slice_mut::<Lanes, f32>(scores)[positions..].fill(f32::NEG_INFINITY);
 
-        let greatest = scores.iter().fold(f32::NEG_INFINITY, |greatest, scores| greatest.max(scores.max()));
+        let mut greatest = Lanes([f32::NEG_INFINITY; LANES]);
+        for scores in scores.iter() {
+            vectorize_inside();
+            greatest.keep_greater(scores);
+        }
+        let greatest = greatest.0.into_iter().fold(f32::NEG_INFINITY, f32::max);
         let mut sums = Lanes::ZERO;
         for scores in scores.iter_mut() {
+            vectorize_inside();
             for (score, sum) in scores.0.iter_mut().zip(&mut sums.0) {
                 *score = ops::exp(*score - greatest);
                 *sum += *score;
@@ -132,7 +141,8 @@ fn score<'a, const B: usize>(
     keys: &mut impl Iterator<Item = &'a [Lanes]>,
     scores: &mut [Lanes; B],
 ) {
-    let keys: [&[Lanes]; B] = std::array::from_fn(|_| keys.next().expect("a block of keys for each of scores"));
+    let keys: [&[Lanes]; B] =
+        std::array::from_fn(|_| keys.next().expect("a block of keys for each of scores"));
     let keys = keys.map(|keys| &keys[..query.len()]);
     let mut registers = [Lanes::ZERO; B];
     for (i, query) in query.iter().enumerate() {
@@ -158,7 +168,10 @@ fn average<'a, const L: usize>(
             registers[lane].add_scaled(*weight, &value[lane]);
         }
     }
-    for (out, sum) in out.iter_mut().zip(registers.iter().flat_map(|lanes| &lanes.0)) {
+    for (out, sum) in out
+        .iter_mut()
+        .zip(registers.iter().flat_map(|lanes| &lanes.0))
+    {
         *out = sum * scale;
     }
 }

@@ -11,10 +11,7 @@ use super::{
     simd::Matrix,
     workers::SharedMatrix,
 };
-use crate::model::{
-    Config, Model,
-    weights::LayerWeights,
-};
+use crate::model::{Config, Model, weights::LayerWeights};
 
 /// The activations of a chunk of tokens.
 pub struct Activations {
@@ -51,41 +48,113 @@ impl Activations {
 impl CpuBackend {
     /// Appends `tokens` to the KV cache at `position` and computes the logits after those of them that `wanted` numbers:
     /// (vocab_size, wanted.len()).
-    pub(super) fn compute(&mut self, tokens: &[u32], position: usize, wanted: Range<usize>) -> &[f32] {
-        let Self { model, workers, cache, rope, activations, .. } = self;
-        let Model { config, weights, .. } = &**model;
+    pub(super) fn compute(
+        &mut self,
+        tokens: &[u32],
+        position: usize,
+        wanted: Range<usize>,
+    ) -> &[f32] {
+        let Self {
+            model,
+            workers,
+            cache,
+            rope,
+            activations,
+            ..
+        } = self;
+        let Model {
+            config, weights, ..
+        } = &**model;
         let epsilon = config.rms_norm_epsilon;
         rope.seek(position, tokens.len());
         workers.install(|| {
             let chunk = 0..tokens.len();
-            let Activations { hidden, normed, qkv, attended, gated, logits } = activations;
+            let Activations {
+                hidden,
+                normed,
+                qkv,
+                attended,
+                gated,
+                logits,
+            } = activations;
             for (i, token) in tokens.iter().enumerate() {
                 let row_bytes = weights.token_embd.row_bytes();
                 let row = &weights.token_embd.bytes()[*token as usize * row_bytes..][..row_bytes];
-                weights.token_embd.tensor_type().dequantize(row, hidden.row_mut(i));
+                weights
+                    .token_embd
+                    .tensor_type()
+                    .dequantize(row, hidden.row_mut(i));
             }
             for (layer, layer_weights) in weights.layers.iter().enumerate() {
                 norm(hidden, &layer_weights.attn_norm, epsilon, normed, &chunk);
-                let LayerWeights { attn_q, attn_k, attn_v, .. } = layer_weights;
-                matmul(workers, &[attn_q, attn_k, attn_v], normed, chunk.clone(), &qkv.share(), |out, x| *out = x);
+                let LayerWeights {
+                    attn_q,
+                    attn_k,
+                    attn_v,
+                    ..
+                } = layer_weights;
+                matmul(
+                    workers,
+                    &[attn_q, attn_k, attn_v],
+                    normed,
+                    chunk.clone(),
+                    &qkv.share(),
+                    |out, x| *out = x,
+                );
                 for i in chunk.clone() {
                     finish_qkv(config, layer_weights, rope, i, qkv.row_mut(i));
                     let q_dim = config.head_count * config.head_dim;
-                    let (key, value) = qkv.row(i)[q_dim..].split_at(config.head_count_kv * config.head_dim);
+                    let (key, value) =
+                        qkv.row(i)[q_dim..].split_at(config.head_count_kv * config.head_dim);
                     cache.store(layer, position + i, key, value);
                 }
-                attend(workers, config, cache, layer, position, tokens.len(), qkv, attended);
-                matmul(workers, &[&layer_weights.attn_output], attended, chunk.clone(), &hidden.share(), |out, x| *out += x);
+                attend(
+                    workers,
+                    config,
+                    cache,
+                    layer,
+                    position,
+                    tokens.len(),
+                    qkv,
+                    attended,
+                );
+                matmul(
+                    workers,
+                    &[&layer_weights.attn_output],
+                    attended,
+                    chunk.clone(),
+                    &hidden.share(),
+                    |out, x| *out += x,
+                );
 
                 norm(hidden, &layer_weights.ffn_norm, epsilon, normed, &chunk);
-                let LayerWeights { ffn_gate, ffn_up, ffn_down, .. } = layer_weights;
+                let LayerWeights {
+                    ffn_gate,
+                    ffn_up,
+                    ffn_down,
+                    ..
+                } = layer_weights;
                 matmul_swiglu(workers, ffn_gate, ffn_up, normed, tokens.len(), gated);
-                matmul(workers, &[ffn_down], gated, chunk.clone(), &hidden.share(), |out, x| *out += x);
+                matmul(
+                    workers,
+                    &[ffn_down],
+                    gated,
+                    chunk.clone(),
+                    &hidden.share(),
+                    |out, x| *out += x,
+                );
             }
             norm(hidden, &weights.output_norm, epsilon, normed, &wanted);
             let logits = &mut logits[..config.vocab_size * wanted.len()];
             let out = SharedMatrix::new(logits, config.vocab_size);
-            matmul(workers, &[&weights.output], normed, wanted, &out, |out, x| *out = x);
+            matmul(
+                workers,
+                &[&weights.output],
+                normed,
+                wanted,
+                &out,
+                |out, x| *out = x,
+            );
             &*logits
         })
     }
@@ -136,12 +205,22 @@ fn attend(
     let out = out.share();
     workers.run(tokens * config.head_count, |task, scratch| {
         // The last token has the most positions to attend over, so that it comes first.
-        let (token, head) = (tokens - 1 - task / config.head_count, task % config.head_count);
+        let (token, head) = (
+            tokens - 1 - task / config.head_count,
+            task % config.head_count,
+        );
         let head_kv = head / (config.head_count / config.head_count_kv);
         let values = head * config.head_dim..(head + 1) * config.head_dim;
         let query = &qkv.row(token)[values.clone()];
         // SAFETY: no other task has this head of this token.
         let out = unsafe { out.part(token, values) };
-        cache.attend(layer, head_kv, position + token + 1, query, &mut scratch.scores, out);
+        cache.attend(
+            layer,
+            head_kv,
+            position + token + 1,
+            query,
+            &mut scratch.scores,
+            out,
+        );
     });
 }

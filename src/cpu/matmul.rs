@@ -65,7 +65,11 @@ pub fn matmul(
     }
     workers.run(tasks.len(), |task, scratch| {
         let (matrix, out_row, rows) = &tasks[task];
-        let MatmulScratch { panel, sums, results: [results, _] } = &mut scratch.matmul;
+        let MatmulScratch {
+            panel,
+            sums,
+            results: [results, _],
+        } = &mut scratch.matmul;
         let results = &mut results[..rows.len() * tokens.len()];
         multiply_rows(matrix, rows, x, &tokens, panel, sums, results);
         // SAFETY: no other task has these rows of these matrices.
@@ -74,25 +78,44 @@ pub fn matmul(
 }
 
 /// `out = silu(gate x) * (up x)` for `gate` and `up` of one shape (row_len, rows) and the first `tokens` rows of `x`.
-pub fn matmul_swiglu(workers: &Workers, gate: &Tensor, up: &Tensor, x: &Matrix, tokens: usize, out: &mut Matrix) {
+pub fn matmul_swiglu(
+    workers: &Workers,
+    gate: &Tensor,
+    up: &Tensor,
+    x: &Matrix,
+    tokens: usize,
+    out: &mut Matrix,
+) {
     let out = out.share();
     let tasks: Vec<_> = row_tasks(gate).collect();
     workers.run(tasks.len(), |task, scratch| {
         let rows = &tasks[task];
-        let MatmulScratch { panel, sums, results } = &mut scratch.matmul;
-        let [gated, upped] = results.each_mut().map(|results| &mut results[..rows.len() * tokens]);
+        let MatmulScratch {
+            panel,
+            sums,
+            results,
+        } = &mut scratch.matmul;
+        let [gated, upped] = results
+            .each_mut()
+            .map(|results| &mut results[..rows.len() * tokens]);
         multiply_rows(gate, rows, x, &(0..tokens), panel, sums, gated);
         multiply_rows(up, rows, x, &(0..tokens), panel, sums, upped);
         ops::swiglu(gated, upped);
         // SAFETY: no other task has these rows.
-        unsafe { write(&out, rows.start, rows.len(), gated, |out, value| *out = value) };
+        unsafe {
+            write(&out, rows.start, rows.len(), gated, |out, value| {
+                *out = value
+            })
+        };
     });
 }
 
 /// The rows of `matrix` in portions for one worker.
 fn row_tasks(matrix: &Tensor) -> impl Iterator<Item = Range<usize>> {
     let rows = matrix.rows();
-    (0..rows).step_by(TASK_ROWS).map(move |start| start..rows.min(start + TASK_ROWS))
+    (0..rows)
+        .step_by(TASK_ROWS)
+        .map(move |start| start..rows.min(start + TASK_ROWS))
 }
 
 /// Stores `results` (rows, tokens) at `first_row` of every token.
@@ -128,7 +151,17 @@ fn multiply_rows(
 ) {
     let row_bytes = matrix.row_bytes();
     let blocks = &matrix.bytes()[rows.start * row_bytes..rows.end * row_bytes];
-    multiply(matrix.tensor_type(), blocks, rows.len(), x, tokens.start, tokens.len(), panel, sums, results);
+    multiply(
+        matrix.tensor_type(),
+        blocks,
+        rows.len(),
+        x,
+        tokens.start,
+        tokens.len(),
+        panel,
+        sums,
+        results,
+    );
 }
 
 vectorized! {
@@ -174,17 +207,24 @@ impl Visitor for Multiply<'_> {
                 let end = row_blocks.min(start + PANEL_LEN / B::LEN);
                 let values = (end - start) * B::LEN;
                 let lanes = values.div_ceil(LANES);
-                for (row, panel) in blocks.chunks_exact(row_blocks).zip(self.panel.chunks_exact_mut(PANEL_LANES)) {
+                for (row, panel) in blocks
+                    .chunks_exact(row_blocks)
+                    .zip(self.panel.chunks_exact_mut(PANEL_LANES))
+                {
                     let panel = bytemuck::cast_slice_mut::<Lanes, f32>(panel);
                     dequantize(&row[start..end], &mut panel[..values]);
                     panel[values..lanes * LANES].fill(0.0);
                 }
                 for (token, sums) in sums.chunks_exact_mut(rows).enumerate() {
-                    let x = &self.x.row_lanes(self.first_token + token)[start * B::LEN / LANES..][..lanes];
+                    let x = &self.x.row_lanes(self.first_token + token)[start * B::LEN / LANES..]
+                        [..lanes];
                     multiply_panel(&self.panel[..rows * PANEL_LANES], x, sums);
                 }
             }
-            for (sums, results) in sums.chunks_exact(rows).zip(self.results.chunks_exact_mut(self.rows)) {
+            for (sums, results) in sums
+                .chunks_exact(rows)
+                .zip(self.results.chunks_exact_mut(self.rows))
+            {
                 for (sum, result) in sums.iter().zip(&mut results[group * PANEL_ROWS..]) {
                     *result = sum.sum();
                 }
@@ -201,7 +241,10 @@ fn multiply_panel(panel: &[Lanes], x: &[Lanes], sums: &mut [Lanes]) {
     for (sums, rows) in tiles.iter_mut().zip(&mut panel) {
         multiply_tile(rows, x, sums);
     }
-    for (sum, row) in rest.iter_mut().zip(panel.remainder().chunks_exact(PANEL_LANES)) {
+    for (sum, row) in rest
+        .iter_mut()
+        .zip(panel.remainder().chunks_exact(PANEL_LANES))
+    {
         multiply_tile(row, x, std::array::from_mut(sum));
     }
 }

@@ -66,14 +66,23 @@ impl CpuBackend {
             )
         };
         let cache = KvCache::new(config, context_len).with_context(no_memory)?;
-        let rope = Rope::new(config, &model.weights.rope_factors, CHUNK_LEN).with_context(no_memory)?;
+        let rope =
+            Rope::new(config, &model.weights.rope_factors, CHUNK_LEN).with_context(no_memory)?;
         let activations = Activations::new(config, CHUNK_LEN).with_context(no_memory)?;
         let workers = Workers::new(threads, || Scratch {
             matmul: MatmulScratch::new(CHUNK_LEN),
             scores: vec![Lanes::ZERO; context_len.div_ceil(LANES)],
         })?;
         let device = format!("{} threads", workers.threads());
-        Ok(Self { context_len, workers, cache, rope, activations, device, model })
+        Ok(Self {
+            context_len,
+            workers,
+            cache,
+            rope,
+            activations,
+            device,
+            model,
+        })
     }
 
     /// Refuses what a forward pass cannot take.
@@ -85,7 +94,9 @@ impl CpuBackend {
             tokens.len()
         );
         ensure!(
-            position.checked_add(tokens.len()).is_some_and(|end| end <= self.context_len),
+            position
+                .checked_add(tokens.len())
+                .is_some_and(|end| end <= self.context_len),
             "{} tokens from position {position} on do not fit into a context of {}; ask for a longer one with \
              --ctx-size",
             tokens.len(),

@@ -55,7 +55,15 @@ pub fn exp(x: f32) -> f32 {
     let n = rounded - ROUND;
     let r = clamped - n * LN_2_HIGH - n * LN_2_LOW;
     let mut power = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    for coefficient in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         power = power * r + coefficient;
     }
     // The integer n stands in the low bits of `rounded`; what is above them is shifted out.
@@ -87,7 +95,10 @@ mod tests {
             let x = i as f32 / 1000.0;
             let (value, expected) = (exp(x), f64::from(x).exp());
             let unit = f64::from((expected as f32).next_up() - expected as f32);
-            assert!((f64::from(value) - expected).abs() <= 2.0 * unit, "exp({x}) = {value} for {expected}");
+            assert!(
+                (f64::from(value) - expected).abs() <= 2.0 * unit,
+                "exp({x}) = {value} for {expected}"
+            );
         }
     }
 

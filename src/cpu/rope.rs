@@ -1,10 +1,7 @@
 //! Rotary position embedding: Su et al., "RoFormer", <https://arxiv.org/abs/2104.09864>.
 
 use super::simd::Matrix;
-use crate::model::{
-    Config,
-    config::RopeStyle,
-};
+use crate::model::{Config, config::RopeStyle};
 
 /// The rotations of each position of a chunk.
 pub struct Rope {
@@ -37,8 +34,15 @@ impl Rope {
     /// Prepares the rotations of `tokens` positions from `position` on.
     pub fn seek(&mut self, position: usize, tokens: usize) {
         for token in 0..tokens {
-            let angles = self.frequencies.iter().map(|frequency| (position + token) as f64 * frequency);
-            let rows = self.cosines.row_mut(token).iter_mut().zip(self.sines.row_mut(token));
+            let angles = self
+                .frequencies
+                .iter()
+                .map(|frequency| (position + token) as f64 * frequency);
+            let rows = self
+                .cosines
+                .row_mut(token)
+                .iter_mut()
+                .zip(self.sines.row_mut(token));
             for ((cosine, sine), angle) in rows.zip(angles) {
                 (*sine, *cosine) = (angle.sin() as f32, angle.cos() as f32);
             }
@@ -48,12 +52,21 @@ impl Rope {
     /// Turns the leading values of one head, for the chunk's token number `token`.
     pub fn rotate(&self, token: usize, head: &mut [f32]) {
         let pairs = self.frequencies.len();
-        for (i, (cosine, sine)) in self.cosines.row(token).iter().zip(self.sines.row(token)).enumerate() {
+        for (i, (cosine, sine)) in self
+            .cosines
+            .row(token)
+            .iter()
+            .zip(self.sines.row(token))
+            .enumerate()
+        {
             let (a, b) = match self.style {
                 RopeStyle::Interleaved => (2 * i, 2 * i + 1),
                 RopeStyle::Neox => (i, i + pairs),
             };
-            (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[a] * sine + head[b] * cosine);
+            (head[a], head[b]) = (
+                head[a] * cosine - head[b] * sine,
+                head[a] * sine + head[b] * cosine,
+            );
         }
     }
 }

@@ -8,6 +8,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::workers::SharedMatrix;
+use crate::quant::vectorize_inside;
 
 /// Numbers in a [`Lanes`].
 pub const LANES: usize = 16;
@@ -23,6 +24,7 @@ impl Lanes {
     /// `self += a * b`, each lane on its own.
     #[inline(always)]
     pub fn add_product(&mut self, a: &Self, b: &Self) {
+        vectorize_inside();
         for i in 0..LANES {
             self.0[i] += a.0[i] * b.0[i];
         }
@@ -31,6 +33,7 @@ impl Lanes {
     /// `self += a * b` with one `a` for all lanes.
     #[inline(always)]
     pub fn add_scaled(&mut self, a: f32, b: &Self) {
+        vectorize_inside();
         for i in 0..LANES {
             self.0[i] += a * b.0[i];
         }
@@ -39,6 +42,7 @@ impl Lanes {
     /// The sum over the lanes, halves first.
     #[inline(always)]
     pub fn sum(mut self) -> f32 {
+        vectorize_inside();
         let mut half = LANES / 2;
         while half > 0 {
             for i in 0..half {
@@ -49,10 +53,13 @@ impl Lanes {
         self.0[0]
     }
 
-    /// The greatest lane.
+    /// The greater of `self` and `other`, each lane on its own.
     #[inline(always)]
-    pub fn max(self) -> f32 {
-        self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    pub fn keep_greater(&mut self, other: &Self) {
+        vectorize_inside();
+        for i in 0..LANES {
+            self.0[i] = self.0[i].max(other.0[i]);
+        }
     }
 }
 

@@ -25,8 +25,12 @@ impl<S: Send> Workers<S> {
             .num_threads(threads)
             .thread_name(|index| format!("cpu-{index}"))
             .build()
-            .with_context(|| format!("cannot start {threads} threads; ask for fewer with --threads"))?;
-        let scratch = (0..pool.current_num_threads()).map(|_| Mutex::new(scratch())).collect();
+            .with_context(|| {
+                format!("cannot start {threads} threads; ask for fewer with --threads")
+            })?;
+        let scratch = (0..pool.current_num_threads())
+            .map(|_| Mutex::new(scratch()))
+            .collect();
         Ok(Self { pool, scratch })
     }
 
@@ -45,7 +49,9 @@ impl<S: Send> Workers<S> {
         let next = AtomicUsize::new(0);
         let take_tasks = |worker: usize| {
             // A poisoned lock means that a task panicked, and that panic goes on to the caller.
-            let mut scratch = self.scratch[worker].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scratch = self.scratch[worker]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             loop {
                 let task = next.fetch_add(1, Ordering::Relaxed);
                 if task >= tasks {
@@ -76,7 +82,12 @@ unsafe impl Sync for SharedMatrix<'_> {}
 
 impl<'a> SharedMatrix<'a> {
     pub fn new(numbers: &'a mut [f32], stride: usize) -> Self {
-        Self { numbers: numbers.as_mut_ptr(), len: numbers.len(), stride, lifetime: PhantomData }
+        Self {
+            numbers: numbers.as_mut_ptr(),
+            len: numbers.len(),
+            stride,
+            lifetime: PhantomData,
+        }
     }
 
     /// Some columns of a row.
@@ -89,6 +100,11 @@ impl<'a> SharedMatrix<'a> {
         assert!(columns.start <= columns.end && columns.end <= self.stride);
         assert!(row * self.stride + columns.end <= self.len);
         // SAFETY: inside the slice that is borrowed for 'a, and nobody else's by the caller's word.
-        unsafe { std::slice::from_raw_parts_mut(self.numbers.add(row * self.stride + columns.start), columns.len()) }
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.numbers.add(row * self.stride + columns.start),
+                columns.len(),
+            )
+        }
     }
 }

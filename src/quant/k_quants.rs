@@ -203,16 +203,21 @@ impl Block for Q6_K {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let scale = self.scale.to_f32();
-        for (group, out) in out.chunks_exact_mut(16).enumerate() {
-            vectorize_inside();
-            let scale = scale * f32::from(self.group_scales[group]);
-            let low_bits = &self.low_bits[group / 8 * 64 + group % 4 * 16..][..16];
-            let low_shift = group % 8 / 4 * 4;
-            let (byte, high_shift) = two_bit_position(group);
-            let high_bits = &self.high_bits[byte..byte + 16];
-            for ((out, low), high) in out.iter_mut().zip(low_bits).zip(high_bits) {
-                let q = low >> low_shift & 15 | (high >> high_shift & 3) << 4;
-                *out = scale * (i32::from(q) - 32) as f32;
+        for half in 0..2 {
+            let high_bits = &self.high_bits[half * 32..][..32];
+            for quarter in 0..4 {
+                let low_bits = &self.low_bits[half * 64 + quarter % 2 * 32..][..32];
+                let low_shift = quarter / 2 * 4;
+                for group in 0..2 {
+                    vectorize_inside();
+                    let first = half * 128 + quarter * 32 + group * 16;
+                    let scale = scale * f32::from(self.group_scales[first / 16]);
+                    for i in 0..16 {
+                        let low = low_bits[group * 16 + i] >> low_shift & 15;
+                        let high = high_bits[group * 16 + i] >> (quarter * 2) & 3;
+                        out[first + i] = scale * (i32::from(low | high << 4) - 32) as f32;
+                    }
+                }
             }
         }
     }
