@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{Dir, Ran, common::gguf_writer::RandomModel, model, sharpi};
+use crate::{Dir, model, sharpi};
 
 /// The lines of one run, each checked against the schema.
 pub struct Lines {

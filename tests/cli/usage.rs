@@ -18,6 +18,8 @@ fn wrong_usage_exits_2_before_any_model_is_loaded() {
             "--presence-penalty",
         ),
         (&["run", "-p", "x", "--top-k", "-1"], "--top-k"),
+        (&["run", "-p", "x", "-n", "-1"], "--max-tokens"),
+        (&["run", "-p", "x", "-c", "many"], "--ctx-size"),
         (
             &["run", "-p", "x", "--repeat-penalty", "0"],
             "--repeat-penalty",
