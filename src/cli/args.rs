@@ -1,7 +1,7 @@
 //! What was typed: plain fields, checked one by one. Nothing is opened and nothing is decided here; `resolve`
 //! turns these into what a command needs.
 
-use std::{ops::RangeInclusive, path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
@@ -100,7 +100,9 @@ pub struct RunArgs {
         long,
         visible_alias = "n-predict",
         value_name = "N",
-        help_heading = "Generation"
+        help_heading = "Generation",
+        allow_negative_numbers = true,
+        value_parser = count
     )]
     pub max_tokens: Option<usize>,
 
@@ -110,7 +112,9 @@ pub struct RunArgs {
         long,
         value_name = "N",
         default_value_t = 0,
-        help_heading = "Generation"
+        help_heading = "Generation",
+        allow_negative_numbers = true,
+        value_parser = count
     )]
     pub ctx_size: usize,
 
@@ -136,7 +140,7 @@ pub struct RunArgs {
     pub json: bool,
 
     /// With --json: the N likeliest tokens at every step, with their log-probabilities
-    #[arg(long, value_name = "N", requires = "json", help_heading = "Output", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", requires = "json", help_heading = "Output", allow_negative_numbers = true, value_parser = at_least_one)]
     pub logprobs: Option<usize>,
 
     #[command(flatten)]
@@ -282,7 +286,7 @@ pub struct MachineArgs {
     pub device: Device,
 
     /// Threads to compute with on the CPU [default: one per core]
-    #[arg(short, long, value_name = "N", value_parser = thread_count)]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = thread_count)]
     pub threads: Option<usize>,
 
     /// Launch CUDA kernels one by one instead of replaying a graph (as SHARPI_CUDA_GRAPH=0 does)
@@ -330,7 +334,7 @@ pub struct SamplingArgs {
     pub temp: Option<f32>,
 
     /// Choose among the K likeliest tokens; 0: all [default: 40]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = count)]
     pub top_k: Option<usize>,
 
     /// Choose among the likeliest tokens that together reach probability P; 1: all [default: 0.95]
@@ -358,7 +362,7 @@ pub struct SamplingArgs {
     pub frequency_penalty: f32,
 
     /// Seed of the random choices; the same seed gives the same text [default: a new one each time]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<u64>,
 }
 
@@ -396,37 +400,34 @@ fn finite(text: &str) -> Result<f32, String> {
 }
 
 fn zero_or_more(text: &str) -> Result<f32, String> {
-    finite(text).and_then(|value| {
-        if value >= 0.0 {
-            Ok(value)
-        } else {
-            Err("must not be negative".to_owned())
-        }
-    })
+    number(text, |value| value >= 0.0, "must not be negative")
 }
 
 fn more_than_zero(text: &str) -> Result<f32, String> {
-    finite(text).and_then(|value| {
-        if value > 0.0 {
-            Ok(value)
-        } else {
-            Err("must be more than 0".to_owned())
-        }
-    })
+    number(text, |value| value > 0.0, "must be more than 0")
 }
 
 fn probability(text: &str) -> Result<f32, String> {
-    finite(text).and_then(|value| {
-        if (0.0..=1.0).contains(&value) {
-            Ok(value)
-        } else {
-            Err("must be between 0 and 1".to_owned())
-        }
-    })
+    number(
+        text,
+        |value| (0.0..=1.0).contains(&value),
+        "must be between 0 and 1",
+    )
+}
+
+fn number(text: &str, valid: fn(f32) -> bool, expected: &str) -> Result<f32, String> {
+    let value = finite(text)?;
+    valid(value)
+        .then_some(value)
+        .ok_or_else(|| expected.to_owned())
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    whole_number(text, 0, usize::MAX)
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
-    whole_number(text, 1..=usize::MAX)
+    whole_number(text, 1, usize::MAX)
 }
 
 /// Half of a window is predicted, and its last token has no successor.
@@ -436,16 +437,17 @@ fn at_least_four(text: &str) -> Result<usize, String> {
 
 /// More threads than this is a slip of the finger, and would only run into the system's own limit.
 fn thread_count(text: &str) -> Result<usize, String> {
-    whole_number(text, 1..=1024)
+    whole_number(text, 1, 1024)
 }
 
-fn whole_number(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
-    let value = text.parse().map_err(|_| "expected a whole number")?;
-    if range.contains(&value) {
-        return Ok(value);
-    }
-    Err(match *range.end() {
-        usize::MAX => format!("must be at least {}", range.start()),
-        end => format!("must be between {} and {end}", range.start()),
-    })
+fn whole_number(text: &str, least: usize, most: usize) -> Result<usize, String> {
+    let expected = match most {
+        usize::MAX => format!("expected a whole number, at least {least}"),
+        _ => format!("expected a whole number between {least} and {most}"),
+    };
+    let value = text
+        .parse()
+        .ok()
+        .filter(|value| (least..=most).contains(value));
+    value.ok_or(expected)
 }

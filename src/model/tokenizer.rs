@@ -55,7 +55,7 @@ pub struct Tokenizer {
     eos: Option<u32>,
     /// Whether a prompt starts with `bos`.
     add_bos: bool,
-    end_of_generation: BTreeSet<u32>,
+    end_of_generation: Vec<u32>,
 }
 
 /// An entry of the vocabulary.
@@ -212,7 +212,7 @@ impl Tokenizer {
             bos,
             eos,
             add_bos,
-            end_of_generation,
+            end_of_generation: end_of_generation.into_iter().collect(),
         })
     }
 
@@ -289,9 +289,9 @@ impl Tokenizer {
         (self.tokens.get(id as usize)).map_or("", |token| &token.text)
     }
 
-    /// The tokens that end generation.
+    /// The tokens that end generation, in ascending order.
     pub fn end_of_generation(&self) -> &[u32] {
-        todo!()
+        &self.end_of_generation
     }
 
     /// Whether generation ends with this token.

@@ -1,0 +1,215 @@
+//! Wrong usage and failures: one message each, and the exit code that goes with it.
+
+use crate::{Dir, model, sharpi};
+
+/// Every command line here names a model that does not exist: only loading it would give exit code 1.
+#[test]
+fn wrong_usage_exits_2_before_any_model_is_loaded() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["run"], "no prompt"),
+        (&["run", "--system", "Be brief."], "no prompt"),
+        (&["run", "-p", "x", "--bogus"], "--bogus"),
+        (&["run", "-p", "x", "--top-p", "2"], "--top-p"),
+        (&["run", "-p", "x", "--min-p", "-0.1"], "--min-p"),
+        (&["run", "-p", "x", "--temp", "-1"], "--temp"),
+        (&["run", "-p", "x", "--temp", "nan"], "--temp"),
+        (
+            &["run", "-p", "x", "--presence-penalty", "inf"],
+            "--presence-penalty",
+        ),
+        (&["run", "-p", "x", "--top-k", "-1"], "--top-k"),
+        (&["run", "-p", "x", "-n", "-1"], "--max-tokens"),
+        (&["run", "-p", "x", "-c", "many"], "--ctx-size"),
+        (
+            &["run", "-p", "x", "--repeat-penalty", "0"],
+            "--repeat-penalty",
+        ),
+        (
+            &["run", "-p", "x", "--repeat-last-n", "-2"],
+            "--repeat-last-n",
+        ),
+        (&["run", "-p", "x", "--seed", "-1"], "--seed"),
+        (&["run", "-p", "x", "--threads", "0"], "--threads"),
+        (&["run", "-p", "x", "--stop", ""], "--stop"),
+        (&["run", "-p", "x", "--device", "nonsense"], "cuda:N"),
+        (&["run", "-p", "x", "--device", "cuda:x"], "cuda:N"),
+        (&["run", "-p", "x", "--logprobs", "3"], "--json"),
+        (
+            &["run", "-p", "x", "--json", "--logprobs", "0"],
+            "--logprobs",
+        ),
+        (&["run", "-p", "x", "-q", "-v"], "--verbose"),
+        (&["run", "-p", "x", "--messages", "t.json"], "--messages"),
+        (&["run", "-f", "x", "--messages", "t.json"], "--messages"),
+        (
+            &["run", "--system", "x", "--messages", "t.json"],
+            "--messages",
+        ),
+        (&["run", "--raw", "--messages", "t.json"], "--raw"),
+        (&["run", "--raw", "-p", "x", "--system", "y"], "--raw"),
+        (&["run", "--raw", "-p", "x", "--no-think"], "--raw"),
+        (&["tokenize"], "no prompt"),
+        (&["tokenize", "-p", "x", "--system", "y"], "--chat"),
+        (&["tokenize", "--messages", "t.json"], "--chat"),
+        (&["tokenize", "-p", "x", "--no-think"], "--chat"),
+    ];
+    for (args, expected) in cases {
+        let ran = sharpi(&[args, &["-m", "missing.gguf"][..]].concat());
+        let message = ran.error(2);
+        assert!(message.contains(expected), "{args:?}: {message}");
+    }
+    let ran = sharpi(&["nonsense"]);
+    assert!(ran.error(2).contains("nonsense"));
+}
+
+#[test]
+fn failures_exit_1_and_say_what_is_wrong_and_with_what() {
+    let dir = Dir::new();
+    dir.file("text.gguf", "this is no model");
+    dir.file("latin1.txt", b"caf\xe9");
+    dir.file("empty.json", "[]");
+    dir.file("broken.json", "[{");
+    dir.file(
+        "unknown.json",
+        r#"[{"role":"user","content":"x","name":"y"}]"#,
+    );
+    dir.file(
+        "answered.json",
+        r#"[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]"#,
+    );
+    let cases: &[(&[&str], &[&str])] = &[
+        (
+            &["run", "-p", "x", "-m", "missing.gguf"],
+            &["missing.gguf", "No such file"],
+        ),
+        (&["run", "-p", "x", "-m", "."], &["."]),
+        (
+            &["run", "-p", "x", "-m", "text.gguf"],
+            &["text.gguf", "GGUF"],
+        ),
+        (&["info", "-m", "text.gguf"], &["text.gguf", "GGUF"]),
+        (
+            &["tokenize", "-p", "x", "-m", "text.gguf"],
+            &["text.gguf", "GGUF"],
+        ),
+        (
+            &["run", "-f", "missing.txt"],
+            &["--file", "missing.txt", "No such file"],
+        ),
+        (
+            &["run", "-f", "latin1.txt"],
+            &["latin1.txt", "UTF-8", "byte 3"],
+        ),
+        (
+            &["run", "--messages", "empty.json"],
+            &["empty.json", "no turns"],
+        ),
+        (
+            &["run", "--messages", "broken.json"],
+            &["broken.json", "line 1"],
+        ),
+        (
+            &["run", "--messages", "unknown.json"],
+            &["unknown.json", "name"],
+        ),
+        (
+            &["run", "--messages", "answered.json"],
+            &["answered.json", "assistant"],
+        ),
+        (
+            &["run", "-p", "x", "--device", "cuda"],
+            &["CUDA", "--device cpu"],
+        ),
+        (&["run", "-p", "x", "--device", "cuda:1"], &["CUDA"]),
+        (&["run", "--raw", "-p", ""], &["no tokens"]),
+        (
+            &["run", "-p", "x", "-c", "999999999999"],
+            &["--ctx-size", "999999999999"],
+        ),
+    ];
+    for (args, expected) in cases {
+        let ran = dir.run(args);
+        let message = ran.error(1);
+        for part in *expected {
+            assert!(
+                message.contains(part),
+                "{args:?} does not say {part}: {message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused_with_both_numbers() {
+    let dir = Dir::new();
+    dir.file("m.gguf", model::answers("bcd"));
+    let ran = dir.run(&[
+        "run",
+        "-m",
+        "m.gguf",
+        "--raw",
+        "-p",
+        "aaaaaaaaaaaaa",
+        "-c",
+        "7",
+    ]);
+    let message = ran.error(1);
+    assert!(message.contains("13 tokens"), "{message}");
+    assert!(message.contains("holds 7"), "{message}");
+    assert!(message.contains("--ctx-size"), "{message}");
+}
+
+#[test]
+fn a_model_without_a_template_asks_for_raw_and_takes_it() {
+    let dir = Dir::new();
+    let mut file = model::chain(&b"abc".map(u32::from));
+    dir.file("m.gguf", file.unset("tokenizer.chat_template").to_bytes());
+    let ran = dir.run(&["run", "-m", "m.gguf", "-p", "a"]);
+    let message = ran.error(1);
+    assert!(
+        message.contains("chat template") && message.contains("--raw"),
+        "{message}"
+    );
+    let raw = dir.run(&[
+        "run", "-m", "m.gguf", "--raw", "-p", "a", "-n", "2", "--temp", "0",
+    ]);
+    assert_eq!(raw.stdout(), "bc\n");
+}
+
+#[test]
+fn a_context_beyond_what_the_model_was_trained_for_is_allowed_with_a_warning() {
+    let ran = sharpi(&["run", "-p", "x", "-n", "1", "-c", "4096"]);
+    ran.stdout();
+    let warnings: Vec<_> = ran
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("warning: "))
+        .collect();
+    assert_eq!(warnings.len(), 1, "{}", ran.stderr);
+    assert!(
+        warnings[0].contains("4096") && warnings[0].contains("2048"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    let version = sharpi(&["--version"]);
+    assert_eq!(
+        version.stdout(),
+        concat!("sharpi ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+    let help = sharpi(&["help", "run"]);
+    for flag in [
+        "--prompt",
+        "--n-predict",
+        "--ctx-size",
+        "--repeat-last-n",
+        "--logprobs",
+        "Examples:",
+    ] {
+        assert!(help.stdout().contains(flag), "{flag}");
+    }
+    assert_eq!(help.stdout, sharpi(&["run", "--help"]).stdout());
+}
