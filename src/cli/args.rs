@@ -432,7 +432,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 /// Half of a window is predicted, and its last token has no successor.
 fn at_least_four(text: &str) -> Result<usize, String> {
-    whole_number(text, 4..=usize::MAX)
+    whole_number(text, 4, usize::MAX)
 }
 
 /// More threads than this is a slip of the finger, and would only run into the system's own limit.
