@@ -87,7 +87,7 @@ fn demo() -> Arc<Model> {
 
 fn backend(model: &Arc<Model>, no_graph: bool) -> CudaBackend {
     let options = Options {
-        context_len: Some(1024),
+        context_len: Some(2048),
         no_graph,
     };
     open(model, &options).expect("the model runs on CUDA")
@@ -154,7 +154,7 @@ fn a_second_prompt_on_a_session_computes_what_a_fresh_one_does() -> TestResult {
 /// 2,000 tokens of the demo model's own stories.
 fn predictions_follow_the_cpu_on_a_text() -> TestResult {
     let model = demo();
-    let mut cpu = CpuBackend::new(model.clone(), 1024, 0)?;
+    let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
     let tokens = story(&model, &mut cpu, 2_000)?;
     let mut progress = |_, _| ControlFlow::Continue(());
     let evaluation = evaluate(
@@ -179,7 +179,7 @@ fn predictions_follow_the_cpu_on_a_text() -> TestResult {
 
 fn predictions_follow_the_cpu_after_the_golden_prompts() -> TestResult {
     let model = demo();
-    let mut cpu = CpuBackend::new(model.clone(), 1024, 0)?;
+    let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
     let mut cuda = backend(&model, false);
     let golden: serde_json::Value =
         serde_json::from_str(include_str!("data/stories-10m-golden.json"))?;
