@@ -18,13 +18,11 @@ use crate::{
 
 /// Rows that a worker takes at a time.
 const TASK_ROWS: usize = 32;
-/// Rows of a panel.
-const PANEL_ROWS: usize = 8;
+/// Rows of a panel, multiplied with a token at once: their sums take half the registers of AVX2.
+const PANEL_ROWS: usize = 4;
 /// Values of a panel's row: whole blocks of every format. The panel takes 16 KiB.
-const PANEL_LEN: usize = 512;
+const PANEL_LEN: usize = 1024;
 const PANEL_LANES: usize = PANEL_LEN / LANES;
-/// Rows that are multiplied with a token at once: as many sums as half the registers of AVX2 hold.
-const TILE_ROWS: usize = 4;
 
 /// What a product needs of a worker's memory.
 pub struct MatmulScratch {
@@ -236,16 +234,12 @@ impl Visitor for Multiply<'_> {
 /// Adds the products of each of the panel's rows with `x` to the row's sums.
 #[inline(always)]
 fn multiply_panel(panel: &[Lanes], x: &[Lanes], sums: &mut [Lanes]) {
-    let mut panel = panel.chunks_exact(TILE_ROWS * PANEL_LANES);
-    let (tiles, rest) = sums.as_chunks_mut::<TILE_ROWS>();
-    for (sums, rows) in tiles.iter_mut().zip(&mut panel) {
-        multiply_tile(rows, x, sums);
-    }
-    for (sum, row) in rest
-        .iter_mut()
-        .zip(panel.remainder().chunks_exact(PANEL_LANES))
-    {
-        multiply_tile(row, x, std::array::from_mut(sum));
+    if let Ok(sums) = <&mut [Lanes; PANEL_ROWS]>::try_from(&mut *sums) {
+        multiply_tile(panel, x, sums);
+    } else {
+        for (sum, row) in sums.iter_mut().zip(panel.chunks_exact(PANEL_LANES)) {
+            multiply_tile(row, x, std::array::from_mut(sum));
+        }
     }
 }
 
@@ -254,9 +248,9 @@ fn multiply_panel(panel: &[Lanes], x: &[Lanes], sums: &mut [Lanes]) {
 fn multiply_tile<const R: usize>(rows: &[Lanes], x: &[Lanes], sums: &mut [Lanes; R]) {
     let rows: [&[Lanes]; R] = std::array::from_fn(|row| &rows[row * PANEL_LANES..][..x.len()]);
     let mut registers = *sums;
-    for (i, x) in x.iter().enumerate() {
+    for (i, &x) in x.iter().enumerate() {
         for row in 0..R {
-            registers[row].add_product(&rows[row][i], x);
+            registers[row].add_product(&rows[row][i], &x);
         }
     }
     *sums = registers;
