@@ -116,7 +116,7 @@ fn start<'a>(model: &'a Model, prompt: &'a [u32]) -> Result<Start<'a>> {
 /// The closing line of statistics.
 fn report(generation: &Generation, load: Duration, seed: u64) {
     tracing::info!(
-        "prompt: {} tokens, {:.1} tokens/s; generated: {} tokens, {:.1} tokens/s; first token after {:.0?}, loaded in {:.0?}; seed {seed}",
+        "prompt: {} tokens, {:.1} tokens/s; generated: {} tokens, {:.1} tokens/s; first token after {:.1?}, loaded in {:.1?}; seed {seed}",
         generation.prompt_tokens,
         generation.prefill_tokens_per_second(),
         generation.generated_tokens,

@@ -1,6 +1,6 @@
 //! The CPU backend: float32 activations on exactly dequantized weights.
 //!
-//! [`forward`] reads from token ids to logits; what it calls is in files of their own. The same bits come out for
+//! `forward.rs` reads from token ids to logits; what it calls is in files of their own. The same bits come out for
 //! every number of threads, every vector width and every way of cutting a prompt into chunks.
 
 mod attention;

@@ -175,7 +175,7 @@ macro_rules! vectorized {
 
 pub(super) use vectorized;
 
-/// The vector instructions that [`vectorized!`] finds here.
+/// The vector instructions that `vectorized!` picks here.
 pub fn vector_instructions() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
