@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Fetches NVIDIA's compiler from PyPI into target/cuda-toolkit, for machines without the CUDA toolkit: enough to compile the
+# kernels, which needs no GPU. Afterwards: CUDA_HOME=target/cuda-toolkit/nvidia/cu13 cargo build --release
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+folder=target/cuda-toolkit
+[ -x "$folder/nvidia/cu13/bin/nvcc" ] && exit
+python3 -m pip install --quiet --target "$folder.partial" \
+    nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl
+rm -rf "$folder"
+mv "$folder.partial" "$folder"
