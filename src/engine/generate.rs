@@ -84,6 +84,9 @@ pub struct Generation {
     /// All tokens' text.
     pub text: String,
     pub prompt_tokens: usize,
+    /// Of these, the tokens that had to be computed: not those that the session held already, nor those after an
+    /// interruption.
+    pub prefilled_tokens: usize,
     /// An end-of-generation token included.
     pub generated_tokens: usize,
     pub timings: Timings,
@@ -92,7 +95,7 @@ pub struct Generation {
 impl Generation {
     /// Tokens a second while reading the prompt.
     pub fn prefill_tokens_per_second(&self) -> f64 {
-        rate(self.prompt_tokens, self.timings.prefill)
+        rate(self.prefilled_tokens, self.timings.prefill)
     }
 
     /// Tokens a second after the first, which the prompt's logits gave.
@@ -125,10 +128,13 @@ pub fn generate(
         finish_reason: FinishReason::Length,
         text: String::new(),
         prompt_tokens: prompt.len(),
+        prefilled_tokens: 0,
         generated_tokens: 0,
         timings: Timings::default(),
     };
+    let mut held = None;
     let logits = session.prefill(prompt, &mut |done, total| {
+        generation.prefilled_tokens = done - *held.get_or_insert(done);
         observer.prefill_progress(done, total);
         match observer.interrupted() {
             true => ControlFlow::Break(()),
