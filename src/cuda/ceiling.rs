@@ -19,7 +19,7 @@ pub fn read_ceiling(device: &Arc<Device>) -> Result<f64> {
     let launch = Launch {
         function: device.function("read_all")?,
         grid: [2 * device.multiprocessors() as u32, 1, 1],
-        block: 1024,
+        block: [1024, 1],
         shared_bytes: 0,
         arguments: Arguments::default()
             .with(memory.at(0))

@@ -6,7 +6,8 @@ use anyhow::Result;
 use super::{
     device::{Device, Launch},
     kernels::{
-        self, AttentionParams, Product, attention, embed, matvec_add, norm_gate_up, norm_matvec,
+        self, AttentionParams, Product, attention, embed, product_add, product_store,
+        product_swiglu,
     },
     scratch::{KvCache, Scratch},
     weights::DeviceWeights,
@@ -27,7 +28,15 @@ pub fn region(
     let (token, position) = (scratch.inputs, scratch.inputs + 4);
     let x = scratch.hidden;
 
-    let mut launches = vec![embed(device, weights.token_embd, token, x)?];
+    let first_norm = weights.layers[0].attn_norm;
+    let mut launches = vec![embed(
+        device,
+        weights.token_embd,
+        token,
+        x,
+        first_norm,
+        scratch.normed,
+    )?];
     for (i, layer) in weights.layers.iter().enumerate() {
         let qkv = [
             (layer.attn_q, layer.attn_q_bias, scratch.q),
@@ -35,7 +44,7 @@ pub fn region(
             (layer.attn_v, layer.attn_v_bias, scratch.v),
         ]
         .map(|(weights, bias, out)| Product { weights, bias, out });
-        launches.push(norm_matvec(device, &qkv, x, layer.attn_norm, epsilon)?);
+        launches.push(product_store(device, &qkv, scratch.normed, epsilon)?);
 
         let params = AttentionParams {
             q: scratch.q,
@@ -57,6 +66,7 @@ pub fn region(
             interleaved: i32::from(config.rope_style == RopeStyle::Interleaved),
             unused: 0,
         };
+        // Directly behind the product: it reads the position and the cache before it waits.
         launches.push(attention(
             device,
             config.head_dim,
@@ -64,36 +74,42 @@ pub fn region(
             splits,
             params,
         )?);
-        launches.push(matvec_add(
+        launches.push(product_add(
             device,
             layer.attn_output,
             scratch.activation,
             x,
+            layer.ffn_norm,
+            scratch.normed,
         )?);
 
         let (gate, up) = (layer.ffn_gate, layer.ffn_up);
-        launches.push(norm_gate_up(
+        launches.push(product_swiglu(
             device,
             gate,
             up,
-            x,
-            layer.ffn_norm,
+            scratch.normed,
             epsilon,
             scratch.activation,
         )?);
-        launches.push(matvec_add(device, layer.ffn_down, scratch.activation, x)?);
+        let next_norm = weights
+            .layers
+            .get(i + 1)
+            .map_or(weights.output_norm, |next| next.attn_norm);
+        launches.push(product_add(
+            device,
+            layer.ffn_down,
+            scratch.activation,
+            x,
+            next_norm,
+            scratch.normed,
+        )?);
     }
     let output = Product {
         weights: weights.output,
         bias: 0,
         out: scratch.logits,
     };
-    launches.push(norm_matvec(
-        device,
-        &[output],
-        x,
-        weights.output_norm,
-        epsilon,
-    )?);
+    launches.push(product_store(device, &[output], scratch.normed, epsilon)?);
     Ok(launches)
 }

@@ -61,7 +61,7 @@ unsafe impl Sync for Function {}
 pub struct Launch {
     pub function: Function,
     pub grid: [u32; 3],
-    pub block: u32,
+    pub block: [u32; 2],
     pub shared_bytes: u32,
     pub arguments: Arguments,
     /// Start before the kernel before has ended; this kernel then waits for it itself.
@@ -238,8 +238,8 @@ impl Device {
             gridDimX: x,
             gridDimY: y,
             gridDimZ: z,
-            blockDimX: launch.block,
-            blockDimY: 1,
+            blockDimX: launch.block[0],
+            blockDimY: launch.block[1],
             blockDimZ: 1,
             sharedMemBytes: launch.shared_bytes,
             hStream: self.stream.cu_stream(),

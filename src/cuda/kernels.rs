@@ -20,6 +20,9 @@ const SLICE: usize = WARP * UNIT;
 /// Warps of a product's block, unless a row takes more.
 const PRODUCT_WARPS: usize = 12;
 
+/// `MAX_WARPS` of `kernels/matvec.cu`.
+const MOST_PRODUCT_WARPS: usize = 14;
+
 /// Query heads that one attention block serves.
 const HEADS_A_BLOCK: usize = 8;
 
@@ -37,7 +40,15 @@ pub struct Activation {
     pub value: CUdeviceptr,
 }
 
-/// One matrix of a product that covers several.
+/// A vector that a norm and then a product are to read: `x * norm weights`, quantized, and what the norm's quotient takes.
+#[derive(Clone, Copy)]
+pub struct Normed {
+    pub activation: Activation,
+    /// f32 (length / 32): sums of `x^2`
+    pub squares: CUdeviceptr,
+}
+
+/// One matrix of a product that stores its results.
 #[derive(Clone, Copy)]
 pub struct Product {
     pub weights: Matrix,
@@ -47,16 +58,46 @@ pub struct Product {
     pub out: CUdeviceptr,
 }
 
-/// `struct Segment` of `kernels/matvec.cu`.
+/// `struct Matrix` of `kernels/matvec.cu`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Segment {
+struct MatrixParams {
     weights: CUdeviceptr,
     bias: CUdeviceptr,
     out: CUdeviceptr,
     kind: i32,
     rows: i32,
     blocks: i32,
+    unused: i32,
+}
+
+impl MatrixParams {
+    fn new(weights: Matrix, bias: CUdeviceptr, out: CUdeviceptr, blocks: usize) -> Self {
+        Self {
+            weights: weights.address,
+            bias,
+            out,
+            kind: weights.kind,
+            rows: weights.rows as i32,
+            blocks: blocks as i32,
+            unused: 0,
+        }
+    }
+}
+
+/// `struct ProductParams` of `kernels/matvec.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct ProductParams {
+    matrix: [MatrixParams; 3],
+    a: Activation,
+    squares: CUdeviceptr,
+    next: Activation,
+    next_norm: CUdeviceptr,
+    next_squares: CUdeviceptr,
+    epsilon: f32,
+    columns: i32,
+    ring_bytes: i32,
     unused: i32,
 }
 
@@ -84,131 +125,164 @@ pub struct AttentionParams {
     pub unused: i32,
 }
 
-/// `x[c] = E[token, c]`; `token` and `x` are addresses of an i32 and of f32 (columns).
+/// `x = E[token]`, and what the product behind the first norm reads. `token` is the address of an i32, `x` of f32 (columns).
 pub fn embed(
     device: &Device,
     embedding: Matrix,
     token: CUdeviceptr,
     x: CUdeviceptr,
+    norm: CUdeviceptr,
+    next: Normed,
 ) -> Result<Launch> {
+    ensure!(
+        embedding.columns.is_multiple_of(GROUP),
+        "a hidden size of {} is no multiple of {GROUP}, which the CUDA kernels take: use --device cpu",
+        embedding.columns
+    );
     Ok(Launch {
         function: device.function("embed")?,
         grid: [embedding.columns.div_ceil(256) as u32, 1, 1],
-        block: 256,
+        block: [256, 1],
         shared_bytes: 0,
         arguments: Arguments::default()
             .with(embedding.address)
             .with(embedding.kind)
-            .with(embedding.rows as i32)
             .with(embedding.columns as i32)
             .with(token)
-            .with(x),
+            .with(x)
+            .with(norm)
+            .with(next.activation)
+            .with(next.squares),
         dependent: true,
     })
 }
 
-/// `out = W rms_norm(x) + bias` for up to three matrices with the same columns. `x` and `norm` are f32 (columns).
-pub fn norm_matvec(
+/// `out = W rms_norm(x) + bias` for up to three matrices with the same columns.
+pub fn product_store(
     device: &Device,
     products: &[Product],
-    x: CUdeviceptr,
-    norm: CUdeviceptr,
+    x: Normed,
     epsilon: f32,
 ) -> Result<Launch> {
     let columns = products[0].weights.columns;
-    let grid = device.multiprocessors().max(products.len());
-    let mut segments = [Segment::zeroed(); 3];
+    let rows = products.iter().map(|product| product.weights.rows).sum();
+    let grid = product_blocks(device, columns, rows).max(products.len());
+    let mut matrix = [MatrixParams::zeroed(); 3];
     let mut rows_a_block = 0;
     let blocks = share_blocks(products, grid);
-    for ((segment, product), blocks) in segments.iter_mut().zip(products).zip(blocks) {
-        let Matrix {
-            address,
-            kind,
-            rows,
-            ..
-        } = product.weights;
-        rows_a_block = rows_a_block.max(rows.div_ceil(blocks));
-        *segment = Segment {
-            weights: address,
-            bias: product.bias,
-            out: product.out,
-            kind,
-            rows: rows as i32,
-            blocks: blocks as i32,
-            unused: 0,
-        };
+    for ((matrix, product), blocks) in matrix.iter_mut().zip(products).zip(blocks) {
+        rows_a_block = rows_a_block.max(2 * product.weights.rows.div_ceil(2).div_ceil(blocks));
+        *matrix = MatrixParams::new(product.weights, product.bias, product.out, blocks);
     }
-    let floats = products.iter().any(|product| product.weights.is_float());
-    Ok(Launch {
-        function: device.function("norm_matvec")?,
-        grid: [grid as u32, 1, 1],
-        block: product_threads(columns),
-        shared_bytes: product_shared_bytes(device, columns, rows_a_block, floats)?,
-        arguments: Arguments::default()
-            .with(segments)
-            .with(x)
-            .with(norm)
-            .with(epsilon)
-            .with(columns as i32),
-        dependent: true,
-    })
+    let params = ProductParams {
+        matrix,
+        a: x.activation,
+        squares: x.squares,
+        epsilon,
+        ..ProductParams::zeroed()
+    };
+    product(device, "product_store", columns, grid, rows_a_block, params)
 }
 
-/// `x += W a`; `x` is f32 (rows).
-pub fn matvec_add(
+/// `x += W a`, and what the product behind the next norm reads. `x` is f32 (rows).
+pub fn product_add(
     device: &Device,
     weights: Matrix,
     a: Activation,
     x: CUdeviceptr,
+    norm: CUdeviceptr,
+    next: Normed,
 ) -> Result<Launch> {
-    let grid = device.multiprocessors();
-    let rows_a_block = weights.rows.div_ceil(grid);
-    Ok(Launch {
-        function: device.function("matvec_add")?,
-        grid: [grid as u32, 1, 1],
-        block: product_threads(weights.columns),
-        shared_bytes: product_shared_bytes(device, weights.columns, rows_a_block, false)?,
-        arguments: Arguments::default()
-            .with(weights.address)
-            .with(weights.kind)
-            .with(weights.rows as i32)
-            .with(weights.columns as i32)
-            .with(a)
-            .with(x),
-        dependent: true,
-    })
+    let groups = weights.rows.div_ceil(GROUP);
+    let grid = product_blocks(device, weights.columns, weights.rows).min(groups);
+    let mut matrix = [MatrixParams::zeroed(); 3];
+    matrix[0] = MatrixParams::new(weights, 0, x, grid);
+    let params = ProductParams {
+        matrix,
+        a,
+        next: next.activation,
+        next_norm: norm,
+        next_squares: next.squares,
+        ..ProductParams::zeroed()
+    };
+    let rows_a_block = GROUP * groups.div_ceil(grid);
+    product(
+        device,
+        "product_add",
+        weights.columns,
+        grid,
+        rows_a_block,
+        params,
+    )
 }
 
-/// `out = silu(G rms_norm(x)) * (U rms_norm(x))`, quantized. `x` and `norm` are f32 (columns).
-pub fn norm_gate_up(
+/// `out = silu(G rms_norm(x)) * (U rms_norm(x))`, quantized.
+pub fn product_swiglu(
     device: &Device,
     gate: Matrix,
     up: Matrix,
-    x: CUdeviceptr,
-    norm: CUdeviceptr,
+    x: Normed,
     epsilon: f32,
     out: Activation,
 ) -> Result<Launch> {
     let groups = gate.rows.div_ceil(GROUP);
-    let grid = device.multiprocessors().min(groups);
-    let rows_a_block = groups.div_ceil(grid) * GROUP * 2;
-    let floats = gate.is_float() || up.is_float();
+    let grid = product_blocks(device, gate.columns, 2 * gate.rows).min(groups);
+    let mut matrix = [MatrixParams::zeroed(); 3];
+    matrix[0] = MatrixParams::new(gate, 0, 0, grid);
+    matrix[1] = MatrixParams::new(up, 0, 0, grid);
+    let params = ProductParams {
+        matrix,
+        a: x.activation,
+        squares: x.squares,
+        next: out,
+        epsilon,
+        ..ProductParams::zeroed()
+    };
+    let rows_a_block = 2 * GROUP * groups.div_ceil(grid);
+    product(
+        device,
+        "product_swiglu",
+        gate.columns,
+        grid,
+        rows_a_block,
+        params,
+    )
+}
+
+/// A product over rows of `columns` values, of which no block has more than `rows_a_block`.
+fn product(
+    device: &Device,
+    name: &'static str,
+    columns: usize,
+    grid: usize,
+    rows_a_block: usize,
+    params: ProductParams,
+) -> Result<Launch> {
+    let (slices, sets) = product_warps(columns);
+    ensure!(
+        slices <= MOST_PRODUCT_WARPS,
+        "rows of {columns} values are longer than the {} that the CUDA kernels take: use --device cpu",
+        MOST_PRODUCT_WARPS * SLICE
+    );
+    let ring_bytes = ring_bytes(device);
+    let shared_bytes = slices * sets * ring_bytes + slices * (rows_a_block + 64) * size_of::<f32>();
+    ensure!(
+        shared_bytes <= device.shared_bytes_per_block(),
+        "a product over {rows_a_block} rows of {columns} values takes {shared_bytes} bytes of shared memory, and {} has {}: \
+         use --device cpu",
+        device.name(),
+        device.shared_bytes_per_block()
+    );
     Ok(Launch {
-        function: device.function("norm_gate_up")?,
+        function: device.function(name)?,
         grid: [grid as u32, 1, 1],
-        block: product_threads(gate.columns),
-        shared_bytes: product_shared_bytes(device, gate.columns, rows_a_block, floats)?,
-        arguments: Arguments::default()
-            .with(gate.address)
-            .with(up.address)
-            .with(gate.kind)
-            .with(up.kind)
-            .with(gate.rows as i32)
-            .with(gate.columns as i32)
-            .with(x)
-            .with(norm)
-            .with(epsilon)
-            .with(out),
+        block: [(WARP * slices) as u32, sets as u32],
+        shared_bytes: shared_bytes as u32,
+        arguments: Arguments::default().with(ProductParams {
+            columns: columns as i32,
+            ring_bytes: ring_bytes as i32,
+            ..params
+        }),
         dependent: true,
     })
 }
@@ -238,7 +312,7 @@ pub fn attention(
             splits as u32,
             group.div_ceil(HEADS_A_BLOCK) as u32,
         ],
-        block: ATTENTION_THREADS as u32,
+        block: [ATTENTION_THREADS as u32, 1],
         shared_bytes: (ATTENTION_THREADS / WARP * heads * (head_dim + 1) * size_of::<f32>()) as u32,
         arguments: Arguments::default().with(params),
         dependent: true,
@@ -279,48 +353,30 @@ fn share_blocks(products: &[Product], grid: usize) -> Vec<usize> {
         .collect()
 }
 
-fn slices(columns: usize) -> usize {
-    columns.div_ceil(SLICE)
+/// Slices of a row, one for each of as many warps, and sets of such warps in a product's block.
+fn product_warps(columns: usize) -> (usize, usize) {
+    let slices = columns.div_ceil(SLICE);
+    (slices, (PRODUCT_WARPS / slices).max(1))
 }
 
-/// Threads of a product's block: whole sets of warps, one warp for each slice of a row.
-fn product_threads(columns: usize) -> u32 {
-    let sets = (PRODUCT_WARPS / slices(columns)).max(1);
-    (slices(columns) * sets * WARP) as u32
+/// Blocks of a product over `rows` rows: one a multiprocessor, or as many more as it takes for their partial sums to fit into
+/// shared memory.
+fn product_blocks(device: &Device, columns: usize, rows: usize) -> usize {
+    let (slices, sets) = product_warps(columns);
+    let left = device
+        .shared_bytes_per_block()
+        .saturating_sub(slices * sets * ring_bytes(device));
+    // Twice the 64 rows that rounding may add.
+    let most = (left / (slices * size_of::<f32>()))
+        .saturating_sub(128)
+        .max(1);
+    device.multiprocessors().max(rows.div_ceil(most))
 }
 
-/// Dynamic shared memory of a product: every warp's ring of weights, the quantized input, and a partial sum for each row
-/// and slice; with float weights also the input as it is.
-fn product_shared_bytes(
-    device: &Device,
-    columns: usize,
-    rows_a_block: usize,
-    floats: bool,
-) -> Result<u32> {
-    let units = columns.div_ceil(UNIT);
-    let warps = product_threads(columns) as usize / WARP;
-    let ring = warps * ring_bytes(device);
-    let quantized = units * UNIT + (units * UNIT / GROUP * size_of::<f32>()).next_multiple_of(16);
-    let partial = (slices(columns) * rows_a_block * size_of::<f32>()).next_multiple_of(16);
-    let values = if floats {
-        units * UNIT * size_of::<f32>()
-    } else {
-        0
-    };
-    let bytes = ring + quantized + partial + values;
-    ensure!(
-        bytes <= device.shared_bytes_per_block(),
-        "a product over rows of {columns} values takes {bytes} bytes of shared memory, and {} has {}: use --device cpu",
-        device.name(),
-        device.shared_bytes_per_block()
-    );
-    Ok(bytes as u32)
-}
-
-/// `RING_BYTES` of `kernels/matvec.cu`: less where a multiprocessor has 100 kB of shared memory.
+/// Shared memory of each warp's stream of weights: enough to keep the memory busy, where a block can have that much.
 fn ring_bytes(device: &Device) -> usize {
-    match device.compute_capability() {
-        (8, 6 | 9) | (12.., _) => 3456,
-        _ => 6912,
+    match device.shared_bytes_per_block() {
+        200_000.. => 11_520,
+        _ => 6_912,
     }
 }

@@ -7,7 +7,7 @@ use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
     device::{Device, DeviceBuffer},
-    kernels::{self, Activation},
+    kernels::{self, Activation, Normed},
     weights::UNIT,
 };
 use crate::model::Config;
@@ -116,7 +116,9 @@ pub struct Scratch {
     pub k: CUdeviceptr,
     /// f32 (head_count_kv * head_dim)
     pub v: CUdeviceptr,
-    /// What the widest product reads of attention's or the feed-forward's output, quantized
+    /// The residual stream times the next norm's weights, quantized
+    pub normed: Normed,
+    /// The output of attention, then of the feed-forward's first half, quantized: as wide as the widest product's input
     pub activation: Activation,
     /// f32 (head_dim + 2, head_count, splits)
     pub attention_partial: CUdeviceptr,
@@ -140,10 +142,16 @@ impl Scratch {
         let mut next = || addresses.next().expect("the layout names every buffer");
         let (inputs, hidden) = (next(), next());
         let (q, k, v) = (next(), next(), next());
-        let activation = Activation {
+        let mut activation = || Activation {
             quantized: next(),
             scale: next(),
             value: next(),
+        };
+        let normed = activation();
+        let activation = activation();
+        let normed = Normed {
+            activation: normed,
+            squares: next(),
         };
         let (attention_partial, attention_counters, logits) = (next(), next(), next());
         Ok(Self {
@@ -152,6 +160,7 @@ impl Scratch {
             q,
             k,
             v,
+            normed,
             activation,
             attention_partial,
             attention_counters,
@@ -177,6 +186,7 @@ impl ScratchLayout {
         let q_dim = config.head_count * config.head_dim;
         let kv_dim = config.head_count_kv * config.head_dim;
         let group = config.head_count / config.head_count_kv;
+        let hidden = config.hidden_size.next_multiple_of(UNIT);
         let widest = q_dim.max(config.feed_forward_length).next_multiple_of(UNIT);
         let splits = kernels::attention_splits(device, config.head_count_kv, group);
         let partial = (config.head_dim + 2) * config.head_count * splits;
@@ -187,9 +197,13 @@ impl ScratchLayout {
             ("queries", q_dim * 4),
             ("keys", kv_dim * 4),
             ("values", kv_dim * 4),
+            ("Q8_1 residual stream", hidden),
+            ("its scales", hidden / 32 * 4),
+            ("its float values", hidden * 4),
             ("Q8_1 activations", widest),
-            ("Q8_1 scales", widest / 32 * 4),
-            ("float activations", widest * 4),
+            ("their scales", widest / 32 * 4),
+            ("their float values", widest * 4),
+            ("sums of squares", hidden / 32 * 4),
             ("attention partial sums", partial * 4),
             ("attention counters", counters * 4),
             ("logits", config.vocab_size * 4),

@@ -42,11 +42,6 @@ impl Matrix {
             bytes: tensor.bytes().len(),
         }
     }
-
-    /// Whether the values are stored as they are, so that activations are not quantized either.
-    pub fn is_float(&self) -> bool {
-        TensorType::from_ggml_id(self.kind as u32).is_some_and(is_float)
-    }
 }
 
 /// All weights. Vectors are float32; shapes as in [`crate::model::Weights`].
@@ -111,11 +106,12 @@ impl DeviceWeights {
                 .enumerate()
             {
                 let count = bytes.len() / source.row_bytes();
-                let threads = count * threads_a_row(source.tensor_type(), columns);
+                // A row more: its pair may begin before the piece.
+                let threads = (count + 1) * threads_a_row(source.tensor_type(), columns);
                 let place = move |staged: CUdeviceptr| Launch {
                     function: repack,
                     grid: [threads.div_ceil(256) as u32, 1, 1],
-                    block: 256,
+                    block: [256, 1],
                     shared_bytes: 0,
                     arguments: Arguments::default()
                         .with(staged)
@@ -291,27 +287,26 @@ fn threads_a_row(tensor_type: TensorType, columns: usize) -> usize {
     }
 }
 
-/// Bytes of a matrix on the device: `Planes::bytes` and `float_stride` of `kernels/formats.cuh`.
+/// Bytes of a matrix on the device, by `kernels/formats.cuh`.
 fn matrix_bytes(tensor: &Tensor) -> Result<usize> {
     let (rows, columns) = (tensor.rows(), tensor.row_len());
     let units = columns.div_ceil(UNIT);
-    let planes = |code: usize, high: usize, scale: usize, super_block: usize| {
-        [code * units, high * units, scale * units, super_block]
-            .map(|row_bytes| (rows * row_bytes).next_multiple_of(16))
-            .iter()
-            .sum()
+    // `Format::pair_bytes`: tiles of two rows and up to 32 units, each a multiple of 16 bytes.
+    let tiles = |bytes_of_two_units: usize| {
+        let tile = |units: usize| (units * bytes_of_two_units).next_multiple_of(16);
+        rows.div_ceil(2) * (units / 32 * tile(32) + tile(units % 32))
     };
     Ok(match tensor.tensor_type() {
         TensorType::F32 => rows * (columns * 4).next_multiple_of(16),
         TensorType::F16 | TensorType::BF16 => rows * (columns * 2).next_multiple_of(16),
-        TensorType::Q4_0 => planes(32, 0, 4, 0),
-        TensorType::Q4_1 => planes(32, 0, 8, 0),
-        TensorType::Q5_0 => planes(32, 8, 4, 0),
-        TensorType::Q5_1 => planes(32, 8, 8, 0),
-        TensorType::Q8_0 => planes(64, 0, 4, 0),
-        TensorType::Q4_K => planes(32, 0, 4, 0),
-        TensorType::Q5_K => planes(32, 8, 4, 0),
-        TensorType::Q6_K => planes(32, 16, 4, (units / 4 * 2).next_multiple_of(4)),
+        TensorType::Q4_0 => tiles(72),
+        TensorType::Q4_1 => tiles(80),
+        TensorType::Q5_0 => tiles(88),
+        TensorType::Q5_1 => tiles(96),
+        TensorType::Q8_0 => tiles(136),
+        TensorType::Q4_K => tiles(72),
+        TensorType::Q5_K => tiles(88),
+        TensorType::Q6_K => tiles(105),
         TensorType::Q2_K | TensorType::Q3_K => bail!(
             "tensor {} is {}, which sharpi reads on the CPU only: run it with --device cpu, or use a file with other types",
             tensor.name(),
