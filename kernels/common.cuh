@@ -26,36 +26,59 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// Copies BYTES (4, 8 or 16, both sides so aligned) from global to shared memory without passing through registers. Such
-// data is used once: it leaves the L2 cache first, so that activations, norms and code stay.
-template <int BYTES>
+// Copies 16 bytes from global to shared memory without passing through registers.
 __device__ __forceinline__ void copy_async(void *shared, const void *global) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-#ifdef EF
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    if constexpr (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "l"(policy) : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(BYTES), "l"(policy) : "memory");
-    }
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+
+// A barrier in shared memory that one warp's copies complete: by the copy engine from sm_90, before by the lanes' own copies.
+struct CopyBarrier {
+    uint64_t state;
+
+    __device__ __forceinline__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(&state)); }
+
+    // By one lane, before any use.
+    __device__ __forceinline__ void init() {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address()) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #else
-    if constexpr (BYTES == 16) {  // past L1: weights are used once
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(BYTES) : "memory");
-    }
+        asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(address()) : "memory");
 #endif
-}
+    }
 
-// Ends a group of asynchronous copies (it may be empty).
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+    // Starts copying `bytes` (a multiple of 16) as the barrier's next phase. By all lanes of a warp.
+    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes) {
+        const int lane = threadIdx.x % WARP;
+#if __CUDA_ARCH__ >= 900
+        if (lane == 0) {
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                             static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+                         "l"(global), "r"(bytes), "r"(address())
+                         : "memory");
+        }
+#else
+        for (int at = lane * 16; at < bytes; at += WARP * 16) copy_async(static_cast<uint8_t *>(shared) + at, global + at);
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
+#endif
+    }
 
-// Waits until at most PENDING of this thread's latest groups are under way.
-template <int PENDING>
-__device__ __forceinline__ void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
+    // Waits for the end of a phase of this parity.
+    __device__ __forceinline__ void wait(uint32_t parity) {
+        uint32_t done;
+        do {
+#if __CUDA_ARCH__ >= 900
+            asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
+#else
+            asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
+#endif
+        } while (!done);
+    }
+};
 
 // c + the sum of four products, unsigned bytes of `a` times signed bytes of `b`.
 __device__ __forceinline__ int dot4(uint32_t a, int b, int c) {
@@ -91,7 +114,7 @@ struct Activation {
 
 // The integer for `value` in a group whose largest magnitude is `largest`.
 __device__ __forceinline__ int quantize(float value, float largest) {
-    return largest > 0.f ? __float2int_rn(value * (127.f / largest)) : 0;
+    return __float2int_rn(value * __fdividef(127.f, fmaxf(largest, 1e-30f)));
 }
 
 // Stores one group, held one value a lane.
@@ -100,5 +123,5 @@ __device__ __forceinline__ void store_group(const Activation &out, int group, fl
     const float largest = warp_max(fabsf(value));
     out.q[group * ACTIVATION_GROUP + lane] = static_cast<int8_t>(quantize(value, largest));
     out.value[group * ACTIVATION_GROUP + lane] = value;
-    if (lane == 0) out.scale[group] = largest / 127.f;
+    if (lane == 0) out.scale[group] = largest * (1.f / 127.f);
 }

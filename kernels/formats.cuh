@@ -1,24 +1,25 @@
 // How weight matrices lie in device memory, and the product of 64 weights with 64 activations for each ggml type.
 //
-// A row is cut into units of 64 values, one unit for one lane, and a slice of up to 32 units for one warp. What a type
-// stores for a unit goes to separate planes, each holding all rows one after another, so that a warp reads every plane
-// in whole lines and each lane copies naturally aligned pieces. Nothing is added but alignment: planes start at
-// multiples of 16 bytes, and a row of an odd count of 32-value blocks is filled up with one block of zeros.
+// A row is cut into units of 64 values, one unit for one lane, and a slice of 32 units (the last one may be shorter) for
+// one warp. A tile is one slice of 2 consecutive rows, contiguous, so that one copy of a few kilobytes brings it. Tiles lie
+// slice by slice, then row pair by row pair. With n units in a slice, a tile holds these planes one after another
+// and is filled up to a multiple of 16 bytes; an odd last row gets a row of zeros beside it, and a row of an odd count of
+// 32-value blocks a block of zeros at its end:
 //
-//   plane   bytes a unit      content
-//   codes   32 (Q8_0: 64)     pieces of 16 bytes; within a slice all lanes' first pieces, then all second ones, ...
-//                             4 low bits of the values' codes: byte i holds value i low, value 32 + i high.
-//                             Q8_0: the signed bytes in order
-//   high    8 (Q5_*)          bit 8 * (i % 4) + i / 4 of the first word is bit 4 of value i's code; second word: value 32 + i
-//           16 (Q6_K)         word i / 8, byte i % 4: bits 4 and 5 of value i's code at bit 4 * (i / 4 % 2), of
-//                             value 32 + i's two bits higher
-//   scales  4 (Q4_0 Q5_0 Q8_0) d of both blocks, f16
-//           8 (Q4_1 Q5_1)     d, m of the first block, d, m of the second, f16
-//           4 (Q4_K Q5_K)     16 bytes for the 4 units of a super-block: d and dmin in the first word (f16); byte u of the second,
-//                             third and fourth words make 24 bits for unit u: scale and scale of its first and second 32
-//                             values, then min and min, 6 bits each from the lowest bit up
-//           4 (Q6_K)          the 4 signed scales, one for each 16 values
-//   super   1/2 (Q6_K)        d of each super-block, f16; a row is filled up to a multiple of 4 bytes
+//   plane    shape (last index runs fastest)  content
+//   codes    [piece 2 (Q8_0: 4)][row 2][n]    16 bytes each. The 4 low bits of the values' codes: byte i of the 32 that the unit's
+//                                             two pieces make holds value i low, value 32 + i high. Q8_0: the bytes in order
+//   high     [row 2][n], 8 bytes (Q5_*)       bit 8 * (i % 4) + i / 4 of the first word is bit 4 of value i's code; second
+//                                             word: of value 32 + i's
+//            [row 2][n], 16 bytes (Q6_K)      word i / 8, byte i % 4: bits 4 and 5 of value i's code at bit 4 * (i / 4 % 2), of
+//                                             value 32 + i's two bits higher
+//   scales   [row 2][n], 4 (Q4_0 Q5_0 Q8_0)   d of both blocks, f16
+//            [row 2][n], 8 (Q4_1 Q5_1)        d, m of the first block, d, m of the second, f16
+//            [row 2][n / 4], 16 (Q4_K Q5_K)   of a super-block: d and dmin in the first word (f16); byte u of the second, third and
+//                                             fourth words make 24 bits for unit u: scale and scale of its first and second
+//                                             32 values, then min and min, 6 bits each from the lowest bit up
+//            [row 2][n], 4 (Q6_K)             the 4 signed scales, one for each 16 values
+//   super    [row 2][n / 4], 2 (Q6_K)         d of each super-block, f16
 //
 // F32, F16 and BF16 keep the file's values; each row is filled up to a multiple of 16 bytes.
 #pragma once
@@ -31,6 +32,8 @@ enum Type : int { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0
 constexpr int UNIT = 64;
 constexpr int SLICE_UNITS = WARP;
 
+constexpr int TILE_ROWS = 2;
+
 template <int TYPE>
 struct Format {
     static constexpr bool super_blocks = TYPE == Q4_K || TYPE == Q5_K || TYPE == Q6_K;
@@ -38,33 +41,17 @@ struct Format {
     static constexpr int code_pieces = TYPE == Q8_0 ? 4 : 2;
     static constexpr int high_bytes = TYPE == Q6_K ? 16 : TYPE == Q5_0 || TYPE == Q5_1 || TYPE == Q5_K ? 8 : 0;
     static constexpr int scale_bytes = TYPE == Q4_1 || TYPE == Q5_1 ? 8 : 4;
-    static constexpr int code_bytes = 16 * code_pieces;
 
-    // One row's slice in shared memory, planes one after another.
-    static constexpr int high_at = code_bytes * SLICE_UNITS;
-    static constexpr int scale_at = high_at + high_bytes * SLICE_UNITS;
-    static constexpr int super_at = scale_at + scale_bytes * SLICE_UNITS;
-    static constexpr int slice_bytes = super_at + (TYPE == Q6_K ? 16 : 0);
-};
+    // Where a tile's planes start, for `n` units, and its size.
+    __host__ __device__ static constexpr int high_at(int n) { return code_pieces * 16 * TILE_ROWS * n; }
+    __host__ __device__ static constexpr int scale_at(int n) { return high_at(n) + high_bytes * TILE_ROWS * n; }
+    __host__ __device__ static constexpr int super_at(int n) { return scale_at(n) + scale_bytes * TILE_ROWS * n; }
+    __host__ __device__ static constexpr int tile_bytes(int n) { return (super_at(n) + (TYPE == Q6_K ? TILE_ROWS * n / 2 : 0) + 15) / 16 * 16; }
 
-// Where the planes of a `rows` x (64 * `units`) matrix start and how far apart its rows are, in bytes.
-template <int TYPE>
-struct Planes {
-    using F = Format<TYPE>;
-    int code_stride, high_stride, scale_stride, super_stride;
-    size_t high_at, scale_at, super_at;
-
-    __host__ __device__ Planes(int rows, int units)
-        : code_stride(F::code_bytes * units),
-          high_stride(F::high_bytes * units),
-          scale_stride(F::scale_bytes * units),
-          super_stride(TYPE == Q6_K ? (units / 4 * 2 + 3) / 4 * 4 : 0),
-          high_at(size_t(rows) * code_stride),
-          scale_at(high_at + align(size_t(rows) * high_stride)),
-          super_at(scale_at + align(size_t(rows) * scale_stride)) {}
-
-    __host__ __device__ static size_t align(size_t bytes) { return (bytes + 15) / 16 * 16; }
-    __host__ __device__ size_t bytes(int rows) const { return super_at + align(size_t(rows) * super_stride); }
+    // Bytes of two rows of `units` units.
+    __host__ __device__ static constexpr int pair_bytes(int units) {
+        return units / SLICE_UNITS * tile_bytes(SLICE_UNITS) + (units % SLICE_UNITS ? tile_bytes(units % SLICE_UNITS) : 0);
+    }
 };
 
 __host__ __device__ constexpr bool is_float(int type) { return type == F32 || type == F16 || type == BF16; }
@@ -128,18 +115,19 @@ struct ActivationUnit {
 
 __device__ __forceinline__ float2 half2_at(const void *at) { return __half22float2(*static_cast<const __half2 *>(at)); }
 
-// The product of the lane's 64 weights, in a slice in shared memory, with its activations.
+// The product of unit `lane` of row `row` of a tile of `n` units, in shared memory, with the lane's activations.
 template <int TYPE>
-__device__ __forceinline__ float dot_unit(const uint8_t *slice, int lane, const ActivationUnit<TYPE> &a) {
+__device__ __forceinline__ float dot_unit(const uint8_t *tile, int n, int row, int lane, const ActivationUnit<TYPE> &a) {
     using F = Format<TYPE>;
     constexpr uint32_t LOW = 0x0f0f0f0fu;
     uint32_t word[4 * F::code_pieces];
 #pragma unroll
     for (int i = 0; i < F::code_pieces; i++) {
-        const uint4 piece = reinterpret_cast<const uint4 *>(slice)[i * SLICE_UNITS + lane];
+        const uint4 piece = reinterpret_cast<const uint4 *>(tile)[(i * TILE_ROWS + row) * n + lane];
         word[4 * i] = piece.x, word[4 * i + 1] = piece.y, word[4 * i + 2] = piece.z, word[4 * i + 3] = piece.w;
     }
-    const uint8_t *scales = slice + F::scale_at;
+    const uint8_t *scales = tile + F::scale_at(n) + row * n * F::scale_bytes;
+    const uint8_t *highs = tile + F::high_at(n) + row * n * F::high_bytes;
 
     if constexpr (TYPE == Q8_0) {
         int first = 0, second = 0;
@@ -151,7 +139,7 @@ __device__ __forceinline__ float dot_unit(const uint8_t *slice, int lane, const 
         const float2 d = half2_at(scales + 4 * lane);
         return d.x * a.scale0 * first + d.y * a.scale1 * second;
     } else if constexpr (TYPE == Q6_K) {
-        const uint4 high = reinterpret_cast<const uint4 *>(slice + F::high_at)[lane];
+        const uint4 high = reinterpret_cast<const uint4 *>(highs)[lane];
         const uint32_t bits[4] = {high.x, high.y, high.z, high.w};
         constexpr uint32_t TOP = 0x30303030u;
         int sum[4] = {a.start[0], a.start[1], a.start[2], a.start[3]};
@@ -164,12 +152,12 @@ __device__ __forceinline__ float dot_unit(const uint8_t *slice, int lane, const 
             sum[2 + i / 4] = dot4(second, a.x[8 + i], sum[2 + i / 4]);
         }
         const char4 s = *reinterpret_cast<const char4 *>(scales + 4 * lane);
-        const float d = __half2float(reinterpret_cast<const __half *>(slice + F::super_at)[lane / 4]);
+        const float d = __half2float(reinterpret_cast<const __half *>(tile + F::super_at(n))[row * (n / 4) + lane / 4]);
         return d * (a.scale0 * (s.x * sum[0] + s.y * sum[1]) + a.scale1 * (s.z * sum[2] + s.w * sum[3]));
     } else {
         int first = a.start[0], second = a.start[1];
         uint2 high = {};
-        if constexpr (F::high_bytes > 0) high = reinterpret_cast<const uint2 *>(slice + F::high_at)[lane];
+        if constexpr (F::high_bytes > 0) high = reinterpret_cast<const uint2 *>(highs)[lane];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             uint32_t low_codes = word[i] & LOW;

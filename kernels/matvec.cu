@@ -18,59 +18,23 @@
 
 namespace {
 
-// Bytes of a warp's ring. Devices with 100 kB of shared memory take half.
-#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
-constexpr int RING_BYTES = 3456;
-#else
-#ifndef RING_SET
-#define RING_SET 6912
-#endif
-#ifdef LATE
-#define TRIGGER_EARLY
-#define TRIGGER_LATE launch_dependents()
-#else
-#define TRIGGER_EARLY launch_dependents()
-#define TRIGGER_LATE
-#endif
-constexpr int RING_BYTES = RING_SET;
-#endif
-#ifndef MT
-#define MT 448
-#define MB 2
-#endif
-constexpr int MAX_THREADS = MT;
-// Rows whose sums a warp reduces together.
-constexpr int BATCH = 4;
-#ifndef PAIR
-#define PAIR 1
-#endif
-constexpr int TOGETHER = PAIR;
+constexpr int MAX_WARPS = 14;
+constexpr int MAX_DEPTH = 8;    // tiles in a warp's ring
+constexpr int BATCH = 2;        // tiles whose sums a warp reduces together
 
-struct Matrix {
-    const uint8_t *data;
-    int type;
-    int rows;
-};
-
-// The rows of one block: of one matrix in order, or (`interleaved`) of two matrices of one type in turn.
-struct Rows {
+// The rows of one block in tiles of 2: of one matrix in order, or (`interleaved`) of two matrices of one type in turn.
+struct Tiles {
     const uint8_t *first, *second;
     bool interleaved;
     int matrix_rows;
     int begin, count;
 
     __device__ __forceinline__ const uint8_t *data(int i) const { return interleaved && i % 2 ? second : first; }
-    // Past the end of the matrix (a ragged group of 32): the last row, whose result is not used.
-    __device__ __forceinline__ int row(int i) const { return min(begin + (interleaved ? i / 2 : i), matrix_rows - 1); }
-};
-
-// Dynamic shared memory, in this order.
-struct Shared {
-    uint8_t *ring;   // (warps * RING_BYTES)
-    int8_t *q;       // norm_*: (columns rounded up to 64)
-    float *scale;    // norm_*: (columns rounded up to 64, / 32)
-    float *partial;  // (slices, rows of the block; norm_gate_up: of both matrices), rounded up to 16 bytes
-    float *value;    // norm_* with float weights: (columns rounded up to 64)
+    // Past the end of the matrix (a ragged group of 32): the last tile, whose results are not used.
+    __device__ __forceinline__ int tile(int i) const {
+        return min(begin + (interleaved ? i / 2 : i), (matrix_rows + TILE_ROWS - 1) / TILE_ROWS - 1);
+    }
+    __device__ __forceinline__ int rows() const { return count * TILE_ROWS; }
 };
 
 struct Work {
@@ -78,7 +42,7 @@ struct Work {
     int units, slices;
     int warp, lane;
     int slice, slice_units;  // of this warp
-    int group, groups;       // this warp's rows are group, group + groups, ... of its block's
+    int group, groups;       // this warp's tiles are group, group + groups, ... of its block's
 
     __device__ explicit Work(int columns)
         : columns(columns),
@@ -92,89 +56,91 @@ struct Work {
           groups(blockDim.x / WARP / slices) {}
 };
 
-// One warp's stream of weights: slices of its rows, in order, through its ring.
+// Dynamic shared memory, in this order.
+struct Shared {
+    uint8_t *ring;   // (warps * ring_bytes)
+    int8_t *q;       // norm_*: (columns rounded up to 64)
+    float *scale;    // norm_*: (columns rounded up to 64, / 32), rounded up to 16 bytes
+    float *partial;  // (slices, rows of the block's tiles; norm_gate_up: of both matrices), rounded up to 16 bytes
+    float *value;    // norm_* with float weights: (columns rounded up to 64)
+    int ring_bytes;
+    CopyBarrier *arrived;  // of this warp: (MAX_DEPTH)
+
+    __device__ __forceinline__ Shared(const Work &work, int ring_bytes, int rows) : ring_bytes(ring_bytes) {
+        extern __shared__ __align__(128) uint8_t bytes[];
+        __shared__ CopyBarrier barriers[MAX_WARPS][MAX_DEPTH];
+        ring = bytes;
+        q = reinterpret_cast<int8_t *>(bytes + blockDim.x / WARP * ring_bytes);
+        scale = reinterpret_cast<float *>(q + work.units * UNIT);
+        partial = scale + (work.units * 2 + 3) / 4 * 4;
+        value = partial + (work.slices * rows + 3) / 4 * 4;
+        arrived = barriers[work.warp];
+        if (work.lane < MAX_DEPTH) arrived[work.lane].init();
+        __syncwarp();
+    }
+};
+
+// One warp's stream of weights: its slice of its tiles, in order, through its ring.
 template <int TYPE>
 struct Stream {
     using F = Format<TYPE>;
-    static constexpr int DEPTH = RING_BYTES / F::slice_bytes;
-    static_assert(DEPTH >= 1);
 
-    const Planes<TYPE> planes;
-    const Rows &rows;
+    const Tiles &tiles;
     const Work &work;
+    CopyBarrier *arrived;
     uint8_t *ring;
-    size_t code_at, high_at, scale_at, super_at;  // of this lane in row 0
+    int tile_bytes, depth;
 
-    __device__ __forceinline__ Stream(const Rows &rows, const Work &work, uint8_t *ring)
-        : planes(rows.matrix_rows, work.units), rows(rows), work(work), ring(ring + work.warp * RING_BYTES) {
-        const int unit = work.slice * SLICE_UNITS + work.lane;
-        code_at = size_t(work.slice) * SLICE_UNITS * F::code_bytes + work.lane * 16;
-        high_at = planes.high_at + unit * F::high_bytes;
-        scale_at = planes.scale_at + unit * F::scale_bytes;
-        super_at = planes.super_at + work.slice * 16 + work.lane * 4;
-    }
+    __device__ __forceinline__ Stream(const Tiles &tiles, const Work &work, const Shared &shared)
+        : tiles(tiles),
+          work(work),
+          arrived(shared.arrived),
+          ring(shared.ring + work.warp * shared.ring_bytes),
+          tile_bytes(F::tile_bytes(work.slice_units)),
+          depth(min(shared.ring_bytes / tile_bytes, MAX_DEPTH)) {}
 
-    // Starts copying the block's row `i` (none past the end) to place `slot`, as one group.
+    // Starts copying the block's tile `i` (none past the end) to place `slot`.
     __device__ __forceinline__ void load(int i, int slot) {
-        if (i < rows.count && work.lane < work.slice_units) {
-            const uint8_t *data = rows.data(i);
-            const size_t row = rows.row(i);
-            uint8_t *to = ring + slot * F::slice_bytes;
-#pragma unroll
-            for (int piece = 0; piece < F::code_pieces; piece++) {
-                copy_async<16>(to + (piece * SLICE_UNITS + work.lane) * 16,
-                               data + code_at + row * planes.code_stride + piece * work.slice_units * 16);
-            }
-            if constexpr (F::high_bytes > 0) {
-                copy_async<F::high_bytes>(to + F::high_at + work.lane * F::high_bytes, data + high_at + row * planes.high_stride);
-            }
-            copy_async<F::scale_bytes>(to + F::scale_at + work.lane * F::scale_bytes, data + scale_at + row * planes.scale_stride);
-            if (TYPE == Q6_K && work.lane < (work.slice_units / 4 + 1) / 2) {
-                copy_async<4>(to + F::super_at + work.lane * 4, data + super_at + row * planes.super_stride);
-            }
+        if (i < tiles.count) {
+            const uint8_t *from = tiles.data(i) + size_t(tiles.tile(i)) * F::pair_bytes(work.units) + work.slice * F::tile_bytes(SLICE_UNITS);
+            arrived[slot].copy(ring + slot * tile_bytes, from, tile_bytes);
         }
-        commit_copies();
     }
 
     __device__ __forceinline__ void prefetch() {
 #pragma unroll 1
-        for (int slot = 0; slot < DEPTH; slot++) load(work.group + slot * work.groups, slot);
+        for (int slot = 0; slot < depth; slot++) load(work.group + slot * work.groups, slot);
     }
 
-    // Adds up the rows' products: partial[i] for each row `i` of this warp. Call prefetch() before.
-    __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial) {
+    // Adds up the rows' products: partial[i] for each row `i` of this warp. Call prefetch() before. `parity` (one bit a
+    // slot) is what each slot's next phase has, and is left so for a later stream.
+    __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial, uint32_t &parity) {
         ActivationUnit<TYPE> a;
+        const int n = work.slice_units, lane = min(work.lane, n - 1);  // lanes without a unit multiply another's by zero
         {
-            const int unit = work.slice * SLICE_UNITS + min(work.lane, work.slice_units - 1);
+            const int unit = work.slice * SLICE_UNITS + lane;
             int4 values[4];
 #pragma unroll
-            for (int j = 0; j < 4; j++) values[j] = reinterpret_cast<const int4 *>(q)[unit * 4 + j];
+            for (int j = 0; j < 4; j++) values[j] = work.lane < n ? reinterpret_cast<const int4 *>(q)[unit * 4 + j] : int4{};
             const float2 scales = reinterpret_cast<const float2 *>(scale)[unit];
             a.prepare(values, scales.x, scales.y);
         }
-        const bool active = work.lane < work.slice_units;
         int slot = 0;
-        for (int i = work.group; i < rows.count; i += BATCH * work.groups) {
-            float sum[BATCH];
+        for (int i = work.group; i < tiles.count; i += BATCH * work.groups) {
+            float sum[BATCH * TILE_ROWS];
 #pragma unroll
-            for (int b = 0; b < BATCH; b += TOGETHER) {
+            for (int b = 0; b < BATCH; b++) {
                 const int at = i + b * work.groups;
+                sum[2 * b] = sum[2 * b + 1] = 0.f;
+                if (at < tiles.count) {
+                    arrived[slot].wait(parity >> slot & 1);
+                    parity ^= 1u << slot;
+                    const uint8_t *tile = ring + slot * tile_bytes;
 #pragma unroll
-                for (int j = 0; j < TOGETHER; j++) sum[b + j] = 0.f;
-                if (at < rows.count) {
-                    wait_for_copies<DEPTH - TOGETHER>();
+                    for (int row = 0; row < TILE_ROWS; row++) sum[2 * b + row] = dot_unit<TYPE>(tile, n, row, lane, a);
                     __syncwarp();
-                    int slots[TOGETHER];
-#pragma unroll
-                    for (int j = 0; j < TOGETHER; j++) {
-                        slots[j] = slot;
-                        slot = slot + 1 == DEPTH ? 0 : slot + 1;
-                        const float product = dot_unit<TYPE>(ring + slots[j] * F::slice_bytes, work.lane, a);
-                        sum[b + j] = active && at + j * work.groups < rows.count ? product : 0.f;
-                    }
-                    __syncwarp();
-#pragma unroll
-                    for (int j = 0; j < TOGETHER; j++) load(at + (j + DEPTH) * work.groups, slots[j]);
+                    load(at + depth * work.groups, slot);
+                    slot = slot + 1 == depth ? 0 : slot + 1;
                 }
             }
             // Halves exchange sums so that eight lanes end with each row's total.
@@ -184,8 +150,8 @@ struct Stream {
             float total = (odd ? s1 : s0) + __shfl_xor_sync(~0u, odd ? s0 : s1, 8);
 #pragma unroll
             for (int offset = 4; offset > 0; offset /= 2) total += __shfl_xor_sync(~0u, total, offset);
-            const int at = i + work.lane / 8 * work.groups;
-            if (work.lane % 8 == 0 && at < rows.count) partial[at] = total;
+            const int at = i + work.lane / 16 * work.groups;
+            if (work.lane % 8 == 0 && at < tiles.count) partial[at * TILE_ROWS + work.lane / 8 % 2] = total;
         }
     }
 };
@@ -208,55 +174,46 @@ __device__ float float_dot(const T *row, const float *a, int columns, int lane) 
 }
 
 template <typename T>
-__device__ void float_multiply(const Rows &rows, const Work &work, int type, const float *a, float *partial) {
+__device__ void float_multiply(const Tiles &tiles, const Work &work, int type, const float *a, float *partial) {
     const int warps = blockDim.x / WARP;
-    for (int i = work.warp; i < rows.count; i += warps) {
-        const uint8_t *row = rows.data(i) + rows.row(i) * float_stride(type, work.columns);
-        const float sum = float_dot(reinterpret_cast<const T *>(row), a, work.columns, work.lane);
+    for (int i = work.warp; i < tiles.rows(); i += warps) {
+        const int row = min(tiles.tile(i / TILE_ROWS) * TILE_ROWS + i % TILE_ROWS, tiles.matrix_rows - 1);
+        const uint8_t *weights = tiles.data(i / TILE_ROWS) + row * float_stride(type, work.columns);
+        const float sum = float_dot(reinterpret_cast<const T *>(weights), a, work.columns, work.lane);
         if (work.lane == 0) partial[i] = sum;
     }
 }
 
 // Starts the weights' way into the ring.
-__device__ __forceinline__ void prefetch(int type, const Rows &rows, const Work &work, const Shared &shared) {
-#define PREFETCH(TYPE) Stream<TYPE>(rows, work, shared.ring).prefetch()
+__device__ __forceinline__ void prefetch(int type, const Tiles &tiles, const Work &work, const Shared &shared) {
+#define PREFETCH(TYPE) Stream<TYPE>(tiles, work, shared).prefetch()
     FOR_QUANTIZED(type, PREFETCH)
 #undef PREFETCH
 }
 
 // partial[s][i], s a slice, i a row of the block; then a barrier. Float weights have one slice.
-__device__ __forceinline__ void multiply(int type, const Rows &rows, const Work &work, const Shared &shared, const Activation &a) {
+__device__ __forceinline__ void multiply(int type, const Tiles &tiles, const Work &work, const Shared &shared, const Activation &a,
+                                         float *partial, uint32_t &parity) {
     if (type == F32) {
-        float_multiply<float>(rows, work, type, a.value, shared.partial);
+        float_multiply<float>(tiles, work, type, a.value, partial);
     } else if (type == F16) {
-        float_multiply<__half>(rows, work, type, a.value, shared.partial);
+        float_multiply<__half>(tiles, work, type, a.value, partial);
     } else if (type == BF16) {
-        float_multiply<__nv_bfloat16>(rows, work, type, a.value, shared.partial);
+        float_multiply<__nv_bfloat16>(tiles, work, type, a.value, partial);
     } else {
-        float *partial = shared.partial + work.slice * rows.count;
-#define MULTIPLY(TYPE) Stream<TYPE>(rows, work, shared.ring).multiply(a.q, a.scale, partial)
+        float *sums = partial + work.slice * tiles.rows();
+#define MULTIPLY(TYPE) Stream<TYPE>(tiles, work, shared).multiply(a.q, a.scale, sums, parity)
         FOR_QUANTIZED(type, MULTIPLY)
 #undef MULTIPLY
     }
     __syncthreads();
 }
 
-__device__ __forceinline__ float total(int type, const Work &work, const Shared &shared, int rows, int i) {
+__device__ __forceinline__ float total(int type, const Work &work, const float *partial, int rows, int i) {
     const int slices = is_float(type) ? 1 : work.slices;
-    float sum = shared.partial[i];
-    for (int s = 1; s < slices; s++) sum += shared.partial[s * rows + i];
+    float sum = partial[i];
+    for (int s = 1; s < slices; s++) sum += partial[s * rows + i];
     return sum;
-}
-
-__device__ Shared carve(const Work &work, int rows) {
-    extern __shared__ __align__(16) uint8_t bytes[];
-    Shared shared;
-    shared.ring = bytes;
-    shared.q = reinterpret_cast<int8_t *>(bytes + blockDim.x / WARP * RING_BYTES);
-    shared.scale = reinterpret_cast<float *>(shared.q + work.units * UNIT);
-    shared.partial = shared.scale + (work.units * 2 + 3) / 4 * 4;
-    shared.value = shared.partial + (work.slices * rows + 3) / 4 * 4;
-    return shared;
 }
 
 // rms_norm(x) * weight, quantized to shared memory; for float weights also as floats. All of it takes one round trip to
@@ -315,14 +272,16 @@ struct Norm {
         if (c < padded) {
             const char4 q = make_char4(quantize(v.x, largest), quantize(v.y, largest), quantize(v.z, largest), quantize(v.w, largest));
             *reinterpret_cast<char4 *>(shared.q + c) = q;
-            if (c % ACTIVATION_GROUP == 0) shared.scale[c / ACTIVATION_GROUP] = largest / 127.f;
+            if (c % ACTIVATION_GROUP == 0) shared.scale[c / ACTIVATION_GROUP] = largest * (1.f / 127.f);
             if (floats) *reinterpret_cast<float4 *>(shared.value + c) = v;
         }
     }
 };
 
 // This block's share of `count` things, `index` of `blocks`.
-__device__ __forceinline__ int share(int count, int index, int blocks) { return static_cast<int>(int64_t(count) * index / blocks); }
+__device__ __forceinline__ int share(int count, int index, int blocks) { return unsigned(count) * unsigned(index) / unsigned(blocks); }
+
+__device__ __forceinline__ int tile_count(int rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 
 }  // namespace
 
@@ -340,75 +299,82 @@ struct Segments {
     Segment segment[3];
 };
 
-extern "C" __global__ void __launch_bounds__(MAX_THREADS, MB)
-norm_matvec(const __grid_constant__ Segments segments, const float *x, const float *norm_weight, float epsilon, int columns) {
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 2)
+norm_matvec(const __grid_constant__ Segments segments, const float *x, const float *norm_weight, float epsilon, int columns, int ring_bytes) {
     int block = blockIdx.x, s = 0;
     while (s < 2 && block >= segments.segment[s].blocks) block -= segments.segment[s++].blocks;
     const Segment &segment = segments.segment[s];
-    const int begin = share(segment.rows, block, segment.blocks), end = share(segment.rows, block + 1, segment.blocks);
+    const int all = tile_count(segment.rows), begin = share(all, block, segment.blocks), end = share(all, block + 1, segment.blocks);
     const Work work(columns);
-    const Rows rows{segment.weights, nullptr, false, segment.rows, begin, end - begin};
-    const Shared shared = carve(work, rows.count);
+    const Tiles tiles{segment.weights, nullptr, false, segment.rows, begin, end - begin};
+    const Shared shared(work, ring_bytes, tiles.rows());
 
     const Norm norm(norm_weight, work);
-    prefetch(segment.type, rows, work, shared);
-    wait_for_predecessor();
-    TRIGGER_EARLY;
-    const Activation a = norm(x, epsilon, work, shared, is_float(segment.type));
-    TRIGGER_LATE;
-    multiply(segment.type, rows, work, shared, a);
-    for (int i = threadIdx.x; i < rows.count; i += blockDim.x) {
-        const float bias = segment.bias ? segment.bias[begin + i] : 0.f;
-        segment.out[begin + i] = total(segment.type, work, shared, rows.count, i) + bias;
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(MAX_THREADS, MB)
-matvec_add(const uint8_t *weights, int type, int matrix_rows, int columns, Activation a, float *x) {
-    const int begin = share(matrix_rows, blockIdx.x, gridDim.x), end = share(matrix_rows, blockIdx.x + 1, gridDim.x);
-    const Work work(columns);
-    const Rows rows{weights, nullptr, false, matrix_rows, begin, end - begin};
-    const Shared shared = carve(work, rows.count);
-
-    prefetch(type, rows, work, shared);
+    prefetch(segment.type, tiles, work, shared);
     wait_for_predecessor();
     launch_dependents();
-    const int first = threadIdx.x;
-    const float old = first < rows.count ? x[begin + first] : 0.f;
-    multiply(type, rows, work, shared, a);
-    if (first < rows.count) x[begin + first] = old + total(type, work, shared, rows.count, first);
-    for (int i = first + blockDim.x; i < rows.count; i += blockDim.x) x[begin + i] += total(type, work, shared, rows.count, i);
+    const Activation a = norm(x, epsilon, work, shared, is_float(segment.type));
+    uint32_t parity = 0;
+    multiply(segment.type, tiles, work, shared, a, shared.partial, parity);
+    for (int i = threadIdx.x; i < tiles.rows(); i += blockDim.x) {
+        const int row = begin * TILE_ROWS + i;
+        if (row >= segment.rows) break;
+        const float bias = segment.bias ? segment.bias[row] : 0.f;
+        segment.out[row] = total(segment.type, work, shared.partial, tiles.rows(), i) + bias;
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_THREADS, MB)
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 2)
+matvec_add(const uint8_t *weights, int type, int matrix_rows, int columns, Activation a, float *x, int ring_bytes) {
+    const int all = tile_count(matrix_rows), begin = share(all, blockIdx.x, gridDim.x), end = share(all, blockIdx.x + 1, gridDim.x);
+    const Work work(columns);
+    const Tiles tiles{weights, nullptr, false, matrix_rows, begin, end - begin};
+    const Shared shared(work, ring_bytes, tiles.rows());
+
+    prefetch(type, tiles, work, shared);
+    wait_for_predecessor();
+    launch_dependents();
+    const int first = begin * TILE_ROWS + threadIdx.x, past = min(end * TILE_ROWS, matrix_rows);
+    const float old = first < past ? x[first] : 0.f;
+    uint32_t parity = 0;
+    multiply(type, tiles, work, shared, a, shared.partial, parity);
+    for (int row = first; row < past; row += blockDim.x) {
+        x[row] = (row == first ? old : x[row]) + total(type, work, shared.partial, tiles.rows(), row - begin * TILE_ROWS);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 2)
 norm_gate_up(const uint8_t *gate, const uint8_t *up, int gate_type, int up_type, int matrix_rows, int columns, const float *x,
-             const float *norm_weight, float epsilon, Activation out) {
+             const float *norm_weight, float epsilon, Activation out, int ring_bytes) {
+    constexpr int GROUP_TILES = ACTIVATION_GROUP / TILE_ROWS;
     const int all_groups = (matrix_rows + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
     const int group = share(all_groups, blockIdx.x, gridDim.x), groups = share(all_groups, blockIdx.x + 1, gridDim.x) - group;
-    const int begin = group * ACTIVATION_GROUP, count = groups * ACTIVATION_GROUP;
+    const int count = groups * GROUP_TILES;
     const Work work(columns);
-    const Shared shared = carve(work, 2 * count);
+    const Shared shared(work, ring_bytes, 2 * count * TILE_ROWS);
     const bool interleaved = gate_type == up_type;
 
-    const Rows rows{gate, up, interleaved, matrix_rows, begin, interleaved ? 2 * count : count};
+    const Tiles tiles{gate, up, interleaved, matrix_rows, group * GROUP_TILES, interleaved ? 2 * count : count};
     const Norm norm(norm_weight, work);
-    prefetch(gate_type, rows, work, shared);
+    prefetch(gate_type, tiles, work, shared);
     wait_for_predecessor();
-    TRIGGER_EARLY;
+    launch_dependents();
     const Activation a = norm(x, epsilon, work, shared, is_float(gate_type) || is_float(up_type));
-    TRIGGER_LATE;
-    multiply(gate_type, rows, work, shared, a);
-    Shared second = shared;
+    uint32_t parity = 0;
+    multiply(gate_type, tiles, work, shared, a, shared.partial, parity);
+    const float *up_partial = shared.partial;
     if (!interleaved) {
-        second.partial += work.slices * count;
-        const Rows up_rows{up, nullptr, false, matrix_rows, begin, count};
-        prefetch(up_type, up_rows, work, second);
-        multiply(up_type, up_rows, work, second, a);
+        const Tiles up_tiles{up, nullptr, false, matrix_rows, tiles.begin, count};
+        float *partial = shared.partial + work.slices * tiles.rows();
+        prefetch(up_type, up_tiles, work, shared);
+        multiply(up_type, up_tiles, work, shared, a, partial, parity);
+        up_partial = partial;
     }
     for (int g = work.warp; g < groups; g += blockDim.x / WARP) {
-        const int i = g * ACTIVATION_GROUP + work.lane;
-        const float y = total(gate_type, work, shared, rows.count, interleaved ? 2 * i : i);
-        const float factor = total(up_type, work, second, rows.count, interleaved ? 2 * i + 1 : i);
-        store_group(out, group + g, begin + i < matrix_rows ? y / (1.f + __expf(-y)) * factor : 0.f);
+        const int i = g * ACTIVATION_GROUP + work.lane, row = group * ACTIVATION_GROUP + i;
+        const int at = interleaved ? i / TILE_ROWS * 2 * TILE_ROWS + i % TILE_ROWS : i;
+        const float y = total(gate_type, work, shared.partial, tiles.rows(), at);
+        const float factor = total(up_type, work, up_partial, tiles.rows(), interleaved ? at + TILE_ROWS : at);
+        store_group(out, group + g, row < matrix_rows ? y / (1.f + __expf(-y)) * factor : 0.f);
     }
 }

@@ -1,7 +1,7 @@
-// Rearranges a file's blocks into the planes of formats.cuh: out[plane][row][unit] = the same bits. Runs once, at upload.
+// Rearranges a file's blocks into the tiles of formats.cuh, bit for bit. Runs once, at upload.
 //
-// Bound: the file's bytes, read once and written once. Grid: one thread for each unit of 64 values, 256 a block, along
-// x; float types: one thread for each value.
+// Bound: the file's bytes, read once and written once. Grid: 256 threads a block, one thread for each unit of 64 values of
+// row_count + 1 rows; float types: one for each value.
 #include "formats.cuh"
 
 namespace {
@@ -34,25 +34,25 @@ struct Block {
     }
 };
 
-// Unit `unit` of a row of `blocks` blocks that starts at `in`.
+// Unit `index` of row `row` of the matrix, from that row's `blocks` blocks (0 of a row that only fills up a tile).
 template <int TYPE>
-__device__ void repack_unit(const uint8_t *in, int blocks, uint8_t *out, const Planes<TYPE> &planes, size_t row, int unit, int units) {
+__device__ void repack_unit(const uint8_t *in, int blocks, uint8_t *out, size_t row, int index, int units) {
     using F = Format<TYPE>;
     using B = Block<TYPE>;
-    // The code of value `i` of the unit; past the row's end, what counts as zero does not matter: the scale is zero.
+    // The code of value `i` of the unit.
     auto code = [&](int i) {
-        const int value = unit * UNIT + i;
+        const int value = index * UNIT + i;
         return value / B::values < blocks ? B::code(in + size_t(value / B::values) * B::bytes, value % B::values) : 0;
     };
-    const int slice = unit / SLICE_UNITS, lane = unit % SLICE_UNITS;
-    const int slice_units = min(units - slice * SLICE_UNITS, SLICE_UNITS);
-    uint8_t *codes = out + row * planes.code_stride + size_t(slice) * SLICE_UNITS * F::code_bytes + lane * 16;
-    for (int i = 0; i < F::code_bytes; i++) {
-        codes[i / 16 * slice_units * 16 + i % 16] =
+    const int slice = index / SLICE_UNITS, unit = index % SLICE_UNITS;
+    const int n = min(units - slice * SLICE_UNITS, SLICE_UNITS), r = row % TILE_ROWS;
+    uint8_t *tile = out + row / TILE_ROWS * F::pair_bytes(units) + slice * F::tile_bytes(SLICE_UNITS);
+    for (int i = 0; i < F::code_pieces * 16; i++) {
+        tile[((i / 16 * TILE_ROWS + r) * n + unit) * 16 + i % 16] =
             static_cast<uint8_t>(TYPE == Q8_0 ? code(i) : (code(i) & 15) | (code(32 + i) & 15) << 4);
     }
 
-    uint8_t *high = out + planes.high_at + row * planes.high_stride + size_t(unit) * F::high_bytes;
+    uint8_t *high = tile + F::high_at(n) + (r * n + unit) * F::high_bytes;
     if constexpr (F::high_bytes == 8) {
         for (int byte = 0; byte < 8; byte++) {
             int bits = 0;
@@ -66,26 +66,26 @@ __device__ void repack_unit(const uint8_t *in, int blocks, uint8_t *out, const P
         }
     }
 
-    uint8_t *scales = out + planes.scale_at + row * planes.scale_stride + size_t(unit) * F::scale_bytes;
-    const uint8_t *block = in + size_t(unit) * UNIT / B::values * B::bytes;
+    uint8_t *scales = tile + F::scale_at(n) + (r * n + unit) * F::scale_bytes;
+    const uint8_t *block = in + size_t(index) * UNIT / B::values * B::bytes;
+    const bool real = blocks > 0;
     if constexpr (F::packed_scales) {
-        if (unit % 4 == 0) {
-            for (int i = 0; i < 4; i++) scales[i] = block[i];
-            const uint8_t *packed = block + 4;
-            auto scale = [&](int j) { return j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4; };
-            auto minimum = [&](int j) { return j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4; };
-            for (int u = 0; u < 4; u++) {
-                const int bits = scale(2 * u) | scale(2 * u + 1) << 6 | minimum(2 * u) << 12 | minimum(2 * u + 1) << 18;
-                for (int byte = 0; byte < 3; byte++) scales[4 + 4 * byte + u] = static_cast<uint8_t>(bits >> 8 * byte);
-            }
+        if (unit % 4 != 0) return;
+        const uint8_t *packed = block + 4;
+        auto scale = [&](int j) { return j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4; };
+        auto minimum = [&](int j) { return j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4; };
+        for (int i = 0; i < 4; i++) scales[i] = real ? block[i] : 0;
+        for (int u = 0; u < 4; u++) {
+            const int bits = real ? scale(2 * u) | scale(2 * u + 1) << 6 | minimum(2 * u) << 12 | minimum(2 * u + 1) << 18 : 0;
+            for (int byte = 0; byte < 3; byte++) scales[4 + 4 * byte + u] = static_cast<uint8_t>(bits >> 8 * byte);
         }
     } else if constexpr (TYPE == Q6_K) {
-        for (int i = 0; i < 4; i++) scales[i] = block[192 + unit % 4 * 4 + i];
-        uint8_t *super = out + planes.super_at + row * planes.super_stride + unit / 4 * 2;
-        if (unit % 4 < 2) super[unit % 4] = block[208 + unit % 4];
+        for (int i = 0; i < 4; i++) scales[i] = real ? block[192 + unit % 4 * 4 + i] : 0;
+        uint8_t *super = tile + F::super_at(n) + (r * (n / 4) + unit / 4) * 2;
+        if (unit % 4 < 2) super[unit % 4] = real ? block[208 + unit % 4] : 0;
     } else {
         constexpr int half = F::scale_bytes / 2;
-        for (int i = 0; i < F::scale_bytes; i++) scales[i] = unit * 2 + i / half < blocks ? block[i / half * B::bytes + i % half] : 0;
+        for (int i = 0; i < F::scale_bytes; i++) scales[i] = index * 2 + i / half < blocks ? block[i / half * B::bytes + i % half] : 0;
     }
 }
 
@@ -107,10 +107,11 @@ repack(const uint8_t *in, uint8_t *out, int type, int matrix_rows, int columns, 
     const int units = (columns + UNIT - 1) / UNIT;
     const size_t row = thread / units;
     const int unit = static_cast<int>(thread % units);
-    if (row >= size_t(row_count)) return;
-#define REPACK(TYPE)                                                                                             \
-    repack_unit<TYPE>(in + row * (columns / Block<TYPE>::values) * Block<TYPE>::bytes, columns / Block<TYPE>::values, out, \
-                      Planes<TYPE>(matrix_rows, units), row_begin + row, unit, units)
+    const bool real = row < size_t(row_count);
+    if (!real && (row_begin + row >= size_t(matrix_rows + 1) / TILE_ROWS * TILE_ROWS || row_begin + row < size_t(matrix_rows))) return;
+#define REPACK(TYPE)                                                                                                        \
+    repack_unit<TYPE>(in + row * (columns / Block<TYPE>::values) * Block<TYPE>::bytes, real ? columns / Block<TYPE>::values : 0, out, \
+                      row_begin + row, unit, units)
     FOR_QUANTIZED(type, REPACK)
 #undef REPACK
 }

@@ -10,21 +10,20 @@ namespace {
 
 // Value `column` of `row`.
 template <int TYPE>
-__device__ float value_at(const uint8_t *weights, int rows, int units, size_t row, int column) {
+__device__ float value_at(const uint8_t *weights, int units, size_t row, int column) {
     using F = Format<TYPE>;
-    const Planes<TYPE> planes(rows, units);
-    const int unit = column / UNIT, i = column % UNIT, half = i / 32;
-    const int slice = unit / SLICE_UNITS, lane = unit % SLICE_UNITS;
-    const int slice_units = min(units - slice * SLICE_UNITS, SLICE_UNITS);
+    const int i = column % UNIT, half = i / 32;
+    const int slice = column / UNIT / SLICE_UNITS, unit = column / UNIT % SLICE_UNITS;
+    const int n = min(units - slice * SLICE_UNITS, SLICE_UNITS), r = row % TILE_ROWS;
+    const uint8_t *tile = weights + row / TILE_ROWS * F::pair_bytes(units) + slice * F::tile_bytes(SLICE_UNITS);
     const int byte = TYPE == Q8_0 ? i : i % 32;
-    int code = weights[row * planes.code_stride + size_t(slice) * SLICE_UNITS * F::code_bytes + byte / 16 * slice_units * 16 +
-                       lane * 16 + byte % 16];
+    int code = tile[((byte / 16 * TILE_ROWS + r) * n + unit) * 16 + byte % 16];
     if (TYPE != Q8_0) code = code >> half * 4 & 15;
-    const uint8_t *high = weights + planes.high_at + row * planes.high_stride + size_t(unit) * F::high_bytes;
+    const uint8_t *high = tile + F::high_at(n) + (r * n + unit) * F::high_bytes;
     if (F::high_bytes == 8) code |= (high[half * 4 + i % 4] >> i % 32 / 4 & 1) << 4;
     if (F::high_bytes == 16) code |= (high[i % 32 / 8 * 4 + i % 4] >> (i / 4 % 2 * 4 + half * 2) & 3) << 4;
 
-    const uint8_t *scales = weights + planes.scale_at + row * planes.scale_stride;
+    const uint8_t *scales = tile + F::scale_at(n) + r * n * F::scale_bytes;
     if constexpr (F::packed_scales) {
         const uint8_t *header = scales + unit / 4 * 16;
         const int u = unit % 4;
@@ -32,8 +31,8 @@ __device__ float value_at(const uint8_t *weights, int rows, int units, size_t ro
         const float2 d = half2_at(header);
         return d.x * (packed >> 6 * half & 63) * code - d.y * (packed >> (12 + 6 * half) & 63);
     } else if constexpr (TYPE == Q6_K) {
-        const __half *super = reinterpret_cast<const __half *>(weights + planes.super_at + row * planes.super_stride);
-        return __half2float(super[unit / 4]) * static_cast<int8_t>(scales[unit * 4 + i / 16]) * (code - 32);
+        const __half *super = reinterpret_cast<const __half *>(tile + F::super_at(n));
+        return __half2float(super[r * (n / 4) + unit / 4]) * static_cast<int8_t>(scales[unit * 4 + i / 16]) * (code - 32);
     } else if constexpr (F::scale_bytes == 8) {
         const float2 block = half2_at(scales + unit * 8 + half * 4);
         return block.x * code + block.y;
@@ -46,7 +45,7 @@ __device__ float value_at(const uint8_t *weights, int rows, int units, size_t ro
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(256)
-embed(const uint8_t *weights, int type, int rows, int columns, const int *token, float *x) {
+embed(const uint8_t *weights, int type, int columns, const int *token, float *x) {
     wait_for_predecessor();
     launch_dependents();
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
@@ -60,7 +59,7 @@ embed(const uint8_t *weights, int type, int rows, int columns, const int *token,
     } else if (type == BF16) {
         x[column] = __bfloat162float(reinterpret_cast<const __nv_bfloat16 *>(floats)[column]);
     } else {
-#define VALUE(TYPE) x[column] = value_at<TYPE>(weights, rows, (columns + UNIT - 1) / UNIT, row, column)
+#define VALUE(TYPE) x[column] = value_at<TYPE>(weights, (columns + UNIT - 1) / UNIT, row, column)
         FOR_QUANTIZED(type, VALUE)
 #undef VALUE
     }
