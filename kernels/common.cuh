@@ -54,10 +54,20 @@ struct CopyBarrier {
 #if __CUDA_ARCH__ >= 900
         if (lane == 0) {
             asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+#ifdef NOEF
             asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                              static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
                          "l"(global), "r"(bytes), "r"(address())
                          : "memory");
+#else
+            // Used once: such data leaves the L2 cache first, so that activations and code stay.
+            uint64_t policy;
+            asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+                             static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+                         "l"(global), "r"(bytes), "r"(address()), "l"(policy)
+                         : "memory");
+#endif
         }
 #else
         for (int at = lane * 16; at < bytes; at += WARP * 16) copy_async(static_cast<uint8_t *>(shared) + at, global + at);
