@@ -7,14 +7,13 @@
 // A norm in front of a product needs no kernel and no prologue: W rms_norm(x) = W (x * weight) / rms(x), so whoever writes x also
 // writes x * weight, quantized, and the sums of x^2, and the quotient is taken with the product's own result.
 //
-// Bound: the bytes of W, each read once; arithmetic is about 80 instructions for each 64 weights of a lane, a third of what an
-// H100 issues while their 36 (Q4_K) to 53 (Q6_K) bytes arrive.
+// Bound: the bytes of W, each read once; arithmetic is about 110 instructions for each 64 weights of a lane, 36 (Q4_K)
+// to 53 (Q6_K) bytes: half of what an H100 issues while they arrive.
 //
 // Grid: one block a multiprocessor, each with an equal, contiguous share of the rows. A row is cut into slices of 2,048 values; warp w
 // of a block handles slice w % slices of every (warps / slices)-th tile of two rows, so a lane meets the same 64 activations in
 // every row and keeps them in registers. Weights go through a ring in shared memory, private to the warp, filled by
-// bulk copies that start before the kernel waits for its predecessor; two kernels' rings fit beside each other on a
-// multiprocessor. Each warp leaves one partial sum for each row; after one barrier they are added in slice order.
+// bulk copies that start before the kernel waits for its predecessor. Each warp leaves one partial sum for each row; after one barrier they are added in slice order.
 #include "formats.cuh"
 
 namespace {
@@ -44,17 +43,20 @@ struct Work {
     int warp, lane;
     int slice, slice_units;  // of this warp
     int group, groups;       // this warp's tiles are group, group + groups, ... of its block's
+    int thread, threads;     // in the block
 
     __device__ explicit Work(int columns)
         : columns(columns),
           units((columns + UNIT - 1) / UNIT),
           slices((units + SLICE_UNITS - 1) / SLICE_UNITS),
-          warp(threadIdx.x / WARP),
+          warp((threadIdx.y * blockDim.x + threadIdx.x) / WARP),
           lane(threadIdx.x % WARP),
-          slice(warp % slices),
+          slice(threadIdx.x / WARP),
           slice_units(min(units - slice * SLICE_UNITS, SLICE_UNITS)),
-          group(warp / slices),
-          groups(blockDim.x / WARP / slices) {}
+          group(threadIdx.y),
+          groups(blockDim.y),
+          thread(threadIdx.y * blockDim.x + threadIdx.x),
+          threads(blockDim.x * blockDim.y) {}
 };
 
 struct Shared {
@@ -69,7 +71,7 @@ struct Shared {
         extern __shared__ __align__(128) uint8_t bytes[];
         __shared__ CopyBarrier barriers[MAX_WARPS][MAX_DEPTH];
         ring = bytes;
-        partial = reinterpret_cast<float *>(bytes + blockDim.x / WARP * ring_bytes);
+        partial = reinterpret_cast<float *>(bytes + work.threads / WARP * ring_bytes);
         arrived = barriers[work.warp];
         if (work.lane < MAX_DEPTH) arrived[work.lane].init();
         __syncwarp();
@@ -99,7 +101,7 @@ struct Stream {
     __device__ __forceinline__ void load(int i, int slot) {
         if (i < tiles.count) {
             const uint8_t *from = tiles.data(i) + size_t(tiles.tile(i)) * F::pair_bytes(work.units) + work.slice * F::tile_bytes(SLICE_UNITS);
-            arrived[slot].copy(ring + slot * tile_bytes, from, tile_bytes);
+            arrived[slot].template copy<F::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, from, tile_bytes);
         }
     }
 
@@ -171,7 +173,7 @@ __device__ float float_dot(const T *row, const float *a, int columns, int lane) 
 
 template <typename T>
 __device__ void float_multiply(const Tiles &tiles, const Work &work, int type, const float *a, float *partial) {
-    const int warps = blockDim.x / WARP;
+    const int warps = work.threads / WARP;
     for (int i = work.warp; i < tiles.rows(); i += warps) {
         const int row = min(tiles.tile(i / TILE_ROWS) * TILE_ROWS + i % TILE_ROWS, tiles.matrix_rows - 1);
         const uint8_t *weights = tiles.data(i / TILE_ROWS) + row * float_stride(type, work.columns);
@@ -235,8 +237,11 @@ struct RmsScale {
     }
 };
 
-// This block's share of `count` things, `index` of `blocks`.
-__device__ __forceinline__ int share(int count, int index, int blocks) { return unsigned(count) * unsigned(index) / unsigned(blocks); }
+// Where the share of block `index` of `blocks` in `count` things starts; a share has at most one more than count / blocks
+// rounded up. A quotient of floats, since an integer division is several times as long.
+__device__ __forceinline__ int share(int count, int index, int blocks) {
+    return index == blocks ? count : static_cast<int>(__fdividef(float(count) * float(index) + 0.5f, float(blocks)));
+}
 
 }  // namespace
 
@@ -263,6 +268,7 @@ struct ProductParams {
     int ring_bytes;          // of shared memory for each warp's stream
     int unused;
 };
+static_assert(sizeof(ProductParams) == 208);
 
 namespace {
 
@@ -271,12 +277,7 @@ enum Epilogue { STORE, ADD, SWIGLU };
 template <Epilogue EPILOGUE>
 __device__ __forceinline__ void product(const ProductParams &p) {
     // What follows QKV reads the position before its wait, and so may start only when all before QKV has ended.
-#ifdef LATE_ALL
-#define EARLY_TRIGGER false
-#else
-#define EARLY_TRIGGER (EPILOGUE != STORE)
-#endif
-    if (EARLY_TRIGGER) launch_dependents();
+    if (EPILOGUE != STORE) launch_dependents();
     int block = blockIdx.x, s = 0;
     if constexpr (EPILOGUE == STORE) {
         while (s < 2 && block >= p.matrix[s].blocks) block -= p.matrix[s++].blocks;
@@ -292,11 +293,11 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     const Work work(p.columns);
     const Shared shared(work, p.ring_bytes);
     const Tiles tiles{matrix.weights, p.matrix[1].weights, interleaved, matrix.rows, begin, interleaved ? 2 * count : count};
-    const int first = begin * TILE_ROWS + threadIdx.x, past = min((begin + count) * TILE_ROWS, matrix.rows);
+    const int first = begin * TILE_ROWS + work.thread, past = min((begin + count) * TILE_ROWS, matrix.rows);
     const float norm = EPILOGUE == ADD && first < past ? p.next_norm[first] : 0.f;
     prefetch(matrix.type, tiles, work, shared);
     wait_for_predecessor();
-    if (!EARLY_TRIGGER) launch_dependents();
+    if (EPILOGUE == STORE) launch_dependents();
     const float old = EPILOGUE == ADD && first < past ? matrix.out[first] : 0.f;
     const RmsScale rms(p.squares, work);
     uint32_t parity = 0;
@@ -304,12 +305,12 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     const float scale = rms(p.epsilon, work);
 
     if constexpr (EPILOGUE == STORE) {
-        for (int row = first; row < past; row += blockDim.x) {
+        for (int row = first; row < past; row += work.threads) {
             const float bias = matrix.bias ? matrix.bias[row] : 0.f;
             matrix.out[row] = scale * total(matrix.type, work, shared.partial, tiles.rows(), row - begin * TILE_ROWS) + bias;
         }
     } else if constexpr (EPILOGUE == ADD) {
-        for (int i = threadIdx.x; i < count * TILE_ROWS; i += blockDim.x) {
+        for (int i = work.thread; i < count * TILE_ROWS; i += work.threads) {
             const int row = begin * TILE_ROWS + i;
             float x = 0.f, weight = 0.f;
             if (row < matrix.rows) {
@@ -330,7 +331,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
             multiply(up_type, up_tiles, work, shared, p.a, partial, parity);
             up_partial = partial;
         }
-        for (int i = threadIdx.x; i < count * TILE_ROWS; i += blockDim.x) {
+        for (int i = work.thread; i < count * TILE_ROWS; i += work.threads) {
             const int at = interleaved ? i / TILE_ROWS * 2 * TILE_ROWS + i % TILE_ROWS : i;
             const float gate = scale * total(matrix.type, work, shared.partial, tiles.rows(), at);
             const float up = scale * total(up_type, work, up_partial, tiles.rows(), interleaved ? at + TILE_ROWS : at);
@@ -342,9 +343,6 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
 }  // namespace
 
-#ifndef MB
-#define MB 2
-#endif
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, MB) product_store(const __grid_constant__ ProductParams p) { product<STORE>(p); }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, MB) product_add(const __grid_constant__ ProductParams p) { product<ADD>(p); }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, MB) product_swiglu(const __grid_constant__ ProductParams p) { product<SWIGLU>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_store(const __grid_constant__ ProductParams p) { product<STORE>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_add(const __grid_constant__ ProductParams p) { product<ADD>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_swiglu(const __grid_constant__ ProductParams p) { product<SWIGLU>(p); }
