@@ -71,9 +71,3 @@ embed(const uint8_t *weights, int type, int columns, const int *token, float *x,
     const float squares = warp_sum(value * value);
     if (threadIdx.x % WARP == 0) next_squares[group] = squares;
 }
-
-extern "C" __global__ void advance_position(int *position) {
-    wait_for_predecessor();
-    launch_dependents();
-    *position += 1;
-}
