@@ -1,9 +1,6 @@
-// The ends of a decode step.
+// The beginning of a decode step: x[c] = E[token, c], and x * (the first norm's weights), quantized, for the first product.
 //
-//   embed             x[c] = E[token, c]
-//   advance_position  position += 1
-//
-// Bound: latency; a row is a few kilobytes. Grid: embed, one thread for each value, 256 a block; advance_position, one thread.
+// Bound: latency; a row is a few kilobytes. Grid: one thread for each value, 256 a block.
 #include "formats.cuh"
 
 namespace {
