@@ -199,33 +199,40 @@ impl Visitor for Multiply<'_> {
     fn visit<B: Block>(self) {
         let blocks: &[B] = bytemuck::cast_slice(self.blocks);
         let row_blocks = blocks.len() / self.rows;
-        for (group, blocks) in blocks.chunks(PANEL_ROWS * row_blocks).enumerate() {
-            let rows = blocks.len() / row_blocks;
+        // Plain loops: calls into iterators are not always inlined, and then compiled without wide vectors.
+        let mut first_row = 0;
+        while first_row < self.rows {
+            let rows = PANEL_ROWS.min(self.rows - first_row);
             let sums = &mut self.sums[..rows * self.tokens];
             sums.fill(Lanes::ZERO);
-            for start in (0..row_blocks).step_by(PANEL_LEN / B::LEN) {
+            let mut start = 0;
+            while start < row_blocks {
                 let end = row_blocks.min(start + PANEL_LEN / B::LEN);
                 let values = (end - start) * B::LEN;
                 let lanes = values.div_ceil(LANES);
-                for (row, panel) in blocks.chunks_exact(row_blocks).zip(&mut *self.panel) {
-                    let panel = bytemuck::cast_slice_mut::<Lanes, f32>(panel);
-                    dequantize(&row[start..end], &mut panel[..values]);
+                for row in 0..rows {
+                    let blocks = &blocks[(first_row + row) * row_blocks..][start..end];
+                    let panel: &mut [f32] = bytemuck::cast_slice_mut(&mut self.panel[row]);
+                    dequantize(blocks, &mut panel[..values]);
                     panel[values..lanes * LANES].fill(0.0);
                 }
-                for (token, sums) in sums.chunks_exact_mut(rows).enumerate() {
-                    let x = &self.x.row_lanes(self.first_token + token)[start * B::LEN / LANES..]
-                        [..lanes];
-                    multiply_panel(&self.panel[..rows], x, sums);
+                for token in 0..self.tokens {
+                    let x = self.x.row_lanes(self.first_token + token);
+                    multiply_panel(
+                        &self.panel[..rows],
+                        &x[start * B::LEN / LANES..][..lanes],
+                        &mut sums[token * rows..][..rows],
+                    );
+                }
+                start = end;
+            }
+            for token in 0..self.tokens {
+                for row in 0..rows {
+                    self.results[token * self.rows + first_row + row] =
+                        sums[token * rows + row].sum();
                 }
             }
-            for (sums, results) in sums
-                .chunks_exact(rows)
-                .zip(self.results.chunks_exact_mut(self.rows))
-            {
-                for (sum, result) in sums.iter().zip(&mut results[group * PANEL_ROWS..]) {
-                    *result = sum.sum();
-                }
-            }
+            first_row += rows;
         }
     }
 }

@@ -78,6 +78,7 @@ impl Buffer {
         Some(Self { numbers, lanes })
     }
 
+    #[inline(always)]
     pub fn lanes(&self) -> &[Lanes] {
         &bytemuck::pod_align_to(&self.numbers).1[..self.lanes]
     }
@@ -116,6 +117,7 @@ impl Matrix {
     }
 
     /// The row with its padding.
+    #[inline(always)]
     pub fn row_lanes(&self, row: usize) -> &[Lanes] {
         let stride = self.len.div_ceil(LANES);
         &self.buffer.lanes()[row * stride..][..stride]
