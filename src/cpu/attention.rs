@@ -175,3 +175,34 @@ fn average<'a, const L: usize>(
         *out = sum * scale;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::tests::{assert_same_bits, noise};
+
+    #[test]
+    fn the_vector_width_changes_no_bit() {
+        const HEAD_DIM: usize = 90;
+        const POSITIONS: usize = 77;
+        let lanes = |count: usize| -> Vec<Lanes> {
+            let noise = noise(count * LANES);
+            noise.as_chunks().0.iter().copied().map(Lanes).collect()
+        };
+        let keys = lanes(POSITIONS.div_ceil(LANES) * HEAD_DIM);
+        let values = lanes(POSITIONS * HEAD_DIM.div_ceil(LANES));
+        assert_same_bits("attend", || {
+            let mut scores = vec![Lanes::ZERO; POSITIONS.div_ceil(LANES)];
+            let mut out = vec![0.0; HEAD_DIM];
+            attend(
+                &noise(HEAD_DIM),
+                &keys,
+                &values,
+                POSITIONS,
+                &mut scores,
+                &mut out,
+            );
+            out
+        });
+    }
+}

@@ -88,6 +88,27 @@ pub fn add(x: &mut [f32], bias: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::simd::tests::{assert_same_bits, noise};
+
+    #[test]
+    fn the_vector_width_changes_no_bit() {
+        let (x, weight) = (noise(203), noise(406).split_off(203));
+        assert_same_bits("rms_norm", || {
+            let mut out = vec![0.0; x.len()];
+            rms_norm(&x, &weight, 1e-6, &mut out);
+            out
+        });
+        assert_same_bits("rms_norm_in_place", || {
+            let mut out = x.clone();
+            rms_norm_in_place(&mut out, &weight, 1e-6);
+            out
+        });
+        assert_same_bits("swiglu", || {
+            let mut out = x.clone();
+            swiglu(&mut out, &weight);
+            out
+        });
+    }
 
     #[test]
     fn exp_is_within_two_units_in_the_last_place() {
