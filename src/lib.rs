@@ -17,5 +17,6 @@ pub mod cli;
 pub mod cpu;
 pub mod cuda;
 pub mod engine;
+mod math;
 pub mod model;
 pub mod quant;

@@ -15,16 +15,11 @@ pub fn run() -> Result<Outcome> {
 
 /// One device a line, as `--device` names it, then what it is.
 fn write(out: &mut impl Write) -> io::Result<()> {
-    write!(
-        out,
-        "cpu   {}, {} threads",
-        system::processor_name(),
-        system::processor_count()
-    )?;
+    write!(out, "cpu   {}", cpu::describe_processor())?;
     if let Some(bytes) = system::total_memory_bytes() {
         write!(out, ", {} of memory", HumanBytes(bytes))?;
     }
-    writeln!(out, ", {}", cpu::vector_instructions())?;
+    writeln!(out)?;
     match cuda::list() {
         Ok(gpus) => {
             for gpu in gpus {

@@ -1,10 +1,7 @@
 //! Causal attention with grouped queries over a float32 KV cache.
 
-use super::{
-    ops,
-    simd::{Buffer, LANES, Lanes, vectorized},
-};
-use crate::{model::Config, quant::vectorize_inside};
+use super::simd::{Buffer, LANES, Lanes, vectorized};
+use crate::{math::exp, model::Config, quant::vectorize_inside};
 
 /// Blocks of positions, or lanes of a head, that are summed at once.
 const TILE: usize = 4;
@@ -113,7 +110,7 @@ vectorized! {
         for scores in scores.iter_mut() {
             vectorize_inside();
             for (score, sum) in scores.0.iter_mut().zip(&mut sums.0) {
-                *score = ops::exp(*score - greatest);
+                *score = exp(*score - greatest);
                 *sum += *score;
             }
         }
@@ -173,5 +170,36 @@ fn average<'a, const L: usize>(
         .zip(registers.iter().flat_map(|lanes| &lanes.0))
     {
         *out = sum * scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::tests::{assert_same_bits, noise};
+
+    #[test]
+    fn the_vector_width_changes_no_bit() {
+        const HEAD_DIM: usize = 90;
+        const POSITIONS: usize = 77;
+        let lanes = |count: usize| -> Vec<Lanes> {
+            let noise = noise(count * LANES);
+            noise.as_chunks().0.iter().copied().map(Lanes).collect()
+        };
+        let keys = lanes(POSITIONS.div_ceil(LANES) * HEAD_DIM);
+        let values = lanes(POSITIONS * HEAD_DIM.div_ceil(LANES));
+        assert_same_bits("attend", || {
+            let mut scores = vec![Lanes::ZERO; POSITIONS.div_ceil(LANES)];
+            let mut out = vec![0.0; HEAD_DIM];
+            attend(
+                &noise(HEAD_DIM),
+                &keys,
+                &values,
+                POSITIONS,
+                &mut scores,
+                &mut out,
+            );
+            out
+        });
     }
 }

@@ -24,10 +24,12 @@ const PANEL_ROWS: usize = 4;
 const PANEL_LEN: usize = 1024;
 const PANEL_LANES: usize = PANEL_LEN / LANES;
 
+type PanelRow = [Lanes; PANEL_LANES];
+
 /// What a product needs of a worker's memory.
 pub struct MatmulScratch {
     /// (PANEL_LEN, PANEL_ROWS): dequantized weights
-    panel: Vec<Lanes>,
+    panel: Vec<PanelRow>,
     /// (PANEL_ROWS, tokens): partial sums
     sums: Vec<Lanes>,
     /// (TASK_ROWS, tokens), for each of two matrices
@@ -38,7 +40,7 @@ impl MatmulScratch {
     /// For chunks of up to `tokens` tokens.
     pub fn new(tokens: usize) -> Self {
         Self {
-            panel: vec![Lanes::ZERO; PANEL_LANES * PANEL_ROWS],
+            panel: vec![[Lanes::ZERO; PANEL_LANES]; PANEL_ROWS],
             sums: vec![Lanes::ZERO; PANEL_ROWS * tokens],
             results: std::array::from_fn(|_| vec![0.0; TASK_ROWS * tokens]),
         }
@@ -143,7 +145,7 @@ fn multiply_rows(
     rows: &Range<usize>,
     x: &Matrix,
     tokens: &Range<usize>,
-    panel: &mut [Lanes],
+    panel: &mut [PanelRow],
     sums: &mut [Lanes],
     results: &mut [f32],
 ) {
@@ -171,7 +173,7 @@ vectorized! {
         x: &Matrix,
         first_token: usize,
         tokens: usize,
-        panel: &mut [Lanes],
+        panel: &mut [PanelRow],
         sums: &mut [Lanes],
         results: &mut [f32],
     ) {
@@ -185,7 +187,7 @@ struct Multiply<'a> {
     x: &'a Matrix,
     first_token: usize,
     tokens: usize,
-    panel: &'a mut [Lanes],
+    panel: &'a mut [PanelRow],
     sums: &'a mut [Lanes],
     results: &'a mut [f32],
 }
@@ -197,56 +199,61 @@ impl Visitor for Multiply<'_> {
     fn visit<B: Block>(self) {
         let blocks: &[B] = bytemuck::cast_slice(self.blocks);
         let row_blocks = blocks.len() / self.rows;
-        for (group, blocks) in blocks.chunks(PANEL_ROWS * row_blocks).enumerate() {
-            let rows = blocks.len() / row_blocks;
+        // Plain loops: calls into iterators are not always inlined, and then compiled without wide vectors.
+        let mut first_row = 0;
+        while first_row < self.rows {
+            let rows = PANEL_ROWS.min(self.rows - first_row);
             let sums = &mut self.sums[..rows * self.tokens];
             sums.fill(Lanes::ZERO);
-            for start in (0..row_blocks).step_by(PANEL_LEN / B::LEN) {
+            let mut start = 0;
+            while start < row_blocks {
                 let end = row_blocks.min(start + PANEL_LEN / B::LEN);
                 let values = (end - start) * B::LEN;
                 let lanes = values.div_ceil(LANES);
-                for (row, panel) in blocks
-                    .chunks_exact(row_blocks)
-                    .zip(self.panel.chunks_exact_mut(PANEL_LANES))
-                {
-                    let panel = bytemuck::cast_slice_mut::<Lanes, f32>(panel);
-                    dequantize(&row[start..end], &mut panel[..values]);
+                for row in 0..rows {
+                    let blocks = &blocks[(first_row + row) * row_blocks..][start..end];
+                    let panel: &mut [f32] = bytemuck::cast_slice_mut(&mut self.panel[row]);
+                    dequantize(blocks, &mut panel[..values]);
                     panel[values..lanes * LANES].fill(0.0);
                 }
-                for (token, sums) in sums.chunks_exact_mut(rows).enumerate() {
-                    let x = &self.x.row_lanes(self.first_token + token)[start * B::LEN / LANES..]
-                        [..lanes];
-                    multiply_panel(&self.panel[..rows * PANEL_LANES], x, sums);
+                for token in 0..self.tokens {
+                    let x = self.x.row_lanes(self.first_token + token);
+                    multiply_panel(
+                        &self.panel[..rows],
+                        &x[start * B::LEN / LANES..][..lanes],
+                        &mut sums[token * rows..][..rows],
+                    );
+                }
+                start = end;
+            }
+            for token in 0..self.tokens {
+                for row in 0..rows {
+                    self.results[token * self.rows + first_row + row] =
+                        sums[token * rows + row].sum();
                 }
             }
-            for (sums, results) in sums
-                .chunks_exact(rows)
-                .zip(self.results.chunks_exact_mut(self.rows))
-            {
-                for (sum, result) in sums.iter().zip(&mut results[group * PANEL_ROWS..]) {
-                    *result = sum.sum();
-                }
-            }
+            first_row += rows;
         }
     }
 }
 
 /// Adds the products of each of the panel's rows with `x` to the row's sums.
 #[inline(always)]
-fn multiply_panel(panel: &[Lanes], x: &[Lanes], sums: &mut [Lanes]) {
+fn multiply_panel(panel: &[PanelRow], x: &[Lanes], sums: &mut [Lanes]) {
     if let Ok(sums) = <&mut [Lanes; PANEL_ROWS]>::try_from(&mut *sums) {
         multiply_tile(panel, x, sums);
     } else {
-        for (sum, row) in sums.iter_mut().zip(panel.chunks_exact(PANEL_LANES)) {
-            multiply_tile(row, x, std::array::from_mut(sum));
+        for (sum, row) in sums.iter_mut().zip(panel) {
+            multiply_tile(std::slice::from_ref(row), x, std::array::from_mut(sum));
         }
     }
 }
 
 /// The micro-kernel: `R` rows with one token, their sums in registers.
 #[inline(always)]
-fn multiply_tile<const R: usize>(rows: &[Lanes], x: &[Lanes], sums: &mut [Lanes; R]) {
-    let rows: [&[Lanes]; R] = std::array::from_fn(|row| &rows[row * PANEL_LANES..][..x.len()]);
+fn multiply_tile<const R: usize>(rows: &[PanelRow], x: &[Lanes], sums: &mut [Lanes; R]) {
+    let rows: &[PanelRow; R] = rows.try_into().expect("a row for each sum");
+    let x = &x[..x.len().min(PANEL_LANES)]; // says that no index is out of bounds
     let mut registers = *sums;
     for (i, &x) in x.iter().enumerate() {
         for row in 0..R {
@@ -254,4 +261,50 @@ fn multiply_tile<const R: usize>(rows: &[Lanes], x: &[Lanes], sums: &mut [Lanes;
         }
     }
     *sums = registers;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::tests::{assert_same_bits, noise};
+
+    #[test]
+    fn the_vector_width_changes_no_bit() {
+        const ROWS: usize = 7;
+        const LEN: usize = 1280;
+        for &tensor_type in TensorType::ALL {
+            let bytes = ROWS * LEN / tensor_type.block_len() * tensor_type.block_bytes();
+            // Without the exponents of infinities, NaN and numbers whose products overflow.
+            let blocks: Vec<u8> = (0..bytes as u32)
+                .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 & 0xbb)
+                .collect();
+            for tokens in [1, 3] {
+                let mut x = Matrix::zeros(LEN, tokens).unwrap();
+                for token in 0..tokens {
+                    x.row_mut(token).copy_from_slice(&noise(LEN));
+                }
+                assert_same_bits(tensor_type.name(), || {
+                    let MatmulScratch {
+                        mut panel,
+                        mut sums,
+                        ..
+                    } = MatmulScratch::new(tokens);
+                    let mut results = vec![0.0; ROWS * tokens];
+                    multiply(
+                        tensor_type,
+                        &blocks,
+                        ROWS,
+                        &x,
+                        0,
+                        tokens,
+                        &mut panel,
+                        &mut sums,
+                        &mut results,
+                    );
+                    assert!(results.iter().all(|result| result.is_finite()));
+                    results
+                });
+            }
+        }
+    }
 }

@@ -7,11 +7,12 @@ mod attention;
 mod forward;
 mod matmul;
 mod ops;
+mod processor;
 mod rope;
 mod simd;
 mod workers;
 
-pub use simd::vector_instructions;
+pub use processor::describe_all as describe_processor;
 
 use std::sync::Arc;
 
@@ -77,7 +78,7 @@ impl CpuBackend {
             matmul: MatmulScratch::new(CHUNK_LEN),
             scores: vec![Lanes::ZERO; context_len.div_ceil(LANES)],
         })?;
-        let device = format!("{} threads", workers.threads());
+        let device = processor::describe(workers.threads());
         Ok(Self {
             context_len,
             workers,

@@ -78,6 +78,7 @@ impl Buffer {
         Some(Self { numbers, lanes })
     }
 
+    #[inline(always)]
     pub fn lanes(&self) -> &[Lanes] {
         &bytemuck::pod_align_to(&self.numbers).1[..self.lanes]
     }
@@ -116,6 +117,7 @@ impl Matrix {
     }
 
     /// The row with its padding.
+    #[inline(always)]
     pub fn row_lanes(&self, row: usize) -> &[Lanes] {
         let stride = self.len.div_ceil(LANES);
         &self.buffer.lanes()[row * stride..][..stride]
@@ -155,17 +157,14 @@ macro_rules! vectorized {
                     baseline($($argument),*)
                 }
 
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
+                use $crate::cpu::simd::VectorInstructions;
+
+                match VectorInstructions::available() {
                     // SAFETY: the processor has every feature that the function is compiled for.
-                    return unsafe { avx512($($argument),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
+                    VectorInstructions::Avx512 => return unsafe { avx512($($argument),*) },
                     // SAFETY: the processor has AVX2.
-                    return unsafe { avx2($($argument),*) };
+                    VectorInstructions::Avx2 => return unsafe { avx2($($argument),*) },
+                    VectorInstructions::Baseline => {}
                 }
             }
             baseline($($argument),*)
@@ -175,22 +174,88 @@ macro_rules! vectorized {
 
 pub(super) use vectorized;
 
-/// The vector instructions that `vectorized!` picks here.
-pub fn vector_instructions() -> &'static str {
+/// What [`vectorized!`] compiles for, the narrowest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum VectorInstructions {
+    Baseline,
     #[cfg(target_arch = "x86_64")]
-    {
-        let avx512 = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl");
-        if avx512 {
-            return "AVX-512";
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl VectorInstructions {
+    /// The widest that this processor has.
+    #[inline]
+    fn detected() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") {
+                return Self::Avx2;
+            }
         }
-        if is_x86_feature_detected!("avx2") {
-            return "AVX2";
-        }
-        "SSE2"
+        Self::Baseline
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    "the baseline vector instructions"
+
+    /// What kernels run on.
+    #[inline]
+    pub fn available() -> Self {
+        #[cfg(test)]
+        return Self::detected().min(tests::LIMIT.get());
+        #[cfg(not(test))]
+        Self::detected()
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline vector instructions",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "AVX-512",
+        }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::cell::Cell;
+
+    use super::VectorInstructions;
+
+    thread_local! {
+        /// Kernels that this thread calls use no wider instructions than these.
+        pub static LIMIT: Cell<VectorInstructions> = Cell::new(VectorInstructions::detected());
+    }
+
+    /// Asserts that `compute` gives the same bits with all the instructions that this processor has.
+    #[track_caller]
+    pub fn assert_same_bits(name: &str, compute: impl Fn() -> Vec<f32>) {
+        let bits = |limit: VectorInstructions| {
+            LIMIT.set(limit);
+            let bits: Vec<u32> = compute().into_iter().map(f32::to_bits).collect();
+            LIMIT.set(VectorInstructions::detected());
+            bits
+        };
+        let baseline = bits(VectorInstructions::Baseline);
+        #[cfg(target_arch = "x86_64")]
+        for wider in [VectorInstructions::Avx2, VectorInstructions::Avx512] {
+            assert!(bits(wider) == baseline, "{name}: {wider:?}");
+        }
+        assert!(!baseline.is_empty());
+    }
+
+    /// Numbers from -1 to 1 without a pattern.
+    pub fn noise(len: usize) -> Vec<f32> {
+        (0..len as u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0)
+            .collect()
+    }
 }

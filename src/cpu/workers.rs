@@ -47,7 +47,8 @@ impl<S: Send> Workers<S> {
     /// next task when they are free, so that a slow core does less.
     pub fn run(&self, tasks: usize, work: impl Fn(usize, &mut S) + Sync) {
         let next = AtomicUsize::new(0);
-        let take_tasks = |worker: usize| {
+        let take_tasks = || {
+            let worker = self.pool.current_thread_index().unwrap_or(0);
             // A poisoned lock means that a task panicked, and that panic goes on to the caller.
             let mut scratch = self.scratch[worker]
                 .lock()
@@ -60,11 +61,18 @@ impl<S: Send> Workers<S> {
                 work(task, &mut scratch);
             }
         };
-        if tasks <= 1 || self.scratch.len() == 1 {
-            take_tasks(self.pool.current_thread_index().unwrap_or(0));
-        } else {
-            self.pool.broadcast(|worker| take_tasks(worker.index()));
-        }
+        self.pool
+            .install(|| fan_out(tasks.min(self.scratch.len()), &take_tasks));
+    }
+}
+
+/// Calls `work` on up to `workers` workers. Whoever is asleep is not waited for: its call comes back to the caller.
+fn fan_out(workers: usize, work: &(impl Fn() + Sync)) {
+    if workers <= 1 {
+        work();
+    } else {
+        let half = workers / 2;
+        rayon::join(|| fan_out(workers - half, work), || fan_out(half, work));
     }
 }
 
