@@ -44,27 +44,37 @@ struct Shape {
 
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
 
-// score = Q K: 16 rows of the warp times a slot's keys.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// score = Q K: 16 rows of the warp times a slot's keys. Q: for warpgroups in shared memory, else in registers, or, where they
+// are too few, in device memory.
 template <int D, int KEYS>
-__device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], const uint32_t (&q)[D / 16][4], const uint32_t *q_global,
-                                             size_t q_second, uint32_t keys) {
-#pragma unroll
-    for (int j = 0; j < KEYS / 8; j++) score[j][0] = score[j][1] = score[j][2] = score[j][3] = 0.f;
+__device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32_t q_shared, const uint32_t (&q)[D / 16][4],
+                                             const uint32_t *const (&q_row)[2], uint32_t keys) {
 #if WARPGROUP_MMA
     if constexpr (Shape<D>::warpgroup) {
         warpgroup_arrive();
 #pragma unroll
-        for (int k = 0; k < D / 16; k++) warpgroup_mma(score, q[k], matrix_descriptor(keys + k / 4 * (KEYS * 128)) + k % 4 * 2);
+        for (int k = 0; k < D / 16; k++) {
+            warpgroup_mma(score, matrix_descriptor(q_shared + k / 4 * (ROWS * 128)) + k % 4 * 2,
+                          matrix_descriptor(keys + k / 4 * (KEYS * 128)) + k % 4 * 2, k > 0);
+        }
         warpgroup_commit();
         return;
     }
 #endif
     const int lane = threadIdx.x % WARP;
 #pragma unroll
+    for (int j = 0; j < KEYS / 8; j++) score[j][0] = score[j][1] = score[j][2] = score[j][3] = 0.f;
+#pragma unroll
     for (int k = 0; k < D / 16; k++) {
         uint32_t a[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = D <= 128 ? q[k][i] : q_global[(i % 2 ? q_second : 0) + k * 8 + i / 2 * 4];
+        for (int i = 0; i < 4; i++) a[i] = D <= 128 ? q[k][i] : q_row[i % 2][k * 8 + i / 2 * 4];
 #pragma unroll
         for (int j = 0; j < KEYS / 16; j++) {
             const int row = j * 16 + lane / 16 * 8 + lane % 8, piece = k % 4 * 2 + lane / 8 % 2;
@@ -121,10 +131,9 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const auto full = [&](int slot) { return Barrier{&barriers[0][slot]}; };
     const auto empty = [&](int slot) { return Barrier{&barriers[1][slot]}; };
-    const int fetchers = blockDim.x - CONSUMERS;
     if (threadIdx.x == 0) {
         for (int i = 0; i < SLOTS; i++) {
-            full(i).init(fetchers);
+            full(i).init(WARPGROUP);
             empty(i).init(CONSUMERS / WARP);
         }
         Barrier::publish();
@@ -145,31 +154,24 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
     const int steps = (end - begin + KEYS - 1) / KEYS;
 
     if (warp >= CONSUMERS / WARP) {
-        give_registers<24>();
+        give_registers<40>();
         const int thread = threadIdx.x - CONSUMERS;
-        for (int i = 0; i <= 2 * steps; i++) {
-            if (i < 2 * steps) {
-                if (i >= SLOTS) empty(i % SLOTS).wait((i / SLOTS - 1) & 1);
-                const __half *from = (i % 2 ? p.v_cache : p.k_cache) + size_t(head_kv) * p.context * D;
-                uint8_t *to = shared + i % SLOTS * SLOT;
-                const int first_key = begin + i / 2 * KEYS;
-#pragma unroll 8
-                for (int j = thread; j < KEYS * D / 8; j += fetchers) {
-                    const int key = j / (D / 8), piece = j % (D / 8);
-                    copy_async<16>(to + piece / 8 * (KEYS * 128) + key * 128 + (piece % 8 ^ key % 8) * 16,
-                                   from + size_t(min(first_key + key, end - 1)) * D + piece * 8);
-                }
+        for (int i = 0; i < 2 * steps; i++) {
+            if (i >= SLOTS) empty(i % SLOTS).wait((i / SLOTS - 1) & 1);
+            const __half *from = (i % 2 ? p.v_cache : p.k_cache) + size_t(head_kv) * p.context * D;
+            uint8_t *to = shared + i % SLOTS * SLOT;
+            const int first_key = begin + i / 2 * KEYS;
+#pragma unroll 4
+            for (int j = thread; j < KEYS * D / 8; j += WARPGROUP) {
+                const int key = j / (D / 8), piece = j % (D / 8);
+                copy_async<16>(to + piece / 8 * (KEYS * 128) + key * 128 + (piece % 8 ^ key % 8) * 16,
+                               from + size_t(min(first_key + key, end - 1)) * D + piece * 8);
             }
-            commit_copies();
-            if (i > 0) {
-                wait_for_copies<1>();
-                publish_shared();
-                full((i - 1) % SLOTS).arrive();
-            }
+            full(i % SLOTS).arrive_after_copies();
         }
         return;
     }
-    take_registers<240>();
+    take_registers<232>();
 
     // This lane's rows g and g + 8 of the warp's 16. Rows past the end repeat the last token and are not stored.
     int query[2], head[2];
@@ -185,7 +187,19 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         q_row[h] = reinterpret_cast<const uint32_t *>(p.q + (size_t(query[h]) * p.group * gridDim.y + head[h]) * D) + t;
     }
     uint32_t q[D / 16][4];
-    if (D <= 128) {
+    uint8_t *q_shared = shared + SLOTS * SLOT;
+    if constexpr (Shape<D>::warpgroup) {
+        for (int i = threadIdx.x; i < ROWS * D / 8; i += CONSUMERS) {
+            const int row = i / (D / 8), piece = i % (D / 8);
+            const int token = min(first + row / p.group, p.tokens - 1);
+            copy_async<16>(q_shared + piece / 8 * (ROWS * 128) + row * 128 + (piece % 8 ^ row % 8) * 16,
+                           p.q + ((size_t(token) * gridDim.y + head_kv) * p.group + row % p.group) * D + piece * 8);
+        }
+        commit_copies();
+        wait_for_copies<0>();
+        publish_shared();
+        consumers_sync();
+    } else if (D <= 128) {
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
             q[k][0] = q_row[0][k * 8], q[k][1] = q_row[1][k * 8];
@@ -193,8 +207,9 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         }
     }
 
+    const uint32_t q_address = shared_address(q_shared) + warp / 4 * (64 * 128);
     float out[D / 8][4], score[KEYS / 8][4];
-    uint32_t probability[KEYS / 16][4];
+    uint32_t even[KEYS / 16][4], odd[KEYS / 16][4];  // exponentials of steps in turn: products read one while the other is written
     float largest[2] = {NO_SCORE, NO_SCORE}, exponentials[2] = {}, shrink[2];
 #pragma unroll
     for (int j = 0; j < D / 8; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0.f;
@@ -202,12 +217,16 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         __syncwarp();
         if (lane == 0) empty(slot).arrive();
     };
-    const auto start_step = [&](int step) {
-        full(2 * step % SLOTS).wait(2 * step / SLOTS & 1);
-        start_scores<D, KEYS>(score, q, q_row[0], q_row[1] - q_row[0], shared_address(shared + 2 * step % SLOTS * SLOT));
+    const auto wait_for_slot = [&](int i) {
+        full(i % SLOTS).wait(i / SLOTS & 1);
+        publish_shared();
     };
-    // Turns a step's scores into exponentials.
-    const auto exponentiate = [&](int step) {
+    const auto start_step = [&](int step) {
+        wait_for_slot(2 * step);
+        start_scores<D, KEYS>(score, q_address, q, q_row, shared_address(shared + 2 * step % SLOTS * SLOT));
+    };
+    // Turns a step's scores into exponentials, rounded to f16 in `to`.
+    const auto exponentiate = [&](int step, uint32_t (&to)[KEYS / 16][4]) {
         const int key0 = begin + step * KEYS;
         if (key0 + KEYS > position + first + 1) {
 #pragma unroll
@@ -226,58 +245,62 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
             for (int j = 0; j < KEYS / 8; j++) top = fmaxf(top, fmaxf(score[j][2 * h], score[j][2 * h + 1]));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            shrink[h] = exp2f(largest[h] - top);
+            shrink[h] = power_of_two(largest[h] - top);
             largest[h] = top;
             float sum = 0.f;
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    score[j][2 * h + i] = exp2f(score[j][2 * h + i] - top);
-                    sum += score[j][2 * h + i];
-                }
+                const float a = power_of_two(score[j][2 * h] - top), b = power_of_two(score[j][2 * h + 1] - top);
+                sum += a + b;
+                to[j / 2][j % 2 * 2 + h] = bits(__floats2half2_rn(a, b));
+                settle(to[j / 2][j % 2 * 2 + h]);
             }
             exponentials[h] = exponentials[h] * shrink[h] + sum;
         }
     };
 
-    // Rounds the exponentials to f16 and brings the sums so far to their scale.
-    const auto weigh = [&] {
-#pragma unroll
-        for (int k = 0; k < KEYS / 16; k++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                probability[k][i] = bits(__floats2half2_rn(score[2 * k + i / 2][i % 2 * 2], score[2 * k + i / 2][i % 2 * 2 + 1]));
-            }
-        }
+    // out = out at the latest scale + a step's exponentials times its values.
+    const auto start_sums = [&](int step, const uint32_t (&probability)[KEYS / 16][4]) {
+        const int i = 2 * step + 1;
+        wait_for_slot(i);
+        start_values<D, KEYS>(out, probability, shared_address(shared + i % SLOTS * SLOT));
+    };
+    const auto rescale = [&] {
 #pragma unroll
         for (int j = 0; j < D / 8; j++) {
             out[j][0] *= shrink[0], out[j][1] *= shrink[0];
             out[j][2] *= shrink[1], out[j][3] *= shrink[1];
         }
     };
-    const auto start_sums = [&](int step) {
-        const int i = 2 * step + 1;
-        full(i % SLOTS).wait(i / SLOTS & 1);
-        start_values<D, KEYS>(out, probability, shared_address(shared + i % SLOTS * SLOT));
+    // A step's sums beside the next one's exponentials.
+    const auto advance = [&](int step, const uint32_t (&from)[KEYS / 16][4], uint32_t (&to)[KEYS / 16][4]) {
+        rescale();
+        start_step(step + 1);
+        start_sums(step, from);
+        wait_products<D, 1>();
+        release((2 * step + 2) % SLOTS);
+        exponentiate(step + 1, to);
+        wait_products<D, 0>();
+        release((2 * step + 1) % SLOTS);
     };
 
     start_step(0);
     wait_products<D, 0>();
     release(0);
-    exponentiate(0);
-    for (int step = 0; step < steps - 1; step++) {  // the next step's exponentials beside this one's sums
-        weigh();
-        start_step(step + 1);
-        start_sums(step);
-        wait_products<D, 1>();
-        release((2 * step + 2) % SLOTS);
-        exponentiate(step + 1);
-        wait_products<D, 0>();
-        release((2 * step + 1) % SLOTS);
+    exponentiate(0, even);
+    for (int step = 0; step < steps - 1; step += 2) {
+        advance(step, even, odd);
+        if (step + 2 < steps) advance(step + 1, odd, even);
     }
-    weigh();
-    start_sums(steps - 1);
+    if (steps % 2 == 0) {
+#pragma unroll
+        for (int k = 0; k < KEYS / 16; k++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) even[k][i] = odd[k][i];
+        }
+    }
+    rescale();
+    start_sums(steps - 1, even);
     wait_products<D, 0>();
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -337,7 +360,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         for (int s = 0; s < chunks; s++) top = fmaxf(top, __ldcg(at(s) + D));
         float4 v = {};
         for (int s = 0; s < chunks; s++) {
-            const float weight = exp2f(__ldcg(at(s) + D) - top);
+            const float weight = power_of_two(__ldcg(at(s) + D) - top);
             const float2 a = __ldcg(reinterpret_cast<const float2 *>(at(s) + d)), b = __ldcg(reinterpret_cast<const float2 *>(at(s) + d + 2));
             all += weight * __ldcg(at(s) + D + 1);
             v = {v.x + weight * a.x, v.y + weight * a.y, v.z + weight * b.x, v.w + weight * b.y};

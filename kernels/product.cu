@@ -60,8 +60,14 @@ struct Piece {
     static constexpr int scale_at = high_at + high_bytes * CONSUMERS;
     static constexpr int super_at = scale_at + scale_bytes * CONSUMERS;
     static constexpr int bytes = super_at + super_bytes * CONSUMERS;
-    static constexpr int stages = plain ? 2 : 3;
+    
 };
+
+// Steps of weights in shared memory.
+template <int TYPE>
+__host__ __device__ constexpr int weight_stages(int tile_tokens) {
+    return TYPE == F16 ? 2 : tile_tokens == 128 ? 3 : 4;
+}
 
 // A matrix in memory.
 template <int TYPE>
@@ -210,15 +216,23 @@ struct Item {
 
 // How tiles are dealt out. See the file's head.
 struct Schedule {
-    int tiles, steps, waves, rest_begin, rest_end;
+    static constexpr int MIN_STEPS = 4;  // of a part of a tile, about
+
+    int tiles, steps, waves, sharers, rest_begin, rest_end;
 
     __device__ Schedule(int tiles, int steps) : tiles(tiles), steps(steps), waves(tiles / int(gridDim.x)) {
+        // A last wave that is nearly full is not worth adding parts.
+        if (rest_tiles() * 8 > int(gridDim.x) * 7) {
+            sharers = rest_tiles();
+        } else {
+            sharers = min(int(gridDim.x), max(rest_tiles(), rest_tiles() * steps / MIN_STEPS));
+        }
         rest_begin = first_step(blockIdx.x), rest_end = first_step(blockIdx.x + 1);
     }
-    __device__ int rest() const { return tiles % int(gridDim.x) * steps; }
-    __device__ int first_step(int block) const { return static_cast<int>(int64_t(rest()) * block / int(gridDim.x)); }
+    __device__ int rest_tiles() const { return tiles % int(gridDim.x); }
+    __device__ int first_step(int block) const { return static_cast<int>(int64_t(rest_tiles()) * steps * min(block, sharers) / max(sharers, 1)); }
     // The block whose share holds a step of the rest.
-    __device__ int block_of(int step) const { return static_cast<int>(((int64_t(step) + 1) * int(gridDim.x) - 1) / rest()); }
+    __device__ int block_of(int step) const { return static_cast<int>(((int64_t(step) + 1) * sharers - 1) / (rest_tiles() * steps)); }
 
     __device__ Item item(int i) const {
         if (i < waves) return {i * int(gridDim.x) + int(blockIdx.x), 0, steps};
@@ -294,16 +308,18 @@ __device__ __forceinline__ void finish(const ProductParams &p, const Tile<MT, N>
                 const int row = h ? row1 : row0;
                 if (row >= matrix.rows) continue;
                 const float bias = matrix.bias ? matrix.bias[row] : 0.f;
-                float *out = matrix.out + row;
+                float *out = matrix.out + size_t(tile.token + 2 * t) * matrix.out_stride + row;
+                const int tokens = p.tokens - tile.token - 2 * t;
+                float before[N / 8][2];  // all loads before the first store
 #pragma unroll
-                for (int i = 0; i < N / 8; i++) {
+                for (int i = 0; i < N / 4; i++) {
+                    const int token = i / 2 * 8 + i % 2;
+                    before[i / 2][i % 2] = p.epilogue == Add && token < tokens ? out[size_t(token) * matrix.out_stride] : bias;
+                }
 #pragma unroll
-                    for (int j = 0; j < 2; j++) {
-                        const int token = tile.token + i * 8 + 2 * t + j;
-                        if (token >= p.tokens) continue;
-                        float &to = out[size_t(token) * matrix.out_stride];
-                        to = sum[m][i][2 * h + j] * p.factor + (p.epilogue == Add ? to : bias);
-                    }
+                for (int i = 0; i < N / 4; i++) {
+                    const int token = i / 2 * 8 + i % 2;
+                    if (token < tokens) out[size_t(token) * matrix.out_stride] = sum[m][i / 2][2 * h + i % 2] * p.factor + before[i / 2][i % 2];
                 }
             }
         }
@@ -315,6 +331,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     constexpr int ROWS = Tile<MT, N>::ROWS;
     constexpr int TOKEN_BYTES = N * STEP_VALUES * 2;  // of a stage: two blocks of N tokens x 128 bytes
     constexpr int WEIGHT_BYTES = 2 * MT * Piece<TYPE>::bytes;
+    constexpr int STAGES = weight_stages<TYPE>(N);
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][8];
     __shared__ bool last;
@@ -377,7 +394,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
     if constexpr (REGISTERS) take_registers<240>();
 
-    // Weights run Piece<TYPE>::stages - 1 steps ahead, past the ends of tiles. They are not written by kernels: no need to wait.
+    // Weights run STAGES - 1 steps ahead, past the ends of tiles. They are not written by kernels: no need to wait.
     const int paired = p.epilogue == Gate;
     int ahead = 0, ahead_slot = 0, rows[MT][2];
     Item loading = schedule.item(0);
@@ -408,11 +425,11 @@ __device__ __forceinline__ void product(const ProductParams &p) {
                 if (loading.begin < loading.end) load_tile();
             }
         }
-        if (++ahead_slot == Piece<TYPE>::stages) ahead_slot = 0;
+        if (++ahead_slot == STAGES) ahead_slot = 0;
         commit_copies();
     };
     if (loading.begin < loading.end) load_tile();
-    for (int i = 0; i < Piece<TYPE>::stages - 1; i++) load_step();
+    for (int i = 0; i < STAGES - 1; i++) load_step();
     wait_for_predecessor();
 
     int slot = 0;
@@ -430,14 +447,14 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #endif
         for (int step = item.begin; step < item.end; step++) {
             load_step();
-            wait_for_copies<Piece<TYPE>::stages - 1>();
+            wait_for_copies<STAGES - 1>();
             Decoder<TYPE> row[MT][2];
 #pragma unroll
             for (int m = 0; m < MT; m++) {
 #pragma unroll
                 for (int h = 0; h < 2; h++) row[m][h].load(weights + slot * WEIGHT_BYTES + (2 * m + h) * Piece<TYPE>::bytes, step, t);
             }
-            if (++slot == Piece<TYPE>::stages) slot = 0;
+            if (++slot == STAGES) slot = 0;
             full(stage).wait(parity);
             const uint32_t tile = shared_address(tokens + stage * TOKEN_BYTES);
 #if WARPGROUP_MMA
@@ -536,6 +553,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #pragma unroll
                 for (int j = 0; j < N / 2; j++) sum[m][j / 4][j % 4] = 0.f;
             }
+#pragma unroll(N == 32 ? 4 : 1)
             for (int c = 0; c < contributors; c++) {
                 const float *of = part(first + c);
 #pragma unroll
