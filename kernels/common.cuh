@@ -1,0 +1,127 @@
+// What every kernel file shares: dependent launch, asynchronous copies, warp reductions, activation quantization.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+#include <cstdint>
+
+constexpr int WARP = 32;
+// Values that share one scale in a quantized activation.
+constexpr int ACTIVATION_GROUP = 32;
+
+// Lets the next kernel of the stream start. Every kernel calls it first, so that its successor's weight loads run
+// beside it; nothing a kernel writes becomes readable by this.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Waits until the previous kernel has ended and its writes are visible. Every kernel calls it, on every path and before
+// its first access to memory that any other kernel writes: only then does "the previous kernel has ended" imply that
+// all before it have.
+__device__ __forceinline__ void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Copies 16 bytes from global to shared memory without passing through registers.
+__device__ __forceinline__ void copy_async(void *shared, const void *global) {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+
+// A barrier in shared memory that one warp's copies complete: by the copy engine from sm_90, before by the lanes' own copies.
+struct CopyBarrier {
+    uint64_t state;
+
+    __device__ __forceinline__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(&state)); }
+
+    // By one lane, before any use.
+    __device__ __forceinline__ void init() {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address()) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+        asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(address()) : "memory");
+#endif
+    }
+
+    // Starts copying `bytes` (a multiple of 16) as the barrier's next phase. By all lanes of a warp.
+    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes) {
+        const int lane = threadIdx.x % WARP;
+#if __CUDA_ARCH__ >= 900
+        if (lane == 0) {
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                             static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+                         "l"(global), "r"(bytes), "r"(address())
+                         : "memory");
+        }
+#else
+        for (int at = lane * 16; at < bytes; at += WARP * 16) copy_async(static_cast<uint8_t *>(shared) + at, global + at);
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
+#endif
+    }
+
+    // Waits for the end of a phase of this parity.
+    __device__ __forceinline__ void wait(uint32_t parity) {
+        uint32_t done;
+        do {
+#if __CUDA_ARCH__ >= 900
+            asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
+#else
+            asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
+#endif
+        } while (!done);
+    }
+};
+
+// c + the sum of four products, unsigned bytes of `a` times signed bytes of `b`.
+__device__ __forceinline__ int dot4(uint32_t a, int b, int c) {
+#if __CUDA_ARCH__ >= 610
+    int d;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+#else
+    return c;
+#endif
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+    return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
+    return value;
+}
+
+// A vector that products read: for each group of 32 values, 8-bit integers and one scale, value = scale * integer with
+// scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to 64 values; what lies past the
+// vector's own length stays zero.
+struct Activation {
+    int8_t *q;     // (length rounded up to 64)
+    float *scale;  // (length rounded up to 64, / 32)
+    float *value;  // (length rounded up to 64)
+};
+
+// The integer for `value` in a group whose largest magnitude is `largest`.
+__device__ __forceinline__ int quantize(float value, float largest) {
+    return __float2int_rn(value * __fdividef(127.f, fmaxf(largest, 1e-30f)));
+}
+
+// Stores one group, held one value a lane.
+__device__ __forceinline__ void store_group(const Activation &out, int group, float value) {
+    const int lane = threadIdx.x % WARP;
+    const float largest = warp_max(fabsf(value));
+    out.q[group * ACTIVATION_GROUP + lane] = static_cast<int8_t>(quantize(value, largest));
+    out.value[group * ACTIVATION_GROUP + lane] = value;
+    if (lane == 0) out.scale[group] = largest * (1.f / 127.f);
+}
