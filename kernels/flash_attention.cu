@@ -164,8 +164,8 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
 #pragma unroll 4
             for (int j = thread; j < KEYS * D / 8; j += WARPGROUP) {
                 const int key = j / (D / 8), piece = j % (D / 8);
-                copy_async<16>(to + piece / 8 * (KEYS * 128) + key * 128 + (piece % 8 ^ key % 8) * 16,
-                               from + size_t(min(first_key + key, end - 1)) * D + piece * 8);
+                copy_or_zero<16>(to + piece / 8 * (KEYS * 128) + key * 128 + (piece % 8 ^ key % 8) * 16,
+                               from + size_t(min(first_key + key, end - 1)) * D + piece * 8, true);
             }
             full(i % SLOTS).arrive_after_copies();
         }
@@ -192,8 +192,8 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         for (int i = threadIdx.x; i < ROWS * D / 8; i += CONSUMERS) {
             const int row = i / (D / 8), piece = i % (D / 8);
             const int token = min(first + row / p.group, p.tokens - 1);
-            copy_async<16>(q_shared + piece / 8 * (ROWS * 128) + row * 128 + (piece % 8 ^ row % 8) * 16,
-                           p.q + ((size_t(token) * gridDim.y + head_kv) * p.group + row % p.group) * D + piece * 8);
+            copy_or_zero<16>(q_shared + piece / 8 * (ROWS * 128) + row * 128 + (piece % 8 ^ row % 8) * 16,
+                           p.q + ((size_t(token) * gridDim.y + head_kv) * p.group + row % p.group) * D + piece * 8, true);
         }
         commit_copies();
         wait_for_copies<0>();

@@ -69,50 +69,47 @@ __host__ __device__ constexpr int weight_stages(int tile_tokens) {
     return TYPE == F16 ? 2 : tile_tokens == 128 ? 3 : 4;
 }
 
-// A matrix in memory.
+// Where row `row` of a matrix starts: the first of its slices' tiles, or its values.
 template <int TYPE>
-struct Source {
-    const uint8_t *weights;
-    Planes<TYPE> planes;
-    int units;
+__device__ __forceinline__ const uint8_t *row_start(const uint8_t *weights, size_t row, int columns) {
+    if constexpr (TYPE == F16) return weights + row * float_stride(F16, columns);
+    return weights + row / TILE_ROWS * Format<TYPE>::pair_bytes((columns + UNIT - 1) / UNIT);
+}
 
-    __device__ Source(const uint8_t *weights, int rows, int columns)
-        : weights(weights), planes(rows, (columns + UNIT - 1) / UNIT), units((columns + UNIT - 1) / UNIT) {}
-
-    // Starts copying lane t's piece of a row; `to` is the piece's place for thread 0.
-    __device__ __forceinline__ void copy(uint8_t *to, size_t row, int step, int t, int columns) const {
-        using P = Piece<TYPE>;
-        using F = Format<TYPE>;
-        const int thread = threadIdx.x, part = t % 2;
-        int unit = 2 * step + t / 2;
-        const bool valid = unit < units;
-        unit = valid ? unit : 0;
-        if constexpr (P::plain) {
-            const uint8_t *at = weights + row * float_stride(TYPE, columns);
+// Starts copying lane t's piece of a row of parity `r` that starts at `row`; `to` is the piece's place for thread 0.
+template <int TYPE>
+__device__ __forceinline__ void copy_piece(uint8_t *to, const uint8_t *row, int r, int step, int t, int columns) {
+    using P = Piece<TYPE>;
+    using F = Format<TYPE>;
+    const int thread = threadIdx.x, part = t % 2, units = (columns + UNIT - 1) / UNIT;
+    int unit = 2 * step + t / 2;
+    const bool valid = unit < units;
+    unit = valid ? unit : 0;
+    if constexpr (P::plain) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int column = unit * UNIT + i / 2 * 32 + part * 16 + i % 2 * 8;
-                const bool inside = valid && column < columns;
-                copy_or_zero<16>(to + (i * CONSUMERS + thread) * 16, at + (inside ? column * 2 : 0), inside);
-            }
-        } else {
-            const int slice = unit / SLICE_UNITS, lane = unit % SLICE_UNITS;
-            const int slice_units = min(units - slice * SLICE_UNITS, SLICE_UNITS);
-            const uint8_t *codes = weights + row * planes.code_stride + slice * (SLICE_UNITS * F::code_bytes) + lane * 16 + part * slice_units * 16;
+        for (int i = 0; i < 4; i++) {
+            const int column = unit * UNIT + i / 2 * 32 + part * 16 + i % 2 * 8;
+            const bool inside = valid && column < columns;
+            copy_or_zero<16, true>(to + (i * CONSUMERS + thread) * 16, row + (inside ? column * 2 : 0), inside);
+        }
+    } else {
+        const int slice = unit / SLICE_UNITS, n = min(units - slice * SLICE_UNITS, SLICE_UNITS);
+        unit %= SLICE_UNITS;
+        const uint8_t *tile = row + slice * F::tile_bytes(SLICE_UNITS);
 #pragma unroll
-            for (int i = 0; i < P::codes; i++) copy_or_zero<16>(to + (i * CONSUMERS + thread) * 16, codes + i * 2 * slice_units * 16, valid);
-            if constexpr (P::high_bytes > 0) {
-                const uint8_t *high = weights + planes.high_at + row * planes.high_stride + unit * F::high_bytes + (F::high_bytes == 16 ? part * 8 : 0);
-                copy_or_zero<8>(to + P::high_at + thread * 8, high, valid);
-            }
-            const uint8_t *scales = weights + planes.scale_at + row * planes.scale_stride;
-            copy_or_zero<P::scale_bytes>(to + P::scale_at + thread * P::scale_bytes, scales + (F::packed_scales ? unit / 4 * 16 : unit * F::scale_bytes), valid);
-            if constexpr (P::super_bytes > 0) {
-                copy_or_zero<4>(to + P::super_at + thread * 4, weights + planes.super_at + row * planes.super_stride + unit / 8 * 4, valid);
-            }
+        for (int i = 0; i < P::codes; i++) {
+            copy_or_zero<16, true>(to + (i * CONSUMERS + thread) * 16, tile + (((2 * i + part) * TILE_ROWS + r) * n + unit) * 16, valid);
+        }
+        if constexpr (P::high_bytes > 0) {
+            copy_or_zero<8>(to + P::high_at + thread * 8, tile + F::high_at(n) + (r * n + unit) * F::high_bytes + (F::high_bytes == 16 ? part * 8 : 0), valid);
+        }
+        const int scale = F::packed_scales ? (r * (n / 4) + unit / 4) * 16 : (r * n + unit) * F::scale_bytes;
+        copy_or_zero<P::scale_bytes>(to + P::scale_at + thread * P::scale_bytes, tile + F::scale_at(n) + scale, valid);
+        if constexpr (P::super_bytes > 0) {
+            copy_or_zero<4>(to + P::super_at + thread * 4, tile + F::super_at(n) + (r * (n / 4) + unit / 4) / 2 * 4, valid);
         }
     }
-};
+}
 
 // A lane's piece in registers.
 template <int TYPE>
@@ -122,7 +119,7 @@ struct Decoder {
     uint2 high;
     __half2 scale[2], minimum[2];  // of the first and the second half; minimum is added
 
-    __device__ __forceinline__ void load(const uint8_t *from, int step, int t) {
+    __device__ __forceinline__ void load(const uint8_t *from, int r, int step, int t, int columns) {
         const int thread = threadIdx.x, part = t % 2, unit = 2 * step + t / 2;
 #pragma unroll
         for (int i = 0; i < P::codes; i++) {
@@ -147,7 +144,8 @@ struct Decoder {
         } else if constexpr (TYPE == Q6_K) {
             const uint32_t packed = *reinterpret_cast<const uint32_t *>(scales);
             const __half2 supers = as_half2(*reinterpret_cast<const uint32_t *>(from + P::super_at + thread * 4));
-            const float d = __half2float(unit / 4 % 2 ? __high2half(supers) : __low2half(supers));
+            const int n = min((columns + UNIT - 1) / UNIT - unit / SLICE_UNITS * SLICE_UNITS, SLICE_UNITS);
+            const float d = __half2float((r * (n / 4) + unit / 4) % 2 ? __high2half(supers) : __low2half(supers));
             scale[0] = __float2half2_rn(d * static_cast<int8_t>(packed >> 8 * part));
             scale[1] = __float2half2_rn(d * static_cast<int8_t>(packed >> (16 + 8 * part)));
         } else if constexpr (P::scale_bytes == 8) {
@@ -382,8 +380,8 @@ __device__ __forceinline__ void product(const ProductParams &p) {
                 }
 #else
                 for (int i = lane * 16; i < rows * 128; i += WARP * 16) {
-                    copy_async<16>(to + i, from + i);
-                    copy_async<16>(to + TOKEN_BYTES / 2 + i, from + block_stride + i);
+                    copy_or_zero<16>(to + i, from + i, true);
+                    copy_or_zero<16>(to + TOKEN_BYTES / 2 + i, from + block_stride + i, true);
                 }
                 full(stage).arrive_after_copies();
 #endif
@@ -395,30 +393,32 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     if constexpr (REGISTERS) take_registers<240>();
 
     // Weights run STAGES - 1 steps ahead, past the ends of tiles. They are not written by kernels: no need to wait.
-    const int paired = p.epilogue == Gate;
-    int ahead = 0, ahead_slot = 0, rows[MT][2];
+    const int parity_of_row = lane / 4 % 2;
+    int ahead = 0, ahead_slot = 0;
+    const uint8_t *rows[MT][2];
     Item loading = schedule.item(0);
-    Source<TYPE> source(p.matrix[0].weights, p.matrix[0].rows, p.columns);
-    const uint8_t *second = nullptr;
     const auto load_tile = [&] {
         const Tile<MT, N> tile(p, loading.tile);
-        source = Source<TYPE>(p.matrix[tile.matrix].weights, p.matrix[tile.matrix].rows, p.columns);
-        second = p.matrix[paired ? 1 : tile.matrix].weights;
 #pragma unroll
         for (int m = 0; m < MT; m++) {
 #pragma unroll
-            for (int h = 0; h < 2; h++) rows[m][h] = min(tile.row_of(p, m, h), p.matrix[tile.matrix].rows - 1);
+            for (int h = 0; h < 2; h++) {
+                const Matrix &matrix = p.matrix[p.epilogue == Gate ? h : tile.matrix];
+                // Past the last row any other will do.
+                const int row = tile.row_of(p, m, h);
+                rows[m][h] = row_start<TYPE>(matrix.weights, row < matrix.rows ? row : 0, p.columns);
+            }
         }
     };
     const auto load_step = [&] {
         if (loading.begin < loading.end) {
             uint8_t *to = weights + ahead_slot * WEIGHT_BYTES;
-            Source<TYPE> other = source;
-            other.weights = second;
 #pragma unroll
             for (int m = 0; m < MT; m++) {
-                source.copy(to + 2 * m * Piece<TYPE>::bytes, rows[m][0], loading.begin, t, p.columns);
-                other.copy(to + (2 * m + 1) * Piece<TYPE>::bytes, rows[m][1], loading.begin, t, p.columns);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    copy_piece<TYPE>(to + (2 * m + h) * Piece<TYPE>::bytes, rows[m][h], parity_of_row, loading.begin, t, p.columns);
+                }
             }
             if (++loading.begin == loading.end) {
                 loading = schedule.item(++ahead);
@@ -452,7 +452,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #pragma unroll
             for (int m = 0; m < MT; m++) {
 #pragma unroll
-                for (int h = 0; h < 2; h++) row[m][h].load(weights + slot * WEIGHT_BYTES + (2 * m + h) * Piece<TYPE>::bytes, step, t);
+                for (int h = 0; h < 2; h++) row[m][h].load(weights + slot * WEIGHT_BYTES + (2 * m + h) * Piece<TYPE>::bytes, parity_of_row, step, t, p.columns);
             }
             if (++slot == STAGES) slot = 0;
             full(stage).wait(parity);

@@ -224,15 +224,26 @@ __device__ __forceinline__ void expect_bytes(const Barrier &full, int bytes) {
 #endif
 }
 
-// As copy_async, but writes zeros where `valid` is false.
-template <int BYTES>
+// Copies BYTES (4, 8 or 16, both sides so aligned) to shared memory without passing through registers; zeros where `valid`
+// is false. AHEAD: what follows is wanted soon; the memory is read in larger pieces than a lane's.
+template <int BYTES, bool AHEAD = false>
 __device__ __forceinline__ void copy_or_zero(void *shared, const void *global, bool valid) {
     const uint32_t to = shared_address(shared);
     const int bytes = valid ? BYTES : 0;
-    if constexpr (BYTES == 16) {
-        // The memory is read in larger pieces than a lane's: what follows in the row is wanted in the next steps.
+    if constexpr (BYTES == 16 && AHEAD) {
         asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+    } else if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
     } else {
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(BYTES), "r"(bytes) : "memory");
     }
+}
+
+// Ends a group of such copies (it may be empty).
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most PENDING of this thread's latest groups are under way.
+template <int PENDING>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
