@@ -273,10 +273,20 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         }
     };
     // A step's sums beside the next one's exponentials.
+    // The warpgroups take turns: one starts products while the other works on exponentials.
+    const int group_of_warps = warp / 4;
+    const auto take_turn = [&] {
+        if constexpr (Shape<D>::warpgroup) asm volatile("bar.sync %0, %1;" ::"r"(2 + group_of_warps), "n"(CONSUMERS) : "memory");
+    };
+    const auto give_turn = [&] {
+        if constexpr (Shape<D>::warpgroup) asm volatile("bar.arrive %0, %1;" ::"r"(3 - group_of_warps), "n"(CONSUMERS) : "memory");
+    };
     const auto advance = [&](int step, const uint32_t (&from)[KEYS / 16][4], uint32_t (&to)[KEYS / 16][4]) {
         rescale();
+        take_turn();
         start_step(step + 1);
         start_sums(step, from);
+        if (group_of_warps == 0 || step + 2 < steps) give_turn();
         wait_products<D, 1>();
         release((2 * step + 2) % SLOTS);
         exponentiate(step + 1, to);
@@ -288,6 +298,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
     wait_products<D, 0>();
     release(0);
     exponentiate(0, even);
+    if (group_of_warps == 1 && steps > 1) give_turn();
     for (int step = 0; step < steps - 1; step += 2) {
         advance(step, even, odd);
         if (step + 2 < steps) advance(step + 1, odd, even);

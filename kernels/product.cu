@@ -45,91 +45,125 @@ struct ProductParams {
 namespace {
 
 constexpr int CONSUMERS = 2 * WARPGROUP;
+constexpr int STAGES = 2;  // runs of weights in shared memory
 
-// What one lane reads of one row for one step: 32 values of a unit, 16 from each half. See tiles.cuh.
-template <int TYPE>
-struct Piece {
+// What a warp holds of the 16 rows of a fragment in shared memory, for one run of `units` units of each row: whole cache lines
+// of codes, or half ones where shared memory is short. (Steps of two units would make a request of every 32 bytes, which
+// took twice as long as all the rest.)
+template <int TYPE, int MT>
+struct Run {
     using F = Format<TYPE>;
     static constexpr bool plain = TYPE == F16;
-    static constexpr int codes = plain ? 4 : F::code_pieces / 2;
-    static constexpr int high_bytes = plain || F::high_bytes == 0 ? 0 : 8;
-    static constexpr int scale_bytes = plain ? 0 : F::packed_scales ? 16 : F::scale_bytes;
-    static constexpr int super_bytes = TYPE == Q6_K ? 4 : 0;
-    // In shared memory, for all CONSUMERS: parts one after another.
-    static constexpr int high_at = codes * 16 * CONSUMERS;
-    static constexpr int scale_at = high_at + high_bytes * CONSUMERS;
-    static constexpr int super_at = scale_at + scale_bytes * CONSUMERS;
-    static constexpr int bytes = super_at + super_bytes * CONSUMERS;
-    
+    static constexpr int units = plain ? 2 : MT == 1 && F::high_bytes == 0 && F::code_pieces == 2 ? 8 : 4;
+    static constexpr int values = units * UNIT;
+    static constexpr int pieces = plain ? 8 : F::code_pieces;  // of 16 bytes a unit
+    static constexpr int high_bytes = plain ? 0 : F::high_bytes;
+    static constexpr int scale_bytes = plain || F::packed_scales ? 0 : F::scale_bytes;
+
+    // Parts one after another, each [row 16][unit], codes [row 16][piece][unit]; packed scales [row 16][super-block].
+    static constexpr int high_at = 16 * pieces * units * 16;
+    static constexpr int scale_at = high_at + 16 * units * high_bytes;
+    static constexpr int super_at = scale_at + (!plain && F::packed_scales ? 16 * units / 4 * 16 : 16 * units * scale_bytes);
+    static constexpr int bytes = super_at + (TYPE == Q6_K ? 16 * units / 4 * 4 : 0);
+
+    // Where a piece of codes lies: swizzled, so that both the lanes that copy and those that read meet all banks.
+    __device__ static __forceinline__ int code_at(int row, int piece, int unit) {
+        if constexpr (plain) return row * 256 + ((unit * 8 + piece) ^ row % 8) * 16;
+        return ((row * pieces + piece) * units + (unit ^ (units == 8 ? row % 2 * 4 + piece % 2 * 2 : row % 2 * 2))) * 16;
+    }
+    __device__ static __forceinline__ int high_of(int row, int unit) {
+        return high_at + (row * units + (high_bytes == 16 ? unit ^ row / 2 % 2 * 2 : unit)) * high_bytes;
+    }
 };
 
-// Steps of weights in shared memory.
-template <int TYPE>
-__host__ __device__ constexpr int weight_stages(int tile_tokens) {
-    return TYPE == F16 ? 2 : tile_tokens == 128 ? 3 : 4;
-}
+// Rows of a fragment, half h of 8 each: a matrix's rows first .. first + 7.
+struct Half {
+    const uint8_t *weights;
+    int first, rows;  // `rows` of the matrix; those past the end count as zeros
+};
 
-// Where row `row` of a matrix starts: the first of its slices' tiles, or its values.
-template <int TYPE>
-__device__ __forceinline__ const uint8_t *row_start(const uint8_t *weights, size_t row, int columns) {
-    if constexpr (TYPE == F16) return weights + row * float_stride(F16, columns);
-    return weights + row / TILE_ROWS * Format<TYPE>::pair_bytes((columns + UNIT - 1) / UNIT);
-}
-
-// Starts copying lane t's piece of a row of parity `r` that starts at `row`; `to` is the piece's place for thread 0.
-template <int TYPE>
-__device__ __forceinline__ void copy_piece(uint8_t *to, const uint8_t *row, int r, int step, int t, int columns) {
-    using P = Piece<TYPE>;
+// Starts copying run `run` of a fragment's 16 rows. By all lanes of a warp.
+template <int TYPE, int MT>
+__device__ __forceinline__ void copy_run(uint8_t *to, const Half (&half)[2], int run, int columns) {
+    using R = Run<TYPE, MT>;
     using F = Format<TYPE>;
-    const int thread = threadIdx.x, part = t % 2, units = (columns + UNIT - 1) / UNIT;
-    int unit = 2 * step + t / 2;
-    const bool valid = unit < units;
-    unit = valid ? unit : 0;
-    if constexpr (P::plain) {
+    const int lane = threadIdx.x % WARP, units = (columns + UNIT - 1) / UNIT;
+    if constexpr (R::plain) {
+        const int piece = lane % 16, column = run * R::values + piece * 8;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int column = unit * UNIT + i / 2 * 32 + part * 16 + i % 2 * 8;
-            const bool inside = valid && column < columns;
-            copy_or_zero<16, true>(to + (i * CONSUMERS + thread) * 16, row + (inside ? column * 2 : 0), inside);
+        for (int i = 0; i < 8; i++) {
+            const int row = i * 2 + lane / 16, at = half[i / 4].first + row % 8;
+            const bool valid = at < half[i / 4].rows && column < columns;
+            copy_or_zero<16, true>(to + R::code_at(row, piece % 8, piece / 8), half[i / 4].weights + (valid ? at * float_stride(F16, columns) + column * 2 : 0), valid);
         }
     } else {
-        const int slice = unit / SLICE_UNITS, n = min(units - slice * SLICE_UNITS, SLICE_UNITS);
-        unit %= SLICE_UNITS;
-        const uint8_t *tile = row + slice * F::tile_bytes(SLICE_UNITS);
+        const int slice = run * R::units / SLICE_UNITS, n = min(units - slice * SLICE_UNITS, SLICE_UNITS);
+        const int first_unit = run * R::units % SLICE_UNITS;
+        const size_t pair_bytes = F::pair_bytes(units);
+        const auto of = [&](int row) { return row / 8 ? half[1] : half[0]; };
+        const auto exists = [&](int row, int unit) { return of(row).first + row % 8 < of(row).rows && unit < n; };
+        // Row `row`'s tile; where it does not exist, any address that does.
+        const auto tile_of = [&](int row, bool valid) {
+            return of(row).weights + (valid ? (of(row).first + row % 8) / TILE_ROWS * pair_bytes + slice * F::tile_bytes(SLICE_UNITS) : 0);
+        };
+        constexpr int GROUPS = WARP / R::units;  // of lanes, one for each unit
+        const int unit = lane % R::units, in_slice = first_unit + unit;
 #pragma unroll
-        for (int i = 0; i < P::codes; i++) {
-            copy_or_zero<16, true>(to + (i * CONSUMERS + thread) * 16, tile + (((2 * i + part) * TILE_ROWS + r) * n + unit) * 16, valid);
+        for (int i = 0; i < 16 * R::pieces / GROUPS; i++) {
+            const int which = i * GROUPS + lane / R::units, row = which / R::pieces, piece = which % R::pieces;
+            const bool valid = exists(row, in_slice);
+            copy_or_zero<16, true>(to + R::code_at(row, piece, unit), tile_of(row, valid) + ((piece * TILE_ROWS + row % TILE_ROWS) * n + in_slice) * 16, valid);
         }
-        if constexpr (P::high_bytes > 0) {
-            copy_or_zero<8>(to + P::high_at + thread * 8, tile + F::high_at(n) + (r * n + unit) * F::high_bytes + (F::high_bytes == 16 ? part * 8 : 0), valid);
+#pragma unroll
+        for (int i = 0; i < 16 / GROUPS; i++) {
+            const int row = i * GROUPS + lane / R::units, at = row % TILE_ROWS * n + in_slice;
+            const bool valid = exists(row, in_slice);
+            const uint8_t *tile = tile_of(row, valid);
+            if constexpr (R::high_bytes > 0) {
+                copy_or_zero<R::high_bytes, true>(to + R::high_of(row, unit), tile + F::high_at(n) + at * R::high_bytes, valid);
+            }
+            if constexpr (R::scale_bytes > 0) {
+                copy_or_zero<R::scale_bytes>(to + R::scale_at + (row * R::units + unit) * R::scale_bytes, tile + F::scale_at(n) + at * R::scale_bytes, valid);
+            }
         }
-        const int scale = F::packed_scales ? (r * (n / 4) + unit / 4) * 16 : (r * n + unit) * F::scale_bytes;
-        copy_or_zero<P::scale_bytes>(to + P::scale_at + thread * P::scale_bytes, tile + F::scale_at(n) + scale, valid);
-        if constexpr (P::super_bytes > 0) {
-            copy_or_zero<4>(to + P::super_at + thread * 4, tile + F::super_at(n) + (r * (n / 4) + unit / 4) / 2 * 4, valid);
+        constexpr int SUPERS = R::units / 4;  // of a row
+        if (F::super_blocks && lane < 16 * SUPERS) {
+            const int row = lane / SUPERS, super = lane % SUPERS, index = row % TILE_ROWS * (n / 4) + first_unit / 4 + super;
+            const bool valid = exists(row, first_unit + super * 4);
+            const uint8_t *tile = tile_of(row, valid);
+            if constexpr (F::packed_scales) {
+                copy_or_zero<16>(to + R::scale_at + lane * 16, tile + F::scale_at(n) + index * 16, valid);
+            } else {
+                copy_or_zero<4>(to + R::super_at + lane * 4, tile + F::super_at(n) + index / 2 * 4, valid);
+            }
         }
     }
 }
 
-// A lane's piece in registers.
-template <int TYPE>
+// What lane t of four decodes of one row for one step, in registers: 32 values of a unit, 16 from each half. See tiles.cuh.
+template <int TYPE, int MT>
 struct Decoder {
-    using P = Piece<TYPE>;
-    uint32_t code[4 * P::codes];
+    using R = Run<TYPE, MT>;
+    static constexpr int pieces = TYPE == F16 ? 4 : R::pieces / 2;
+    uint32_t code[4 * pieces];
     uint2 high;
     __half2 scale[2], minimum[2];  // of the first and the second half; minimum is added
 
-    __device__ __forceinline__ void load(const uint8_t *from, int r, int step, int t, int columns) {
-        const int thread = threadIdx.x, part = t % 2, unit = 2 * step + t / 2;
+    // Step `step` of the run at `from`, whose units count from `first_unit` of a slice of `n`.
+    __device__ __forceinline__ void load(const uint8_t *from, int row, int step, int t, int first_unit, int n) {
+        const int part = t % 2, unit = 2 * step + t / 2;
 #pragma unroll
-        for (int i = 0; i < P::codes; i++) {
-            const uint4 v = reinterpret_cast<const uint4 *>(from)[i * CONSUMERS + thread];
+        for (int i = 0; i < pieces; i++) {
+            const int piece = TYPE == F16 ? i / 2 * 4 + part * 2 + i % 2 : 2 * i + part;
+            const uint4 v = *reinterpret_cast<const uint4 *>(from + R::code_at(row, piece, unit));
             code[4 * i] = v.x, code[4 * i + 1] = v.y, code[4 * i + 2] = v.z, code[4 * i + 3] = v.w;
         }
-        if constexpr (P::high_bytes > 0) high = reinterpret_cast<const uint2 *>(from + P::high_at)[thread];
-        const uint8_t *scales = from + P::scale_at + thread * P::scale_bytes;
-        if constexpr (Format<TYPE>::packed_scales) {
-            const uint4 header = *reinterpret_cast<const uint4 *>(scales);
+        if constexpr (R::high_bytes > 0) {
+            high = *reinterpret_cast<const uint2 *>(from + R::high_of(row, unit) + (R::high_bytes == 16 ? part * 8 : 0));
+        }
+        const uint8_t *scales = from + R::scale_at + (row * R::units + unit) * R::scale_bytes;
+        if constexpr (TYPE != F16 && Format<TYPE>::packed_scales) {
+            const uint4 header = *reinterpret_cast<const uint4 *>(from + R::scale_at + (row * (R::units / 4) + unit / 4) * 16);
             const uint32_t u = unit % 4;
             const uint32_t two = __byte_perm(header.y, header.z, u | (u + 4) << 4);
             const uint32_t packed = __byte_perm(two, header.w, 0x7010 | (u + 4) << 8);
@@ -143,16 +177,16 @@ struct Decoder {
             minimum[0] = __low2half2(m), minimum[1] = __high2half2(m);
         } else if constexpr (TYPE == Q6_K) {
             const uint32_t packed = *reinterpret_cast<const uint32_t *>(scales);
-            const __half2 supers = as_half2(*reinterpret_cast<const uint32_t *>(from + P::super_at + thread * 4));
-            const int n = min((columns + UNIT - 1) / UNIT - unit / SLICE_UNITS * SLICE_UNITS, SLICE_UNITS);
-            const float d = __half2float((r * (n / 4) + unit / 4) % 2 ? __high2half(supers) : __low2half(supers));
+            const __half2 supers = *reinterpret_cast<const __half2 *>(from + R::super_at + (row * (R::units / 4) + unit / 4) * 4);
+            const int index = row % TILE_ROWS * (n / 4) + (first_unit + unit) / 4;
+            const float d = __half2float(index % 2 ? __high2half(supers) : __low2half(supers));
             scale[0] = __float2half2_rn(d * static_cast<int8_t>(packed >> 8 * part));
             scale[1] = __float2half2_rn(d * static_cast<int8_t>(packed >> (16 + 8 * part)));
-        } else if constexpr (P::scale_bytes == 8) {
+        } else if constexpr (R::scale_bytes == 8) {
             const uint2 both = *reinterpret_cast<const uint2 *>(scales);
             scale[0] = __low2half2(as_half2(both.x)), minimum[0] = __high2half2(as_half2(both.x));
             scale[1] = __low2half2(as_half2(both.y)), minimum[1] = __high2half2(as_half2(both.y));
-        } else if constexpr (P::scale_bytes == 4) {
+        } else if constexpr (R::scale_bytes == 4) {
             const __half2 both = *reinterpret_cast<const __half2 *>(scales);
             scale[0] = __low2half2(both), scale[1] = __high2half2(both);
         }
@@ -174,7 +208,7 @@ struct Decoder {
             constexpr int zero = TYPE == Q4_0 ? 8 : TYPE == Q5_0 ? 16 : TYPE == Q6_K ? 32 : 0;
             constexpr bool has_minimum = TYPE == Q4_K || TYPE == Q5_K || TYPE == Q4_1 || TYPE == Q5_1;
             __half2 x, y;
-            if constexpr (P::high_bytes == 0 && HALF == 1) {
+            if constexpr (R::high_bytes == 0 && HALF == 1) {
                 // 1,024 + 16 times the code.
                 constexpr uint32_t HIGH = 0x00f000f0u;
                 const __half2 sixteenth = __half2half2(__ushort_as_half(0x2c00)), offset = __float2half2_rn(-64.f - zero);
@@ -183,7 +217,7 @@ struct Decoder {
             } else {
                 const __half2 offset = __float2half2_rn(1024.f + zero);
                 uint32_t c = code[w], mask = 0x000f000fu;
-                if constexpr (P::high_bytes > 0) {
+                if constexpr (R::high_bytes > 0) {
                     c = (HALF ? c >> 4 : c) & 0x0f0f0f0fu;
                     mask = BYTES;
                     if constexpr (TYPE == Q6_K) {
@@ -207,15 +241,13 @@ struct Decoder {
     }
 };
 
-// A run of steps of one tile.
+// Some runs of columns of one tile.
 struct Item {
-    int tile, begin, end;  // steps; an empty run ends a block's work
+    int tile, begin, end;  // runs; an empty item ends a block's work
 };
 
 // How tiles are dealt out. See the file's head.
 struct Schedule {
-    static constexpr int MIN_STEPS = 4;  // of a part of a tile, about
-
     int tiles, steps, waves, sharers, rest_begin, rest_end;
 
     __device__ Schedule(int tiles, int steps) : tiles(tiles), steps(steps), waves(tiles / int(gridDim.x)) {
@@ -223,7 +255,7 @@ struct Schedule {
         if (rest_tiles() * 8 > int(gridDim.x) * 7) {
             sharers = rest_tiles();
         } else {
-            sharers = min(int(gridDim.x), max(rest_tiles(), rest_tiles() * steps / MIN_STEPS));
+            sharers = min(int(gridDim.x), rest_tiles() * steps);
         }
         rest_begin = first_step(blockIdx.x), rest_end = first_step(blockIdx.x + 1);
     }
@@ -328,8 +360,8 @@ template <int TYPE, int MT, int N, bool REGISTERS>
 __device__ __forceinline__ void product(const ProductParams &p) {
     constexpr int ROWS = Tile<MT, N>::ROWS;
     constexpr int TOKEN_BYTES = N * STEP_VALUES * 2;  // of a stage: two blocks of N tokens x 128 bytes
-    constexpr int WEIGHT_BYTES = 2 * MT * Piece<TYPE>::bytes;
-    constexpr int STAGES = weight_stages<TYPE>(N);
+    constexpr int WEIGHT_BYTES = CONSUMERS / WARP * MT * Run<TYPE, MT>::bytes;
+    constexpr int STEPS = Run<TYPE, MT>::values / STEP_VALUES;  // of a run
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][8];
     __shared__ bool last;
@@ -352,7 +384,8 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     }
     __syncthreads();
 
-    const Schedule schedule(Tile<MT, N>::count(p), (p.columns + STEP_VALUES - 1) / STEP_VALUES);
+    const Schedule schedule(Tile<MT, N>::count(p), (p.columns + Run<TYPE, MT>::values - 1) / Run<TYPE, MT>::values);
+    const int steps = (p.columns + STEP_VALUES - 1) / STEP_VALUES;
     int stage = 0, parity = 0;
     const auto next_stage = [&] {
         if (++stage == p.stages) stage = 0, parity ^= 1;
@@ -367,7 +400,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
             if (item.begin == item.end) return;
             const int token = Tile<MT, N>(p, item.tile).token;
             const int rows = min(N, p.padded_tokens - token);
-            for (int step = item.begin; step < item.end; step++) {
+            for (int step = item.begin * STEPS; step < min(item.end * STEPS, steps); step++) {
                 empty(stage).wait(parity ^ 1);
                 uint8_t *to = tokens + stage * TOKEN_BYTES;
                 const uint8_t *from = reinterpret_cast<const uint8_t *>(p.x) + (size_t(2 * step) * p.padded_tokens + token) * 128;
@@ -392,10 +425,10 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
     if constexpr (REGISTERS) take_registers<240>();
 
-    // Weights run STAGES - 1 steps ahead, past the ends of tiles. They are not written by kernels: no need to wait.
-    const int parity_of_row = lane / 4 % 2;
+    // Weights run STAGES - 1 runs ahead, past the ends of tiles. They are not written by kernels: no need to wait.
     int ahead = 0, ahead_slot = 0;
-    const uint8_t *rows[MT][2];
+    uint8_t *const own_weights = weights + warp * MT * Run<TYPE, MT>::bytes;
+    Half halves[MT][2];
     Item loading = schedule.item(0);
     const auto load_tile = [&] {
         const Tile<MT, N> tile(p, loading.tile);
@@ -404,21 +437,15 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const Matrix &matrix = p.matrix[p.epilogue == Gate ? h : tile.matrix];
-                // Past the last row any other will do.
-                const int row = tile.row_of(p, m, h);
-                rows[m][h] = row_start<TYPE>(matrix.weights, row < matrix.rows ? row : 0, p.columns);
+                halves[m][h] = {matrix.weights, tile.row_of(p, m, h) - lane / 4, matrix.rows};
             }
         }
     };
-    const auto load_step = [&] {
+    const auto load_run = [&] {
         if (loading.begin < loading.end) {
-            uint8_t *to = weights + ahead_slot * WEIGHT_BYTES;
 #pragma unroll
             for (int m = 0; m < MT; m++) {
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    copy_piece<TYPE>(to + (2 * m + h) * Piece<TYPE>::bytes, rows[m][h], parity_of_row, loading.begin, t, p.columns);
-                }
+                copy_run<TYPE, MT>(own_weights + ahead_slot * WEIGHT_BYTES + m * Run<TYPE, MT>::bytes, halves[m], loading.begin, p.columns);
             }
             if (++loading.begin == loading.end) {
                 loading = schedule.item(++ahead);
@@ -429,10 +456,10 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         commit_copies();
     };
     if (loading.begin < loading.end) load_tile();
-    for (int i = 0; i < STAGES - 1; i++) load_step();
+    for (int i = 0; i < STAGES - 1; i++) load_run();
     wait_for_predecessor();
 
-    int slot = 0;
+    int slot = STAGES - 1;  // of the current run
     for (int i = 0;; i++) {
         const Item item = schedule.item(i);
         if (item.begin == item.end) return;
@@ -445,16 +472,24 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #if WARPGROUP_MMA
         int previous = -1;  // the stage of the step before, until it is given back
 #endif
-        for (int step = item.begin; step < item.end; step++) {
-            load_step();
-            wait_for_copies<STAGES - 1>();
-            Decoder<TYPE> row[MT][2];
+        for (int step = item.begin * STEPS; step < min(item.end * STEPS, steps); step++) {
+            if (step % STEPS == 0) {
+                __syncwarp();  // all lanes have read the run that gives way
+                load_run();
+                wait_for_copies<STAGES - 1>();
+                __syncwarp();
+                if (++slot == STAGES) slot = 0;
+            }
+            Decoder<TYPE, MT> row[MT][2];
+            const int first_unit = step / STEPS * Run<TYPE, MT>::units, slice = first_unit / SLICE_UNITS;
 #pragma unroll
             for (int m = 0; m < MT; m++) {
 #pragma unroll
-                for (int h = 0; h < 2; h++) row[m][h].load(weights + slot * WEIGHT_BYTES + (2 * m + h) * Piece<TYPE>::bytes, parity_of_row, step, t, p.columns);
+                for (int h = 0; h < 2; h++) {
+                    row[m][h].load(own_weights + slot * WEIGHT_BYTES + m * Run<TYPE, MT>::bytes, h * 8 + lane / 4, step % STEPS, t, first_unit % SLICE_UNITS,
+                                   min((p.columns + UNIT - 1) / UNIT - slice * SLICE_UNITS, SLICE_UNITS));
+                }
             }
-            if (++slot == STAGES) slot = 0;
             full(stage).wait(parity);
             const uint32_t tile = shared_address(tokens + stage * TOKEN_BYTES);
 #if WARPGROUP_MMA
