@@ -155,18 +155,16 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
 
     if (warp >= CONSUMERS / WARP) {
         give_registers<40>();
-        const int thread = threadIdx.x - CONSUMERS;
+        constexpr int PIECES = D / 8, PASS = WARPGROUP / PIECES;  // of 16 bytes a key; keys that the threads copy at once
+        const int thread = threadIdx.x - CONSUMERS, key = thread / PIECES, piece = thread % PIECES;
+        const size_t first_value = (size_t(head_kv) * p.context + begin + key) * D + piece * 8;
         for (int i = 0; i < 2 * steps; i++) {
             if (i >= SLOTS) empty(i % SLOTS).wait((i / SLOTS - 1) & 1);
-            const __half *from = (i % 2 ? p.v_cache : p.k_cache) + size_t(head_kv) * p.context * D;
-            uint8_t *to = shared + i % SLOTS * SLOT;
-            const int first_key = begin + i / 2 * KEYS;
-#pragma unroll 4
-            for (int j = thread; j < KEYS * D / 8; j += WARPGROUP) {
-                const int key = j / (D / 8), piece = j % (D / 8);
-                copy_or_zero<16>(to + piece / 8 * (KEYS * 128) + key * 128 + (piece % 8 ^ key % 8) * 16,
-                               from + size_t(min(first_key + key, end - 1)) * D + piece * 8, true);
-            }
+            const __half *from = (i % 2 ? p.v_cache : p.k_cache) + first_value + size_t(i / 2) * KEYS * D;
+            uint8_t *to = shared + i % SLOTS * SLOT + piece / 8 * (KEYS * 128) + key * 128;
+            const int left = end - begin - i / 2 * KEYS - key;
+#pragma unroll
+            for (int j = 0; j < KEYS; j += PASS) copy_or_zero<16>(to + j * 128 + (piece % 8 ^ (key + j) % 8) * 16, from + j * D, j < left);
             full(i % SLOTS).arrive_after_copies();
         }
         return;
