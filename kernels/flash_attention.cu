@@ -361,17 +361,19 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
     consumers_sync();
     if (!last) return;
     __threadfence();
-    for (int i = threadIdx.x; i < ROWS * D / 4; i += CONSUMERS) {
+    for (int i = threadIdx.x; i < min(tile_tokens, p.tokens - first) * p.group * (D / 4); i += CONSUMERS) {
         const int row = i / (D / 4), d = i % (D / 4) * 4, token = first + row / p.group;
-        if (row >= tile_tokens * p.group || token >= p.tokens) continue;
         const auto at = [&](int s) { return partial + (size_t(s) * ROWS + row) * (D + 2); };
         float top = NO_SCORE, all = 0.f;
+#pragma unroll 8
         for (int s = 0; s < chunks; s++) top = fmaxf(top, __ldcg(at(s) + D));
         float4 v = {};
+#pragma unroll 8
         for (int s = 0; s < chunks; s++) {
-            const float weight = power_of_two(__ldcg(at(s) + D) - top);
+            const float2 scale_and_sum = __ldcg(reinterpret_cast<const float2 *>(at(s) + D));
+            const float weight = power_of_two(scale_and_sum.x - top);
             const float2 a = __ldcg(reinterpret_cast<const float2 *>(at(s) + d)), b = __ldcg(reinterpret_cast<const float2 *>(at(s) + d + 2));
-            all += weight * __ldcg(at(s) + D + 1);
+            all += weight * scale_and_sum.y;
             v = {v.x + weight * a.x, v.y + weight * a.y, v.z + weight * b.x, v.w + weight * b.y};
         }
         const float scale = 1.f / all;

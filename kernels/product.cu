@@ -76,11 +76,18 @@ struct Run {
     }
 };
 
-// Rows of a fragment, half h of 8 each: a matrix's rows first .. first + 7.
+// Eight rows of a fragment: where the first one starts, and how many there are (perhaps none); what is missing counts as zeros.
 struct Half {
-    const uint8_t *weights;
-    int first, rows;  // `rows` of the matrix; those past the end count as zeros
+    const uint8_t *start;
+    int rows;
 };
+
+// Where row `first`, an even one, starts: the pair's tile of the first slice, or the row's values.
+template <int TYPE>
+__device__ __forceinline__ const uint8_t *row_start(const uint8_t *weights, size_t first, int columns) {
+    if constexpr (TYPE == F16) return weights + first * float_stride(F16, columns);
+    else return weights + first / TILE_ROWS * Format<TYPE>::pair_bytes((columns + UNIT - 1) / UNIT);
+}
 
 // Starts copying run `run` of a fragment's 16 rows. By all lanes of a warp.
 template <int TYPE, int MT>
@@ -92,19 +99,17 @@ __device__ __forceinline__ void copy_run(uint8_t *to, const Half (&half)[2], int
         const int piece = lane % 16, column = run * R::values + piece * 8;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const int row = i * 2 + lane / 16, at = half[i / 4].first + row % 8;
-            const bool valid = at < half[i / 4].rows && column < columns;
-            copy_or_zero<16, true>(to + R::code_at(row, piece % 8, piece / 8), half[i / 4].weights + (valid ? at * float_stride(F16, columns) + column * 2 : 0), valid);
+            const int row = i * 2 + lane / 16;
+            copy_or_zero<16, true>(to + R::code_at(row, piece % 8, piece / 8), half[i / 4].start + row % 8 * float_stride(F16, columns) + column * 2,
+                                   row % 8 < half[i / 4].rows && column < columns);
         }
     } else {
         const int slice = run * R::units / SLICE_UNITS, n = min(units - slice * SLICE_UNITS, SLICE_UNITS);
         const int first_unit = run * R::units % SLICE_UNITS;
-        const size_t pair_bytes = F::pair_bytes(units);
-        const auto of = [&](int row) { return row / 8 ? half[1] : half[0]; };
-        const auto exists = [&](int row, int unit) { return of(row).first + row % 8 < of(row).rows && unit < n; };
-        // Row `row`'s tile; where it does not exist, any address that does.
-        const auto tile_of = [&](int row, bool valid) {
-            return of(row).weights + (valid ? (of(row).first + row % 8) / TILE_ROWS * pair_bytes + slice * F::tile_bytes(SLICE_UNITS) : 0);
+        const int pair_bytes = F::pair_bytes(units);
+        const auto exists = [&](int row, int unit) { return row % 8 < (row / 8 ? half[1].rows : half[0].rows) && unit < n; };
+        const auto tile_of = [&](int row) {
+            return (row / 8 ? half[1].start : half[0].start) + row % 8 / TILE_ROWS * pair_bytes + slice * F::tile_bytes(SLICE_UNITS);
         };
         constexpr int GROUPS = WARP / R::units;  // of lanes, one for each unit
         const int unit = lane % R::units, in_slice = first_unit + unit;
@@ -112,13 +117,13 @@ __device__ __forceinline__ void copy_run(uint8_t *to, const Half (&half)[2], int
         for (int i = 0; i < 16 * R::pieces / GROUPS; i++) {
             const int which = i * GROUPS + lane / R::units, row = which / R::pieces, piece = which % R::pieces;
             const bool valid = exists(row, in_slice);
-            copy_or_zero<16, true>(to + R::code_at(row, piece, unit), tile_of(row, valid) + ((piece * TILE_ROWS + row % TILE_ROWS) * n + in_slice) * 16, valid);
+            copy_or_zero<16, true>(to + R::code_at(row, piece, unit), tile_of(row) + ((piece * TILE_ROWS + row % TILE_ROWS) * n + in_slice) * 16, valid);
         }
 #pragma unroll
         for (int i = 0; i < 16 / GROUPS; i++) {
             const int row = i * GROUPS + lane / R::units, at = row % TILE_ROWS * n + in_slice;
             const bool valid = exists(row, in_slice);
-            const uint8_t *tile = tile_of(row, valid);
+            const uint8_t *tile = tile_of(row);
             if constexpr (R::high_bytes > 0) {
                 copy_or_zero<R::high_bytes, true>(to + R::high_of(row, unit), tile + F::high_at(n) + at * R::high_bytes, valid);
             }
@@ -130,7 +135,7 @@ __device__ __forceinline__ void copy_run(uint8_t *to, const Half (&half)[2], int
         if (F::super_blocks && lane < 16 * SUPERS) {
             const int row = lane / SUPERS, super = lane % SUPERS, index = row % TILE_ROWS * (n / 4) + first_unit / 4 + super;
             const bool valid = exists(row, first_unit + super * 4);
-            const uint8_t *tile = tile_of(row, valid);
+            const uint8_t *tile = tile_of(row);
             if constexpr (F::packed_scales) {
                 copy_or_zero<16>(to + R::scale_at + lane * 16, tile + F::scale_at(n) + index * 16, valid);
             } else {
@@ -437,7 +442,8 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const Matrix &matrix = p.matrix[p.epilogue == Gate ? h : tile.matrix];
-                halves[m][h] = {matrix.weights, tile.row_of(p, m, h) - lane / 4, matrix.rows};
+                const int first = tile.row_of(p, m, h) - lane / 4;
+                halves[m][h] = {row_start<TYPE>(matrix.weights, first, p.columns), matrix.rows - first};
             }
         }
     };
