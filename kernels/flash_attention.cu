@@ -352,15 +352,15 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         for (int j = 0; j < D / 8; j++) __stcg(reinterpret_cast<float2 *>(to + j * 8 + 2 * t), make_float2(out[j][2 * h], out[j][2 * h + 1]));
         if (t == 0) __stcg(reinterpret_cast<float2 *>(to + D), make_float2(largest[h], exponentials[h]));
     }
-    __threadfence();
     consumers_sync();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0) {  // its fences speak for all threads that the barrier joined
+        __threadfence();
         last = atomicAdd(p.finished + index, 1u) == unsigned(chunks - 1);
         if (last) p.finished[index] = 0;
+        __threadfence();
     }
     consumers_sync();
     if (!last) return;
-    __threadfence();
     for (int i = threadIdx.x; i < min(tile_tokens, p.tokens - first) * p.group * (D / 4); i += CONSUMERS) {
         const int row = i / (D / 4), d = i % (D / 4) * 4, token = first + row / p.group;
         const auto at = [&](int s) { return partial + (size_t(s) * ROWS + row) * (D + 2); };

@@ -578,17 +578,15 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #pragma unroll
                 for (int j = 0; j < N / 2; j++) __stcg(own + (m * N / 2 + j) * CONSUMERS, sum[m][j / 4][j % 4]);
             }
-            __threadfence();
             consumers_sync();
-            if (threadIdx.x == 0) {
+            if (threadIdx.x == 0) {  // its fences speak for all threads that the barrier joined
+                __threadfence();
                 last = atomicAdd(p.finished + rest_tile, 1u) == unsigned(contributors - 1);
                 if (last) p.finished[rest_tile] = 0;
+                __threadfence();
             }
             consumers_sync();
-            const bool finishes = last;
-            consumers_sync();
-            if (!finishes) continue;
-            __threadfence();
+            if (!last) continue;
 #pragma unroll
             for (int m = 0; m < MT; m++) {
 #pragma unroll
