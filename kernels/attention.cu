@@ -15,9 +15,6 @@
 // order, so the result does not depend on which it was.
 #include "common.cuh"
 
-#ifndef ATT_REGS
-#define ATT_REGS 144
-#endif
 namespace {
 
 constexpr int WARPS = 8;
@@ -50,6 +47,7 @@ struct AttentionParams {
     int rope_dims;             // leading values of a head that turn
     int interleaved;           // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
 };
+static_assert(sizeof(AttentionParams) == 136);
 
 namespace {
 
@@ -180,7 +178,7 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
         load_values(from);
     }
 
-    // One warp turns the new key, and on its way the last query head of a full group.
+    // One warp turns the new key, and after it the last query head of a full group.
     const bool for_key = newest && warp == WARPS - 1;
     const Turn<D> turn(p, position);
     wait_for_predecessor();
@@ -362,5 +360,5 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(WARPS *WARP, 2) attention_64(const __grid_constant__ AttentionParams p) { attend<64>(p); }
-extern "C" __global__ void __maxnreg__(ATT_REGS) attention_128(const __grid_constant__ AttentionParams p) { attend<128>(p); }
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) attention_128(const __grid_constant__ AttentionParams p) { attend<128>(p); }
 extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) attention_256(const __grid_constant__ AttentionParams p) { attend<256>(p); }

@@ -9,30 +9,27 @@ constexpr int WARP = 32;
 // Values that share one scale in a quantized activation.
 constexpr int ACTIVATION_GROUP = 32;
 
-// Lets the next kernel of the stream start. Every kernel calls it first, so that its successor's weight loads run
-// beside it; nothing a kernel writes becomes readable by this.
+// Dependent launch, in which a kernel may start before its predecessor has ended. Three rules keep it sound:
+//
+// - every kernel waits, on every path: then "the predecessor has ended" implies that all before it have;
+// - before the wait a kernel touches only what no kernel writes (weights);
+// - but a kernel that follows one that let it start only after its own wait may read whatever earlier kernels wrote.
+
+// Lets the next kernel of the stream start, once all blocks have called this or ended.
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
-// Waits until the previous kernel has ended and its writes are visible. Every kernel calls it, on every path and before
-// its first access to memory that any other kernel writes: only then does "the previous kernel has ended" imply that
-// all before it have.
+// Waits until the previous kernel has ended and its writes are visible.
 __device__ __forceinline__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Copies 16 bytes from global to shared memory without passing through registers.
-__device__ __forceinline__ void copy_async(void *shared, const void *global) {
-    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-}
-
-// A barrier in shared memory that one warp's copies complete: by the copy engine from sm_90, before by the lanes' own copies.
+// A barrier in shared memory that the copies of one warp complete: the copy engine's from sm_90, before it the lanes' own.
 struct CopyBarrier {
     uint64_t state;
 
@@ -48,19 +45,29 @@ struct CopyBarrier {
 #endif
     }
 
-    // Starts copying `bytes` (a multiple of 16) as the barrier's next phase. By all lanes of a warp.
+    // Starts copying `bytes` (a multiple of 16, at most MOST) from global to shared memory as the barrier's next phase. By all
+    // lanes of a warp. The data is used once: it leaves the L2 cache first, so that activations and code stay.
+    template <int MOST>
     __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes) {
         const int lane = threadIdx.x % WARP;
+        const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+        uint64_t policy;
+        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #if __CUDA_ARCH__ >= 900
         if (lane == 0) {
             asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                             static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-                         "l"(global), "r"(bytes), "r"(address())
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                         "l"(global), "r"(bytes), "r"(address()), "l"(policy)
                          : "memory");
         }
 #else
-        for (int at = lane * 16; at < bytes; at += WARP * 16) copy_async(static_cast<uint8_t *>(shared) + at, global + at);
+#pragma unroll
+        for (int at = 0; at < MOST; at += WARP * 16) {
+            const int from = at + lane * 16;
+            if (from < bytes) {
+                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + from), "l"(global + from), "l"(policy) : "memory");
+            }
+        }
         asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
 #endif
     }
@@ -82,13 +89,9 @@ struct CopyBarrier {
 
 // c + the sum of four products, unsigned bytes of `a` times signed bytes of `b`.
 __device__ __forceinline__ int dot4(uint32_t a, int b, int c) {
-#if __CUDA_ARCH__ >= 610
     int d;
     asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
-#else
-    return c;
-#endif
 }
 
 __device__ __forceinline__ float warp_sum(float value) {
@@ -104,8 +107,8 @@ __device__ __forceinline__ float warp_max(float value) {
 }
 
 // A vector that products read: for each group of 32 values, 8-bit integers and one scale, value = scale * integer with
-// scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to 64 values; what lies past the
-// vector's own length stays zero.
+// scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to 64 values;
+// what lies past the vector's own length stays zero.
 struct Activation {
     int8_t *q;     // (length rounded up to 64)
     float *scale;  // (length rounded up to 64, / 32)

@@ -1,19 +1,19 @@
-// Matrix-vector products: y[r] = sum over c of W[r, c] * a[c], W in any ggml type, a quantized to 8 bits (DESIGN below).
+// Matrix-vector products: y[r] = sum over c of W[r, c] * a[c], W in any ggml type, a quantized to 8 bits:
 //
-//   norm_matvec    y = W rms_norm(x) (+ bias) for up to three matrices in one launch: QKV, and the output matrix
-//   norm_gate_up   a = silu(G rms_norm(x)) * (U rms_norm(x)), quantized
-//   matvec_add     x += W a
+//   product_store   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix
+//   product_add     x += y; then x * (the next norm's weights), quantized: output and down projections
+//   product_swiglu  silu(y of gate) * (y of up), quantized
 //
-// Bound: the bytes of W, each read once; arithmetic is about 80 instructions for each 64 weights of a lane, a third of
-// what an H100 issues while their 36 (Q4_K) to 53 (Q6_K) bytes arrive.
+// A norm in front of a product needs no kernel and no prologue: W rms_norm(x) = W (x * weight) / rms(x), so whoever writes x also
+// writes x * weight, quantized, and the sums of x^2, and the quotient is taken with the product's own result.
 //
-// DESIGN. Grid: one block a multiprocessor, each with an equal, contiguous share of the rows. A row is cut into slices of 2,048 values;
-// warp w of a block handles slice w % slices of every (warps / slices)-th row, so a lane meets the same 64 activations
-// in every row and keeps them in registers. Weights go through a ring in shared memory, private to the warp, filled by
-// asynchronous copies that start before the kernel waits for its predecessor: about 80 kB a multiprocessor are under
-// way at any time, and two kernels' rings fit beside each other. Norm and quantization are repeated by every block,
-// which costs less than a kernel of their own. Each warp leaves one partial sum for each row; after one barrier
-// they are added in slice order and the row's epilogue runs.
+// Bound: the bytes of W, each read once; arithmetic is about 110 instructions for each 64 weights of a lane, 36 (Q4_K)
+// to 53 (Q6_K) bytes: half of what an H100 issues while they arrive.
+//
+// Grid: one block a multiprocessor, each with an equal, contiguous share of the rows. A row is cut into slices of 2,048 values; warp w
+// of a block handles slice w % slices of every (warps / slices)-th tile of two rows, so a lane meets the same 64 activations in
+// every row and keeps them in registers. Weights go through a ring in shared memory, private to the warp, filled by
+// bulk copies that start before the kernel waits for its predecessor. Each warp leaves one partial sum for each row; after one barrier they are added in slice order.
 #include "formats.cuh"
 
 namespace {
@@ -43,37 +43,35 @@ struct Work {
     int warp, lane;
     int slice, slice_units;  // of this warp
     int group, groups;       // this warp's tiles are group, group + groups, ... of its block's
+    int thread, threads;     // in the block
 
     __device__ explicit Work(int columns)
         : columns(columns),
           units((columns + UNIT - 1) / UNIT),
           slices((units + SLICE_UNITS - 1) / SLICE_UNITS),
-          warp(threadIdx.x / WARP),
+          warp((threadIdx.y * blockDim.x + threadIdx.x) / WARP),
           lane(threadIdx.x % WARP),
-          slice(warp % slices),
+          slice(threadIdx.x / WARP),
           slice_units(min(units - slice * SLICE_UNITS, SLICE_UNITS)),
-          group(warp / slices),
-          groups(blockDim.x / WARP / slices) {}
+          group(threadIdx.y),
+          groups(blockDim.y),
+          thread(threadIdx.y * blockDim.x + threadIdx.x),
+          threads(blockDim.x * blockDim.y) {}
 };
 
-// Dynamic shared memory, in this order.
 struct Shared {
+    // Dynamic shared memory, in this order.
     uint8_t *ring;   // (warps * ring_bytes)
-    int8_t *q;       // norm_*: (columns rounded up to 64)
-    float *scale;    // norm_*: (columns rounded up to 64, / 32), rounded up to 16 bytes
-    float *partial;  // (slices, rows of the block's tiles; norm_gate_up: of both matrices), rounded up to 16 bytes
-    float *value;    // norm_* with float weights: (columns rounded up to 64)
+    float *partial;  // (slices, rows of the block's tiles; product_swiglu: of both matrices)
+
     int ring_bytes;
     CopyBarrier *arrived;  // of this warp: (MAX_DEPTH)
 
-    __device__ __forceinline__ Shared(const Work &work, int ring_bytes, int rows) : ring_bytes(ring_bytes) {
+    __device__ __forceinline__ Shared(const Work &work, int ring_bytes) : ring_bytes(ring_bytes) {
         extern __shared__ __align__(128) uint8_t bytes[];
         __shared__ CopyBarrier barriers[MAX_WARPS][MAX_DEPTH];
         ring = bytes;
-        q = reinterpret_cast<int8_t *>(bytes + blockDim.x / WARP * ring_bytes);
-        scale = reinterpret_cast<float *>(q + work.units * UNIT);
-        partial = scale + (work.units * 2 + 3) / 4 * 4;
-        value = partial + (work.slices * rows + 3) / 4 * 4;
+        partial = reinterpret_cast<float *>(bytes + work.threads / WARP * ring_bytes);
         arrived = barriers[work.warp];
         if (work.lane < MAX_DEPTH) arrived[work.lane].init();
         __syncwarp();
@@ -103,7 +101,7 @@ struct Stream {
     __device__ __forceinline__ void load(int i, int slot) {
         if (i < tiles.count) {
             const uint8_t *from = tiles.data(i) + size_t(tiles.tile(i)) * F::pair_bytes(work.units) + work.slice * F::tile_bytes(SLICE_UNITS);
-            arrived[slot].copy(ring + slot * tile_bytes, from, tile_bytes);
+            arrived[slot].template copy<F::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, from, tile_bytes);
         }
     }
 
@@ -175,7 +173,7 @@ __device__ float float_dot(const T *row, const float *a, int columns, int lane) 
 
 template <typename T>
 __device__ void float_multiply(const Tiles &tiles, const Work &work, int type, const float *a, float *partial) {
-    const int warps = blockDim.x / WARP;
+    const int warps = work.threads / WARP;
     for (int i = work.warp; i < tiles.rows(); i += warps) {
         const int row = min(tiles.tile(i / TILE_ROWS) * TILE_ROWS + i % TILE_ROWS, tiles.matrix_rows - 1);
         const uint8_t *weights = tiles.data(i / TILE_ROWS) + row * float_stride(type, work.columns);
@@ -216,165 +214,135 @@ __device__ __forceinline__ float total(int type, const Work &work, const float *
     return sum;
 }
 
-// rms_norm(x) * weight, quantized to shared memory; for float weights also as floats. All of it takes one round trip to
-// memory, which beside the weights' stream costs over a microsecond.
-struct Norm {
-    static constexpr int CHUNKS = 4;  // of 4 values that a thread keeps in registers; longer rows are read twice
+// 1 / rms of the vector whose groups' sums of squares these are; 1 where there are none.
+struct RmsScale {
+    static constexpr int KEPT = 4;  // sums that a lane loads at once
+    const float *squares;
+    int groups;
+    float kept[KEPT];
 
-    const float *weight;
-
-    // Brings the norm's weights close; before the wait.
-    __device__ __forceinline__ Norm(const float *weight, const Work &work) : weight(weight) {
-        for (int c = threadIdx.x * 32; c < work.columns; c += blockDim.x * 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + c));
+    __device__ __forceinline__ RmsScale(const float *squares, const Work &work)
+        : squares(squares), groups(squares ? work.columns / ACTIVATION_GROUP : 0) {
+#pragma unroll
+        for (int i = 0; i < KEPT; i++) kept[i] = i * WARP + work.lane < groups ? squares[i * WARP + work.lane] : 0.f;
     }
 
-    // Ends with a barrier.
-    __device__ __forceinline__ Activation operator()(const float *x, float epsilon, const Work &work, const Shared &shared, bool floats) const {
-        __shared__ float warp_squares[WARP];
-        float4 v[CHUNKS], w[CHUNKS];
+    __device__ __forceinline__ float operator()(float epsilon, const Work &work) const {
+        if (!squares) return 1.f;
+        float sum = 0.f;
 #pragma unroll
-        for (int i = 0; i < CHUNKS; i++) v[i] = load(x, at(i), work), w[i] = load(weight, at(i), work);
-        float squares = 0.f;
-#pragma unroll
-        for (int i = 0; i < CHUNKS; i++) squares += square(v[i]);
-        for (int i = CHUNKS; at(i) < work.columns; i++) squares += square(load(x, at(i), work));
-        squares = warp_sum(squares);
-        if (work.lane == 0) warp_squares[work.warp] = squares;
-        __syncthreads();
-        squares = warp_sum(work.lane < blockDim.x / WARP ? warp_squares[work.lane] : 0.f);
-        const float scale = 1.f / sqrtf(squares / work.columns + epsilon);
-        // A warp stays together for its maxima.
-        const int padded = work.units * UNIT;
-#pragma unroll
-        for (int i = 0; i < CHUNKS; i++) {
-            if (at(i) - work.lane * 4 < padded) store(v[i], w[i], scale, at(i), padded, shared, floats);
-        }
-        for (int i = CHUNKS; at(i) - work.lane * 4 < padded; i++) {
-            store(load(x, at(i), work), load(weight, at(i), work), scale, at(i), padded, shared, floats);
-        }
-        __syncthreads();
-        return {shared.q, shared.scale, shared.value};
-    }
-
-  private:
-    __device__ static __forceinline__ int at(int i) { return (i * blockDim.x + threadIdx.x) * 4; }
-    __device__ static __forceinline__ float4 load(const float *from, int c, const Work &work) {
-        return c < work.columns ? *reinterpret_cast<const float4 *>(from + c) : float4{};
-    }
-    __device__ static __forceinline__ float square(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
-
-    // Eight lanes share a group of 32.
-    __device__ static __forceinline__ void store(float4 v, float4 w, float scale, int c, int padded, const Shared &shared, bool floats) {
-        v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
-        float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-#pragma unroll
-        for (int offset = 4; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
-        if (c < padded) {
-            const char4 q = make_char4(quantize(v.x, largest), quantize(v.y, largest), quantize(v.z, largest), quantize(v.w, largest));
-            *reinterpret_cast<char4 *>(shared.q + c) = q;
-            if (c % ACTIVATION_GROUP == 0) shared.scale[c / ACTIVATION_GROUP] = largest * (1.f / 127.f);
-            if (floats) *reinterpret_cast<float4 *>(shared.value + c) = v;
-        }
+        for (int i = 0; i < KEPT; i++) sum += kept[i];
+        for (int i = KEPT * WARP + work.lane; i < groups; i += WARP) sum += squares[i];
+        return 1.f / sqrtf(warp_sum(sum) / work.columns + epsilon);
     }
 };
 
-// This block's share of `count` things, `index` of `blocks`.
-__device__ __forceinline__ int share(int count, int index, int blocks) { return unsigned(count) * unsigned(index) / unsigned(blocks); }
-
-__device__ __forceinline__ int tile_count(int rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+// Where the share of block `index` of `blocks` in `count` things starts; a share has at most one more than count / blocks
+// rounded up. A quotient of floats, since an integer division is several times as long.
+__device__ __forceinline__ int share(int count, int index, int blocks) {
+    return index == blocks ? count : static_cast<int>(__fdividef(float(count) * float(index) + 0.5f, float(blocks)));
+}
 
 }  // namespace
 
-// One of the matrices of norm_matvec.
-struct Segment {
+// A matrix of a launch.
+struct Matrix {
     const uint8_t *weights;  // (columns, rows)
-    const float *bias;       // (rows) or null
-    float *out;              // (rows)
+    const float *bias;       // (rows) or null, product_store
+    float *out;              // (rows), product_store and product_add
     int type;
     int rows;
-    int blocks;  // of the grid that work on it; the segments' sum is the grid
+    int blocks;  // of the grid that work on it: product_store's sum up to the grid, the others' are the grid
     int unused;
 };
-struct Segments {
-    Segment segment[3];
+
+struct ProductParams {
+    Matrix matrix[3];        // product_store: one to three; product_add: one; product_swiglu: gate and up, of as many rows
+    Activation a;            // (columns)
+    const float *squares;    // (columns / 32): `a` is x * norm weight, these are the sums of x^2, and y is divided by x's rms; or null
+    Activation next;         // (rows): output of product_add (x * next_norm) and product_swiglu
+    const float *next_norm;  // (rows), product_add
+    float *next_squares;     // (rows / 32), product_add: sums of x^2
+    float epsilon;
+    int columns;
+    int ring_bytes;          // of shared memory for each warp's stream
+    int unused;
 };
+static_assert(sizeof(ProductParams) == 208);
 
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 2)
-norm_matvec(const __grid_constant__ Segments segments, const float *x, const float *norm_weight, float epsilon, int columns, int ring_bytes) {
+namespace {
+
+enum Epilogue { STORE, ADD, SWIGLU };
+
+template <Epilogue EPILOGUE>
+__device__ __forceinline__ void product(const ProductParams &p) {
+    // What follows QKV reads the position before its wait, and so may start only when all before QKV has ended.
+    if (EPILOGUE != STORE) launch_dependents();
     int block = blockIdx.x, s = 0;
-    while (s < 2 && block >= segments.segment[s].blocks) block -= segments.segment[s++].blocks;
-    const Segment &segment = segments.segment[s];
-    const int all = tile_count(segment.rows), begin = share(all, block, segment.blocks), end = share(all, block + 1, segment.blocks);
-    const Work work(columns);
-    const Tiles tiles{segment.weights, nullptr, false, segment.rows, begin, end - begin};
-    const Shared shared(work, ring_bytes, tiles.rows());
+    if constexpr (EPILOGUE == STORE) {
+        while (s < 2 && block >= p.matrix[s].blocks) block -= p.matrix[s++].blocks;
+    }
+    const Matrix matrix = p.matrix[s];
+    const int up_type = p.matrix[1].type;
+    // Blocks own whole groups of an activation that they write.
+    constexpr int GRAIN = EPILOGUE == STORE ? 1 : ACTIVATION_GROUP / TILE_ROWS;
+    const int shares = (matrix.rows + GRAIN * TILE_ROWS - 1) / (GRAIN * TILE_ROWS);
+    const int begin = share(shares, block, matrix.blocks) * GRAIN, count = share(shares, block + 1, matrix.blocks) * GRAIN - begin;
+    const bool interleaved = EPILOGUE == SWIGLU && matrix.type == up_type;
 
-    const Norm norm(norm_weight, work);
-    prefetch(segment.type, tiles, work, shared);
+    const Work work(p.columns);
+    const Shared shared(work, p.ring_bytes);
+    const Tiles tiles{matrix.weights, p.matrix[1].weights, interleaved, matrix.rows, begin, interleaved ? 2 * count : count};
+    const int first = begin * TILE_ROWS + work.thread, past = min((begin + count) * TILE_ROWS, matrix.rows);
+    const float norm = EPILOGUE == ADD && first < past ? p.next_norm[first] : 0.f;
+    prefetch(matrix.type, tiles, work, shared);
     wait_for_predecessor();
-    launch_dependents();
-    const Activation a = norm(x, epsilon, work, shared, is_float(segment.type));
+    if (EPILOGUE == STORE) launch_dependents();
+    const float old = EPILOGUE == ADD && first < past ? matrix.out[first] : 0.f;
+    const RmsScale rms(p.squares, work);
     uint32_t parity = 0;
-    multiply(segment.type, tiles, work, shared, a, shared.partial, parity);
-    for (int i = threadIdx.x; i < tiles.rows(); i += blockDim.x) {
-        const int row = begin * TILE_ROWS + i;
-        if (row >= segment.rows) break;
-        const float bias = segment.bias ? segment.bias[row] : 0.f;
-        segment.out[row] = total(segment.type, work, shared.partial, tiles.rows(), i) + bias;
+    multiply(matrix.type, tiles, work, shared, p.a, shared.partial, parity);
+    const float scale = rms(p.epsilon, work);
+
+    if constexpr (EPILOGUE == STORE) {
+        for (int row = first; row < past; row += work.threads) {
+            const float bias = matrix.bias ? matrix.bias[row] : 0.f;
+            matrix.out[row] = scale * total(matrix.type, work, shared.partial, tiles.rows(), row - begin * TILE_ROWS) + bias;
+        }
+    } else if constexpr (EPILOGUE == ADD) {
+        for (int i = work.thread; i < count * TILE_ROWS; i += work.threads) {
+            const int row = begin * TILE_ROWS + i;
+            float x = 0.f, weight = 0.f;
+            if (row < matrix.rows) {
+                x = (row == first ? old : matrix.out[row]) + scale * total(matrix.type, work, shared.partial, tiles.rows(), i);
+                weight = row == first ? norm : p.next_norm[row];
+                matrix.out[row] = x;
+            }
+            store_group(p.next, row / ACTIVATION_GROUP, x * weight);
+            const float squares = warp_sum(x * x);
+            if (work.lane == 0) p.next_squares[row / ACTIVATION_GROUP] = squares;
+        }
+    } else {
+        const float *up_partial = shared.partial;
+        if (!interleaved) {
+            const Tiles up_tiles{p.matrix[1].weights, nullptr, false, matrix.rows, begin, count};
+            float *partial = shared.partial + work.slices * tiles.rows();
+            prefetch(up_type, up_tiles, work, shared);
+            multiply(up_type, up_tiles, work, shared, p.a, partial, parity);
+            up_partial = partial;
+        }
+        for (int i = work.thread; i < count * TILE_ROWS; i += work.threads) {
+            const int at = interleaved ? i / TILE_ROWS * 2 * TILE_ROWS + i % TILE_ROWS : i;
+            const float gate = scale * total(matrix.type, work, shared.partial, tiles.rows(), at);
+            const float up = scale * total(up_type, work, up_partial, tiles.rows(), interleaved ? at + TILE_ROWS : at);
+            const int row = begin * TILE_ROWS + i;
+            store_group(p.next, row / ACTIVATION_GROUP, row < matrix.rows ? gate / (1.f + __expf(-gate)) * up : 0.f);
+        }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 2)
-matvec_add(const uint8_t *weights, int type, int matrix_rows, int columns, Activation a, float *x, int ring_bytes) {
-    const int all = tile_count(matrix_rows), begin = share(all, blockIdx.x, gridDim.x), end = share(all, blockIdx.x + 1, gridDim.x);
-    const Work work(columns);
-    const Tiles tiles{weights, nullptr, false, matrix_rows, begin, end - begin};
-    const Shared shared(work, ring_bytes, tiles.rows());
+}  // namespace
 
-    prefetch(type, tiles, work, shared);
-    wait_for_predecessor();
-    launch_dependents();
-    const int first = begin * TILE_ROWS + threadIdx.x, past = min(end * TILE_ROWS, matrix_rows);
-    const float old = first < past ? x[first] : 0.f;
-    uint32_t parity = 0;
-    multiply(type, tiles, work, shared, a, shared.partial, parity);
-    for (int row = first; row < past; row += blockDim.x) {
-        x[row] = (row == first ? old : x[row]) + total(type, work, shared.partial, tiles.rows(), row - begin * TILE_ROWS);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 2)
-norm_gate_up(const uint8_t *gate, const uint8_t *up, int gate_type, int up_type, int matrix_rows, int columns, const float *x,
-             const float *norm_weight, float epsilon, Activation out, int ring_bytes) {
-    constexpr int GROUP_TILES = ACTIVATION_GROUP / TILE_ROWS;
-    const int all_groups = (matrix_rows + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
-    const int group = share(all_groups, blockIdx.x, gridDim.x), groups = share(all_groups, blockIdx.x + 1, gridDim.x) - group;
-    const int count = groups * GROUP_TILES;
-    const Work work(columns);
-    const Shared shared(work, ring_bytes, 2 * count * TILE_ROWS);
-    const bool interleaved = gate_type == up_type;
-
-    const Tiles tiles{gate, up, interleaved, matrix_rows, group * GROUP_TILES, interleaved ? 2 * count : count};
-    const Norm norm(norm_weight, work);
-    prefetch(gate_type, tiles, work, shared);
-    wait_for_predecessor();
-    launch_dependents();
-    const Activation a = norm(x, epsilon, work, shared, is_float(gate_type) || is_float(up_type));
-    uint32_t parity = 0;
-    multiply(gate_type, tiles, work, shared, a, shared.partial, parity);
-    const float *up_partial = shared.partial;
-    if (!interleaved) {
-        const Tiles up_tiles{up, nullptr, false, matrix_rows, tiles.begin, count};
-        float *partial = shared.partial + work.slices * tiles.rows();
-        prefetch(up_type, up_tiles, work, shared);
-        multiply(up_type, up_tiles, work, shared, a, partial, parity);
-        up_partial = partial;
-    }
-    for (int g = work.warp; g < groups; g += blockDim.x / WARP) {
-        const int i = g * ACTIVATION_GROUP + work.lane, row = group * ACTIVATION_GROUP + i;
-        const int at = interleaved ? i / TILE_ROWS * 2 * TILE_ROWS + i % TILE_ROWS : i;
-        const float y = total(gate_type, work, shared.partial, tiles.rows(), at);
-        const float factor = total(up_type, work, up_partial, tiles.rows(), interleaved ? at + TILE_ROWS : at);
-        store_group(out, group + g, row < matrix_rows ? y / (1.f + __expf(-y)) * factor : 0.f);
-    }
-}
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_store(const __grid_constant__ ProductParams p) { product<STORE>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_add(const __grid_constant__ ProductParams p) { product<ADD>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_swiglu(const __grid_constant__ ProductParams p) { product<SWIGLU>(p); }

@@ -44,25 +44,32 @@ __device__ float value_at(const uint8_t *weights, int units, size_t row, int col
 
 }  // namespace
 
+// Also x * norm (the first layer's weights), quantized, and the sums of x^2. `columns` is a multiple of 32.
 extern "C" __global__ void __launch_bounds__(256)
-embed(const uint8_t *weights, int type, int columns, const int *token, float *x) {
+embed(const uint8_t *weights, int type, int columns, const int *token, float *x, const float *norm, Activation next, float *next_squares) {
     wait_for_predecessor();
     launch_dependents();
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= columns) return;
     const size_t row = *token;
     const uint8_t *floats = weights + row * float_stride(type, columns);
+    float value = 0.f;
     if (type == F32) {
-        x[column] = reinterpret_cast<const float *>(floats)[column];
+        value = reinterpret_cast<const float *>(floats)[column];
     } else if (type == F16) {
-        x[column] = __half2float(reinterpret_cast<const __half *>(floats)[column]);
+        value = __half2float(reinterpret_cast<const __half *>(floats)[column]);
     } else if (type == BF16) {
-        x[column] = __bfloat162float(reinterpret_cast<const __nv_bfloat16 *>(floats)[column]);
+        value = __bfloat162float(reinterpret_cast<const __nv_bfloat16 *>(floats)[column]);
     } else {
-#define VALUE(TYPE) x[column] = value_at<TYPE>(weights, (columns + UNIT - 1) / UNIT, row, column)
+#define VALUE(TYPE) value = value_at<TYPE>(weights, (columns + UNIT - 1) / UNIT, row, column)
         FOR_QUANTIZED(type, VALUE)
 #undef VALUE
     }
+    x[column] = value;
+    const int group = column / ACTIVATION_GROUP;
+    store_group(next, group, value * norm[column]);
+    const float squares = warp_sum(value * value);
+    if (threadIdx.x % WARP == 0) next_squares[group] = squares;
 }
 
 extern "C" __global__ void advance_position(int *position) {
