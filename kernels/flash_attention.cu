@@ -1,0 +1,392 @@
+// Causal attention of a chunk of tokens over the cache, which holds their own keys and values already:
+//
+//   out[token, head] = sum over s <= position + token of softmax(q[token, head] . K[s]) V[s], as Tiles
+//
+// with q scaled by log2(e) / sqrt(head_dim). Scores exist as fragments in registers only; sums are f32.
+//
+// Bound: 4 * head_dim operations for each visible (token, head, s) on the matrix units; for a handful of tokens by the
+// cache's bytes. All query heads of a key/value head share what a block loads: the 128 rows of a block are
+// 128 / group tokens x group heads.
+//
+// Grid: (tiles of tokens, head_count_kv, splits); two warpgroups of 64 rows multiply, the warps after them fetch keys and
+// values in turn. The visible context is cut into equal chunks, one for each split, but none shorter than MIN_CHUNK; the
+// block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it was.
+#include "tiles.cuh"
+
+struct FlashParams {
+    const __half *q;        // (head_dim, head_count, tokens), from rope_tokens
+    const __half *k_cache;  // (head_dim, context, head_count_kv), of this layer
+    const __half *v_cache;  // likewise
+    __half *out;            // Tiles (head_count * head_dim, padded_tokens)
+    const int *position;    // of the first token
+    float *partial;         // scratch: (head_dim + 2, 128 rows, splits, head_count_kv, tiles); unused with one split
+    unsigned *finished;     // scratch: (head_count_kv * tiles), zero before the first launch; left zero
+    int tokens;
+    int padded_tokens;  // rounded up to a multiple of 8
+    int context;
+    int group;  // query heads of a key/value head; at most 128
+};
+
+namespace {
+
+constexpr int ROWS = 128;
+constexpr int CONSUMERS = 2 * WARPGROUP;
+constexpr int SLOTS = 4;  // of keys and values in turn
+constexpr int MIN_CHUNK = 256;
+constexpr float NO_SCORE = -1e30f;
+
+template <int D>
+struct Shape {
+    static constexpr bool warpgroup = WARPGROUP_MMA && D <= 128;
+    static constexpr int keys = warpgroup ? 128 : D <= 128 ? 64 : 32;  // of a slot
+    static constexpr int slot_bytes = keys * D * 2;
+};
+
+__device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
+
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// score = Q K: 16 rows of the warp times a slot's keys. Q: for warpgroups in shared memory, else in registers, or, where they
+// are too few, in device memory.
+template <int D, int KEYS>
+__device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32_t q_shared, const uint32_t (&q)[D / 16][4],
+                                             const uint32_t *const (&q_row)[2], uint32_t keys) {
+#if WARPGROUP_MMA
+    if constexpr (Shape<D>::warpgroup) {
+        warpgroup_arrive();
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) {
+            warpgroup_mma(score, matrix_descriptor(q_shared + k / 4 * (ROWS * 128)) + k % 4 * 2,
+                          matrix_descriptor(keys + k / 4 * (KEYS * 128)) + k % 4 * 2, k > 0);
+        }
+        warpgroup_commit();
+        return;
+    }
+#endif
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int j = 0; j < KEYS / 8; j++) score[j][0] = score[j][1] = score[j][2] = score[j][3] = 0.f;
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+        uint32_t a[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = D <= 128 ? q[k][i] : q_row[i % 2][k * 8 + i / 2 * 4];
+#pragma unroll
+        for (int j = 0; j < KEYS / 16; j++) {
+            const int row = j * 16 + lane / 16 * 8 + lane % 8, piece = k % 4 * 2 + lane / 8 % 2;
+            uint32_t b[4];
+            load_matrices(b, keys + k / 4 * (KEYS * 128) + row * 128 + (piece ^ row % 8) * 16);
+            mma(score[2 * j], a, b[0], b[1]);
+            mma(score[2 * j + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+// out += P V.
+template <int D, int KEYS>
+__device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint32_t (&p)[KEYS / 16][4], uint32_t values) {
+#if WARPGROUP_MMA
+    if constexpr (Shape<D>::warpgroup) {
+        warpgroup_arrive();
+#pragma unroll
+        for (int k = 0; k < KEYS / 16; k++) warpgroup_mma<1>(out, p[k], matrix_descriptor(values, KEYS * 128) + k * 128);
+        warpgroup_commit();
+        return;
+    }
+#endif
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; k++) {
+#pragma unroll
+        for (int j = 0; j < D / 16; j++) {
+            const int row = k * 16 + lane % 16, piece = j % 4 * 2 + lane / 16;
+            uint32_t b[4];
+            load_matrices_transposed(b, values + j / 4 * (KEYS * 128) + row * 128 + (piece ^ row % 8) * 16);
+            mma(out[2 * j], p[k], b[0], b[1]);
+            mma(out[2 * j + 1], p[k], b[2], b[3]);
+        }
+    }
+}
+
+// Waits for all but the last PENDING products started.
+template <int D, int PENDING>
+__device__ __forceinline__ void wait_products() {
+#if WARPGROUP_MMA
+    if constexpr (Shape<D>::warpgroup) warpgroup_wait<PENDING>();
+#endif
+}
+
+template <int D>
+__device__ __forceinline__ void attend(const FlashParams &p) {
+    constexpr int KEYS = Shape<D>::keys, SLOT = Shape<D>::slot_bytes;
+    extern __shared__ __align__(1024) uint8_t shared[];
+    __shared__ uint64_t barriers[2][SLOTS];
+    __shared__ bool last;
+
+    launch_dependents();
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    const auto full = [&](int slot) { return Barrier{&barriers[0][slot]}; };
+    const auto empty = [&](int slot) { return Barrier{&barriers[1][slot]}; };
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < SLOTS; i++) {
+            full(i).init(WARPGROUP);
+            empty(i).init(CONSUMERS / WARP);
+        }
+        Barrier::publish();
+    }
+    __syncthreads();
+    wait_for_predecessor();
+
+    const int tile = gridDim.x - 1 - blockIdx.x;  // those with most to do first
+    const int head_kv = blockIdx.y, split = blockIdx.z;
+    const int tile_tokens = ROWS / p.group, first = tile * tile_tokens;
+    const int position = *p.position;
+    const int visible = position + min(first + tile_tokens, p.tokens);  // keys that the tile's last token sees
+    const int share = (visible + int(gridDim.z) - 1) / int(gridDim.z);
+    const int chunk = gridDim.z == 1 ? visible : max(round_up(share, KEYS), MIN_CHUNK);
+    const int chunks = (visible + chunk - 1) / chunk;
+    const int begin = split * chunk, end = min(begin + chunk, visible);
+    if (begin >= end) return;
+    const int steps = (end - begin + KEYS - 1) / KEYS;
+
+    if (warp >= CONSUMERS / WARP) {
+        give_registers<40>();
+        constexpr int PIECES = D / 8, PASS = WARPGROUP / PIECES;  // of 16 bytes a key; keys that the threads copy at once
+        const int thread = threadIdx.x - CONSUMERS, key = thread / PIECES, piece = thread % PIECES;
+        const size_t first_value = (size_t(head_kv) * p.context + begin + key) * D + piece * 8;
+        for (int i = 0; i < 2 * steps; i++) {
+            if (i >= SLOTS) empty(i % SLOTS).wait((i / SLOTS - 1) & 1);
+            const __half *from = (i % 2 ? p.v_cache : p.k_cache) + first_value + size_t(i / 2) * KEYS * D;
+            uint8_t *to = shared + i % SLOTS * SLOT + piece / 8 * (KEYS * 128) + key * 128;
+            const int left = end - begin - i / 2 * KEYS - key;
+#pragma unroll
+            for (int j = 0; j < KEYS; j += PASS) copy_or_zero<16>(to + j * 128 + (piece % 8 ^ (key + j) % 8) * 16, from + j * D, j < left);
+            full(i % SLOTS).arrive_after_copies();
+        }
+        return;
+    }
+    take_registers<232>();
+
+    // This lane's rows g and g + 8 of the warp's 16. Rows past the end repeat the last token and are not stored.
+    int query[2], head[2];
+    bool stored[2];
+    const uint32_t *q_row[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int row = warp * 16 + h * 8 + g;
+        query[h] = first + row / p.group;
+        head[h] = head_kv * p.group + row % p.group;
+        stored[h] = row < tile_tokens * p.group && query[h] < p.tokens;
+        query[h] = min(query[h], p.tokens - 1);
+        q_row[h] = reinterpret_cast<const uint32_t *>(p.q + (size_t(query[h]) * p.group * gridDim.y + head[h]) * D) + t;
+    }
+    uint32_t q[D / 16][4];
+    uint8_t *q_shared = shared + SLOTS * SLOT;
+    if constexpr (Shape<D>::warpgroup) {
+        for (int i = threadIdx.x; i < ROWS * D / 8; i += CONSUMERS) {
+            const int row = i / (D / 8), piece = i % (D / 8);
+            const int token = min(first + row / p.group, p.tokens - 1);
+            copy_or_zero<16>(q_shared + piece / 8 * (ROWS * 128) + row * 128 + (piece % 8 ^ row % 8) * 16,
+                           p.q + ((size_t(token) * gridDim.y + head_kv) * p.group + row % p.group) * D + piece * 8, true);
+        }
+        commit_copies();
+        wait_for_copies<0>();
+        publish_shared();
+        consumers_sync();
+    } else if (D <= 128) {
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) {
+            q[k][0] = q_row[0][k * 8], q[k][1] = q_row[1][k * 8];
+            q[k][2] = q_row[0][k * 8 + 4], q[k][3] = q_row[1][k * 8 + 4];
+        }
+    }
+
+    const uint32_t q_address = shared_address(q_shared) + warp / 4 * (64 * 128);
+    float out[D / 8][4], score[KEYS / 8][4];
+    uint32_t even[KEYS / 16][4], odd[KEYS / 16][4];  // exponentials of steps in turn: products read one while the other is written
+    float largest[2] = {NO_SCORE, NO_SCORE}, exponentials[2] = {}, shrink[2];
+#pragma unroll
+    for (int j = 0; j < D / 8; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0.f;
+    const auto release = [&](int slot) {
+        __syncwarp();
+        if (lane == 0) empty(slot).arrive();
+    };
+    const auto wait_for_slot = [&](int i) {
+        full(i % SLOTS).wait(i / SLOTS & 1);
+        publish_shared();
+    };
+    const auto start_step = [&](int step) {
+        wait_for_slot(2 * step);
+        start_scores<D, KEYS>(score, q_address, q, q_row, shared_address(shared + 2 * step % SLOTS * SLOT));
+    };
+    // Turns a step's scores into exponentials, rounded to f16 in `to`.
+    const auto exponentiate = [&](int step, uint32_t (&to)[KEYS / 16][4]) {
+        const int key0 = begin + step * KEYS;
+        if (key0 + KEYS > position + first + 1) {
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int key = key0 + j * 8 + 2 * t + i % 2;
+                    if (key > position + query[i / 2] || key >= end) score[j][i] = NO_SCORE;
+                }
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float top = largest[h];
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) top = fmaxf(top, fmaxf(score[j][2 * h], score[j][2 * h + 1]));
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+            shrink[h] = power_of_two(largest[h] - top);
+            largest[h] = top;
+            float sum = 0.f;
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) {
+                const float a = power_of_two(score[j][2 * h] - top), b = power_of_two(score[j][2 * h + 1] - top);
+                sum += a + b;
+                to[j / 2][j % 2 * 2 + h] = bits(__floats2half2_rn(a, b));
+                settle(to[j / 2][j % 2 * 2 + h]);
+            }
+            exponentials[h] = exponentials[h] * shrink[h] + sum;
+        }
+    };
+
+    // out = out at the latest scale + a step's exponentials times its values.
+    const auto start_sums = [&](int step, const uint32_t (&probability)[KEYS / 16][4]) {
+        const int i = 2 * step + 1;
+        wait_for_slot(i);
+        start_values<D, KEYS>(out, probability, shared_address(shared + i % SLOTS * SLOT));
+    };
+    const auto rescale = [&] {
+#pragma unroll
+        for (int j = 0; j < D / 8; j++) {
+            out[j][0] *= shrink[0], out[j][1] *= shrink[0];
+            out[j][2] *= shrink[1], out[j][3] *= shrink[1];
+        }
+    };
+    // A step's sums beside the next one's exponentials.
+    // The warpgroups take turns: one starts products while the other works on exponentials.
+    const int group_of_warps = warp / 4;
+    const auto take_turn = [&] {
+        if constexpr (Shape<D>::warpgroup) asm volatile("bar.sync %0, %1;" ::"r"(2 + group_of_warps), "n"(CONSUMERS) : "memory");
+    };
+    const auto give_turn = [&] {
+        if constexpr (Shape<D>::warpgroup) asm volatile("bar.arrive %0, %1;" ::"r"(3 - group_of_warps), "n"(CONSUMERS) : "memory");
+    };
+    const auto advance = [&](int step, const uint32_t (&from)[KEYS / 16][4], uint32_t (&to)[KEYS / 16][4]) {
+        rescale();
+        take_turn();
+        start_step(step + 1);
+        start_sums(step, from);
+        if (group_of_warps == 0 || step + 2 < steps) give_turn();
+        wait_products<D, 1>();
+        release((2 * step + 2) % SLOTS);
+        exponentiate(step + 1, to);
+        wait_products<D, 0>();
+        release((2 * step + 1) % SLOTS);
+    };
+
+    start_step(0);
+    wait_products<D, 0>();
+    release(0);
+    exponentiate(0, even);
+    if (group_of_warps == 1 && steps > 1) give_turn();
+    for (int step = 0; step < steps - 1; step += 2) {
+        advance(step, even, odd);
+        if (step + 2 < steps) advance(step + 1, odd, even);
+    }
+    if (steps % 2 == 0) {
+#pragma unroll
+        for (int k = 0; k < KEYS / 16; k++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) even[k][i] = odd[k][i];
+        }
+    }
+    rescale();
+    start_sums(steps - 1, even);
+    wait_products<D, 0>();
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        exponentials[h] += __shfl_xor_sync(~0u, exponentials[h], 1);
+        exponentials[h] += __shfl_xor_sync(~0u, exponentials[h], 2);
+    }
+
+    const Tiles tiles{p.out, p.padded_tokens};
+    const int width = p.group * gridDim.y * D;
+    if (head_kv == int(gridDim.y) - 1) {  // zeros up to whole steps
+        for (int i = threadIdx.x; i < tile_tokens * (round_up(width, STEP_VALUES) - width) / 4; i += CONSUMERS) {
+            const int token = first + i % tile_tokens, column = width + i / tile_tokens * 4;
+            if (token < p.tokens) tiles.store(token, column, float4{});
+        }
+    }
+    if (chunks == 1) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const float scale = 1.f / exponentials[h];
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) {
+                const float a = out[j][2 * h] * scale, b = out[j][2 * h + 1] * scale;
+                // Values 2 apart stand side by side: neighbours exchange one.
+                const float other = __shfl_xor_sync(~0u, t % 2 ? a : b, 1);
+                if (stored[h]) {
+                    *tiles.pair(query[h], head[h] * D + j * 8 + t / 2 * 4, t % 2) = t % 2 ? __floats2half2_rn(other, b) : __floats2half2_rn(a, other);
+                }
+            }
+        }
+        return;
+    }
+
+    const int index = tile * gridDim.y + head_kv;
+    float *partial = p.partial + size_t(index) * gridDim.z * ROWS * (D + 2);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float *to = partial + (size_t(split) * ROWS + warp * 16 + h * 8 + g) * (D + 2);
+        if (!stored[h]) continue;
+#pragma unroll
+        for (int j = 0; j < D / 8; j++) __stcg(reinterpret_cast<float2 *>(to + j * 8 + 2 * t), make_float2(out[j][2 * h], out[j][2 * h + 1]));
+        if (t == 0) __stcg(reinterpret_cast<float2 *>(to + D), make_float2(largest[h], exponentials[h]));
+    }
+    consumers_sync();
+    if (threadIdx.x == 0) {  // its fences speak for all threads that the barrier joined
+        __threadfence();
+        last = atomicAdd(p.finished + index, 1u) == unsigned(chunks - 1);
+        if (last) p.finished[index] = 0;
+        __threadfence();
+    }
+    consumers_sync();
+    if (!last) return;
+    for (int i = threadIdx.x; i < min(tile_tokens, p.tokens - first) * p.group * (D / 4); i += CONSUMERS) {
+        const int row = i / (D / 4), d = i % (D / 4) * 4, token = first + row / p.group;
+        const auto at = [&](int s) { return partial + (size_t(s) * ROWS + row) * (D + 2); };
+        float top = NO_SCORE, all = 0.f;
+#pragma unroll 8
+        for (int s = 0; s < chunks; s++) top = fmaxf(top, __ldcg(at(s) + D));
+        float4 v = {};
+#pragma unroll 8
+        for (int s = 0; s < chunks; s++) {
+            const float2 scale_and_sum = __ldcg(reinterpret_cast<const float2 *>(at(s) + D));
+            const float weight = power_of_two(scale_and_sum.x - top);
+            const float2 a = __ldcg(reinterpret_cast<const float2 *>(at(s) + d)), b = __ldcg(reinterpret_cast<const float2 *>(at(s) + d + 2));
+            all += weight * scale_and_sum.y;
+            v = {v.x + weight * a.x, v.y + weight * a.y, v.z + weight * b.x, v.w + weight * b.y};
+        }
+        const float scale = 1.f / all;
+        tiles.store(token, (head_kv * p.group + row % p.group) * D + d, {v.x * scale, v.y * scale, v.z * scale, v.w * scale});
+    }
+}
+
+}  // namespace
+
+// 128 threads fetch.
+#define ATTENTION(D)                                                        \
+    extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)  \
+    flash_attention_d##D(const __grid_constant__ FlashParams p) { attend<D>(p); }
+ATTENTION(64)
+ATTENTION(128)
+ATTENTION(256)
