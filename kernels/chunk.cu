@@ -3,7 +3,7 @@
 //   norm_tokens   out[token] = x[token] / sqrt(mean(x[token]^2) + epsilon) * weight, as Tiles
 //   rope_tokens   q, k = rope(rms_norm(q)), rope(rms_norm(k)); q in f16 times log2(e) / sqrt(head_dim); k and v to the cache
 //   gate_tokens   out[token] = silu(gate[token]) * up[token] * factor, as Tiles (where gate and up differ in type)
-//   float_to_half the same matrix in f16, for product_f16
+//   float_to_half the same matrix in f16, for matmul_f16
 //
 // Bound: bytes; each input is read once (norm_tokens: twice, the second time from cache). Grids: norm_tokens, a block of 256 for each token;
 // rope_tokens, (tokens, blocks along heads as the host likes) x 256; gate_tokens, (columns rounded up to 128) / 4 threads in

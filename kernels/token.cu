@@ -1,6 +1,8 @@
 // The beginning of a decode step: x[c] = E[token, c], and x * (the first norm's weights), quantized, for the first product.
 //
-// Bound: latency; a row is a few kilobytes. Grid: one thread for each value, 256 a block.
+// Without norm weights only x, for a chunk of tokens.
+//
+// Bound: latency; a row is a few kilobytes. Grid: one thread for each value, 256 a block along x; tokens along y.
 #include "formats.cuh"
 
 namespace {
@@ -41,14 +43,14 @@ __device__ float value_at(const uint8_t *weights, int units, size_t row, int col
 
 }  // namespace
 
-// Also x * norm (the first layer's weights), quantized, and the sums of x^2. `columns` is a multiple of 32.
+// `norm` is null for a chunk, one token for the rest. `columns` is a multiple of 32.
 extern "C" __global__ void __launch_bounds__(256)
 embed(const uint8_t *weights, int type, int columns, const int *token, float *x, const float *norm, Activation next, float *next_squares) {
     wait_for_predecessor();
     launch_dependents();
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= columns) return;
-    const size_t row = *token;
+    const size_t row = token[blockIdx.y];
     const uint8_t *floats = weights + row * float_stride(type, columns);
     float value = 0.f;
     if (type == F32) {
@@ -62,7 +64,8 @@ embed(const uint8_t *weights, int type, int columns, const int *token, float *x,
         FOR_QUANTIZED(type, VALUE)
 #undef VALUE
     }
-    x[column] = value;
+    x[size_t(blockIdx.y) * columns + column] = value;
+    if (!norm) return;
     const int group = column / ACTIVATION_GROUP;
     store_group(next, group, value * norm[column]);
     const float squares = warp_sum(value * value);

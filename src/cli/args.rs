@@ -289,6 +289,10 @@ pub struct MachineArgs {
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = thread_count)]
     pub threads: Option<usize>,
 
+    /// Tokens of a prompt that a GPU reads at once [default: 2048]
+    #[arg(long, visible_alias = "ubatch-size", value_name = "N", allow_negative_numbers = true, value_parser = at_least_one)]
+    pub ubatch: Option<usize>,
+
     /// Launch CUDA kernels one by one instead of replaying a graph (as SHARPI_CUDA_GRAPH=0 does)
     #[arg(long)]
     pub no_cuda_graph: bool,

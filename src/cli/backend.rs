@@ -20,6 +20,8 @@ pub struct Compute {
     pub threads: usize,
     /// Launch kernels one by one on a GPU.
     pub no_cuda_graph: bool,
+    /// Tokens of a prompt that a GPU reads at once; `None`: the backend's own choice.
+    pub ubatch: Option<usize>,
     /// Tokens of prompt and text; `None`: as many as are sensible.
     pub context_len: Option<usize>,
     pub show_progress: bool,
@@ -78,6 +80,7 @@ pub fn on_gpu(
 ) -> Result<CudaBackend> {
     let options = cuda::Options {
         context_len: compute.context_len,
+        chunk_len: compute.ubatch,
         no_graph: compute.no_cuda_graph,
     };
     context::warn_if_untrained(compute.context_len, &model.config);

@@ -181,6 +181,7 @@ fn compute(args: MachineArgs, context_len: Option<usize>, verbosity: &VerbosityA
         device: args.device,
         threads: args.threads.unwrap_or(0),
         no_cuda_graph: args.no_cuda_graph,
+        ubatch: args.ubatch,
         context_len,
         show_progress: progress::wanted(verbosity),
     }

@@ -32,6 +32,7 @@ pub struct Device {
     compute_capability: (i32, i32),
     multiprocessors: usize,
     shared_bytes_per_block: usize,
+    shared_bytes_per_multiprocessor: usize,
     /// Loaded once, never unloaded: the context outlives every launch.
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<&'static str, Function>>,
@@ -49,6 +50,8 @@ unsafe impl Sync for Device {}
 pub struct Function {
     name: &'static str,
     handle: CUfunction,
+    /// Shared memory of a block that the kernel itself declares.
+    pub static_shared_bytes: usize,
 }
 
 // SAFETY: a function handle is a name for something in a module, which lives as long as the process.
@@ -100,7 +103,9 @@ impl Device {
     /// Opens GPU `ordinal` and loads the kernels into it.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
         require_driver()?;
-        let doing = || format!("opening GPU {ordinal}");
+        let doing = || {
+            format!("opening GPU {ordinal} (`sharpi devices` lists them, --device cpu needs none)")
+        };
         let context = CudaContext::new(ordinal)
             .map_err(explain)
             .with_context(doing)?;
@@ -114,6 +119,9 @@ impl Device {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let shared_bytes_per_block =
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
+        let shared_bytes_per_multiprocessor =
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?
+                as usize;
         let mut modules = Vec::new();
         for image in fatbins::FATBINS {
             // SAFETY: the image is a fat binary that nvcc wrote; it carries its own length.
@@ -129,6 +137,7 @@ impl Device {
             compute_capability,
             multiprocessors,
             shared_bytes_per_block,
+            shared_bytes_per_multiprocessor,
             modules,
             functions: Mutex::default(),
             allocations: AtomicUsize::new(0),
@@ -177,6 +186,11 @@ impl Device {
         self.shared_bytes_per_block
     }
 
+    /// Shared memory that the blocks on one multiprocessor have together, in bytes.
+    pub fn shared_bytes_per_multiprocessor(&self) -> usize {
+        self.shared_bytes_per_multiprocessor
+    }
+
     /// The kernel called `name`, allowed all the shared memory that a block can have.
     pub fn function(&self, name: &'static str) -> Result<Function> {
         let mut functions = self.functions.lock().expect("no holder panics");
@@ -213,7 +227,11 @@ impl Device {
                 .map_err(explain)
                 .with_context(|| format!("setting up the kernel {name}"))?;
         }
-        let function = Function { name, handle };
+        let function = Function {
+            name,
+            handle,
+            static_shared_bytes: fixed as usize,
+        };
         functions.insert(name, function);
         Ok(function)
     }

@@ -41,7 +41,8 @@ pub struct Activation {
 }
 
 /// A vector that a norm and then a product are to read: `x * norm weights`, quantized, and what the norm's quotient takes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
 pub struct Normed {
     pub activation: Activation,
     /// f32 (length / 32): sums of `x^2`

@@ -2,13 +2,16 @@
 //! captured into a CUDA graph and replayed.
 //!
 //! [`device`] is the only file that talks to the driver about memory and launches, [`graph`] the only one that captures;
-//! [`decode`] lists the launches of a token, [`kernels`] knows their grids, and `kernels/*.cu` computes.
+//! [`decode`] lists the launches of a token and [`prefill`] those of a chunk of a prompt, [`kernels`] and [`chunk_kernels`]
+//! know their grids, and `kernels/*.cu` computes.
 
 mod ceiling;
+mod chunk_kernels;
 mod decode;
 mod device;
 mod graph;
 mod kernels;
+mod prefill;
 mod scratch;
 mod upload;
 mod weights;
@@ -18,9 +21,11 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context, Result, ensure};
 
 use self::{
+    chunk_kernels::Chunk,
     device::{Launch, PinnedBuffer},
     graph::Graph,
-    scratch::{KvCache, Scratch, Sizing},
+    prefill::{Logits, Prefill},
+    scratch::{ChunkScratch, KvCache, LOGITS_LEN, Scratch, Sizing},
     weights::DeviceWeights,
 };
 use crate::{
@@ -31,14 +36,17 @@ use crate::{
 pub use ceiling::read_ceiling;
 pub use device::{ARCHS, Device, DeviceInfo, list};
 
-/// Tokens of a prompt between two chances to stop.
-const CHUNK_LEN: usize = 32;
+/// Tokens of a prompt that are read at once, where nothing else is asked for: the fewest that reach full speed on Qwen3-8B
+/// (docs/performance.md).
+pub const DEFAULT_CHUNK_LEN: usize = 2048;
 
 /// How to run a model on a GPU.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Tokens of the KV cache; `None`: the model's own length, or what fits.
     pub context_len: Option<usize>,
+    /// Tokens of a prompt that are read at once; `None`: [`DEFAULT_CHUNK_LEN`]. No more than the context are used.
+    pub chunk_len: Option<usize>,
     /// Always launch kernels one by one.
     pub no_graph: bool,
 }
@@ -53,10 +61,13 @@ pub struct CudaBackend {
     report: GraphReport,
     weights: DeviceWeights,
     scratch: Scratch,
+    chunk_scratch: ChunkScratch,
+    /// Tokens that `chunk_scratch` has room for.
+    chunk_len: usize,
     cache: KvCache,
-    /// i32 (2, CHUNK_LEN): token and position of every step that may be under way
+    /// i32 (2 + chunk_len): token, position; the chunk's tokens
     inputs: PinnedBuffer,
-    /// f32 (vocab_size, CHUNK_LEN)
+    /// f32 (vocab_size, LOGITS_LEN)
     logits: PinnedBuffer,
 }
 
@@ -95,8 +106,16 @@ impl CudaBackend {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let config = &model.config;
-        let sizing = Sizing::new(&device, config, DeviceWeights::bytes(&model)?);
         let (free, _) = device.memory()?;
+        let weights_bytes = DeviceWeights::bytes(&model)?;
+        let most = options.context_len.unwrap_or(config.context_length);
+        let chunk = Chunk {
+            tokens: options
+                .chunk_len
+                .unwrap_or(DEFAULT_CHUNK_LEN)
+                .clamp(1, most),
+        };
+        let sizing = Sizing::new(&device, &model, weights_bytes, chunk)?;
         let context_len =
             sizing.choose_context(options.context_len, config.context_length, free)?;
         for part in sizing.parts(context_len) {
@@ -114,8 +133,9 @@ impl CudaBackend {
         let scratch = Scratch::new(&device, config)?;
         let cache = KvCache::new(&device, config, context_len)?;
         let region = decode::region(&device, config, &weights, &scratch, &cache)?;
-        let inputs = device.allocate_pinned(CHUNK_LEN * 2 * size_of::<i32>())?;
-        let logits = device.allocate_pinned(CHUNK_LEN * config.vocab_size * size_of::<f32>())?;
+        let chunk_scratch = ChunkScratch::new(&device, &model, chunk)?;
+        let inputs = device.allocate_pinned((2 + chunk.tokens) * size_of::<i32>())?;
+        let logits = device.allocate_pinned(LOGITS_LEN * config.vocab_size * size_of::<f32>())?;
         let mut backend = Self {
             device,
             region,
@@ -123,6 +143,8 @@ impl CudaBackend {
             report: GraphReport::default(),
             weights,
             scratch,
+            chunk_scratch,
+            chunk_len: chunk.tokens,
             cache,
             inputs,
             logits,
@@ -142,12 +164,9 @@ impl CudaBackend {
         self.weights.device_bytes()
     }
 
-    /// Queues the computation of `token` at `position`. `slot` tells apart the steps that are under way.
-    fn step(&mut self, token: u32, position: usize, slot: usize) -> Result<()> {
-        let bytes = 2 * size_of::<i32>();
-        let input = &mut self.inputs[slot * bytes..][..bytes];
-        input.copy_from_slice(bytemuck::bytes_of(&[token, position as u32]));
-        self.scratch.memory().upload(0, input)?;
+    /// Queues the computation of `token` at `position`.
+    fn step(&mut self, token: u32, position: usize) -> Result<()> {
+        self.set_inputs(token, position)?;
         if let GraphState::Warm = self.graph {
             self.capture();
         }
@@ -203,19 +222,44 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Queues a copy of the logits to row `slot` of the host's buffer.
-    fn fetch_logits(&mut self, slot: usize) -> Result<()> {
-        let bytes = self.model.config.vocab_size * size_of::<f32>();
-        let offset = (self.scratch.logits - self.scratch.inputs) as usize;
-        let row = &mut self.logits[slot * bytes..][..bytes];
-        // SAFETY: every caller waits for the stream before the buffer is read or written again.
-        unsafe { self.scratch.memory().download_later(offset, row) }
+    /// Queues the reading of a chunk of a prompt.
+    fn read_chunk(&mut self, tokens: &[u32], position: usize, logits: Logits) -> Result<()> {
+        let bytes = bytemuck::cast_slice::<u32, u8>(tokens);
+        let head = 2 * size_of::<i32>();
+        self.inputs[head..][..bytes.len()].copy_from_slice(bytes);
+        self.set_inputs(tokens[0], position)?;
+        let source = &self.inputs[head..][..bytes.len()];
+        self.chunk_scratch.memory().upload(0, source)?;
+        let prefill = Prefill {
+            device: &self.device,
+            config: &self.model.config,
+            weights: &self.weights,
+            decode: &self.scratch,
+            scratch: &self.chunk_scratch,
+            cache: &self.cache,
+        };
+        let chunk = Chunk {
+            tokens: tokens.len(),
+        };
+        for launch in prefill.region(chunk, position + tokens.len(), logits)? {
+            // SAFETY: the region gives each kernel its own arguments, and the buffers live as long as `self`.
+            unsafe { self.device.launch(&launch)? };
+        }
+        Ok(())
     }
 
-    fn compute(&mut self, tokens: &[u32], position: usize, all: bool) -> Result<&[f32]> {
+    /// Queues the upload of a token's id and position. The caller waits for the stream before the next.
+    fn set_inputs(&mut self, token: u32, position: usize) -> Result<()> {
+        let input = &mut self.inputs[..2 * size_of::<i32>()];
+        input.copy_from_slice(bytemuck::bytes_of(&[token, position as u32]));
+        self.scratch.memory().upload(0, input)
+    }
+
+    /// Queues the computation of `tokens` at `position`, with the logits of the last or of all; waits, and returns them.
+    fn compute(&mut self, tokens: &[u32], position: usize, wanted: Logits) -> Result<&[f32]> {
         let vocab_size = self.model.config.vocab_size;
         ensure!(
-            (1..=CHUNK_LEN).contains(&tokens.len())
+            (1..=self.chunk_len).contains(&tokens.len())
                 && position + tokens.len() <= self.cache.context_len
                 && tokens.iter().all(|&token| (token as usize) < vocab_size),
             "{} tokens from position {position} on do not fit a context of {} or a vocabulary of {vocab_size}",
@@ -223,21 +267,26 @@ impl CudaBackend {
             self.cache.context_len
         );
         let doing = format!("computing position {position} on {}", self.device.name());
-        let rows = if all { tokens.len() } else { 1 };
+        let rows = match wanted {
+            Logits::All => tokens.len(),
+            Logits::Last => 1,
+        };
+        let bytes = rows * vocab_size * size_of::<f32>();
         let mut run = || {
-            for (i, &token) in tokens.iter().enumerate() {
-                self.step(token, position + i, i)?;
-                if all {
-                    self.fetch_logits(i)?;
-                }
+            match tokens {
+                [token] => self.step(*token, position)?,
+                _ => self.read_chunk(tokens, position, wanted)?,
             }
-            if !all {
-                self.fetch_logits(0)?;
+            let offset = (self.scratch.logits - self.scratch.inputs) as usize;
+            // SAFETY: nothing touches the buffer before the wait that follows.
+            unsafe {
+                let target = &mut self.logits[..bytes];
+                self.scratch.memory().download_later(offset, target)?;
             }
             self.device.synchronize()
         };
         run().context(doing)?;
-        Ok(&bytemuck::cast_slice(&self.logits)[..rows * vocab_size])
+        Ok(bytemuck::cast_slice(&self.logits[..bytes]))
     }
 }
 
@@ -255,15 +304,24 @@ impl Backend for CudaBackend {
     }
 
     fn chunk_len(&self) -> usize {
-        CHUNK_LEN
+        self.chunk_len
+    }
+
+    fn logits_len(&self) -> usize {
+        LOGITS_LEN.min(self.chunk_len)
     }
 
     fn forward(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
-        self.compute(tokens, position, false)
+        self.compute(tokens, position, Logits::Last)
     }
 
     fn forward_all(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
-        self.compute(tokens, position, true)
+        ensure!(
+            tokens.len() <= LOGITS_LEN,
+            "logits of {} tokens were asked for at once, and there is room for {LOGITS_LEN}",
+            tokens.len()
+        );
+        self.compute(tokens, position, Logits::All)
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {

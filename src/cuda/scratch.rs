@@ -6,11 +6,16 @@ use anyhow::{Result, bail};
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
+    chunk_kernels::{self, Chunk, Meeting},
     device::{Device, DeviceBuffer},
     kernels::{self, Activation, Normed},
+    prefill,
     weights::UNIT,
 };
-use crate::model::Config;
+use crate::model::{Config, Model};
+
+/// The most tokens whose logits one call computes.
+pub const LOGITS_LEN: usize = 32;
 
 /// Where every buffer begins: enough for every vector access.
 const ALIGNMENT: usize = 256;
@@ -33,12 +38,15 @@ pub struct Sizing {
 }
 
 impl Sizing {
-    pub fn new(device: &Device, config: &Config, weights_bytes: usize) -> Self {
-        Self {
+    /// `weights_bytes`: what the weights take. `chunk`: the largest part of a prompt that is read at once.
+    pub fn new(device: &Device, model: &Model, weights_bytes: usize, chunk: Chunk) -> Result<Self> {
+        let mut scratch = parts(device, &model.config);
+        scratch.extend(chunk_parts(device, model, chunk)?);
+        Ok(Self {
             weights_bytes,
-            scratch: ScratchLayout::new(device, config).parts,
-            kv_bytes_per_token: kv_bytes_per_token(config),
-        }
+            scratch,
+            kv_bytes_per_token: kv_bytes_per_token(&model.config),
+        })
     }
 
     /// The context to use: `asked`, or as much of the model's own length as fits.
@@ -124,22 +132,15 @@ pub struct Scratch {
     pub attention_partial: CUdeviceptr,
     /// u32, zero between launches
     pub attention_counters: CUdeviceptr,
-    /// f32 (vocab_size)
+    /// f32 (vocab_size, LOGITS_LEN): the first row, of a decoded token or of a prompt's last
     pub logits: CUdeviceptr,
 }
 
 impl Scratch {
     pub fn new(device: &Arc<Device>, config: &Config) -> Result<Self> {
-        let layout = ScratchLayout::new(device, config);
-        let memory = device.allocate(layout.bytes)?;
-        memory.clear()?;
-        let mut offset = 0;
-        let mut addresses = layout.parts.iter().map(|part| {
-            let address = memory.at(offset);
-            offset += part.bytes;
-            address
-        });
-        let mut next = || addresses.next().expect("the layout names every buffer");
+        let (memory, addresses) = take(device, &parts(device, config))?;
+        let mut addresses = addresses.into_iter();
+        let mut next = || addresses.next().expect("every buffer is a part");
         let (inputs, hidden) = (next(), next());
         let (q, k, v) = (next(), next(), next());
         let mut activation = || Activation {
@@ -149,22 +150,20 @@ impl Scratch {
         };
         let normed = activation();
         let activation = activation();
-        let normed = Normed {
-            activation: normed,
-            squares: next(),
-        };
-        let (attention_partial, attention_counters, logits) = (next(), next(), next());
         Ok(Self {
             inputs,
             hidden,
             q,
             k,
             v,
-            normed,
+            normed: Normed {
+                activation: normed,
+                squares: next(),
+            },
             activation,
-            attention_partial,
-            attention_counters,
-            logits,
+            attention_partial: next(),
+            attention_counters: next(),
+            logits: next(),
             memory,
         })
     }
@@ -176,46 +175,181 @@ impl Scratch {
 }
 
 /// The buffers of [`Scratch`] in its order.
-struct ScratchLayout {
-    parts: Vec<Part>,
-    bytes: usize,
+fn parts(device: &Device, config: &Config) -> Vec<Part> {
+    let q_dim = config.head_count * config.head_dim;
+    let kv_dim = config.head_count_kv * config.head_dim;
+    let group = config.head_count / config.head_count_kv;
+    let hidden = config.hidden_size.next_multiple_of(UNIT);
+    let widest = q_dim.max(config.feed_forward_length).next_multiple_of(UNIT);
+    let splits = kernels::attention_splits(device, config.head_count_kv, group);
+    let partial = (config.head_dim + 2) * config.head_count * splits;
+    let counters = kernels::attention_counters(config.head_count_kv, group);
+    [
+        ("token and position", 2 * 4),
+        ("residual stream", config.hidden_size * 4),
+        ("queries", q_dim * 4),
+        ("keys", kv_dim * 4),
+        ("values", kv_dim * 4),
+        ("Q8_1 residual stream", hidden),
+        ("its scales", hidden / 32 * 4),
+        ("its float values", hidden * 4),
+        ("Q8_1 activations", widest),
+        ("their scales", widest / 32 * 4),
+        ("their float values", widest * 4),
+        ("sums of squares", hidden / 32 * 4),
+        ("attention partial sums", partial * 4),
+        ("attention counters", counters * 4),
+        ("logits", LOGITS_LEN * config.vocab_size * 4),
+    ]
+    .map(Part::from)
+    .to_vec()
 }
 
-impl ScratchLayout {
-    fn new(device: &Device, config: &Config) -> Self {
-        let q_dim = config.head_count * config.head_dim;
-        let kv_dim = config.head_count_kv * config.head_dim;
-        let group = config.head_count / config.head_count_kv;
-        let hidden = config.hidden_size.next_multiple_of(UNIT);
-        let widest = q_dim.max(config.feed_forward_length).next_multiple_of(UNIT);
-        let splits = kernels::attention_splits(device, config.head_count_kv, group);
-        let partial = (config.head_dim + 2) * config.head_count * splits;
-        let counters = kernels::attention_counters(config.head_count_kv, group);
-        let parts = [
-            ("token and position", 2 * 4),
-            ("residual stream", config.hidden_size * 4),
-            ("queries", q_dim * 4),
-            ("keys", kv_dim * 4),
-            ("values", kv_dim * 4),
-            ("Q8_1 residual stream", hidden),
-            ("its scales", hidden / 32 * 4),
-            ("its float values", hidden * 4),
-            ("Q8_1 activations", widest),
-            ("their scales", widest / 32 * 4),
-            ("their float values", widest * 4),
-            ("sums of squares", hidden / 32 * 4),
-            ("attention partial sums", partial * 4),
-            ("attention counters", counters * 4),
-            ("logits", config.vocab_size * 4),
-        ]
-        .map(|(name, bytes)| Part {
+/// The buffers of a chunk of a prompt, `tokens` being its most tokens. Shapes as in [`Config`].
+pub struct ChunkScratch {
+    memory: DeviceBuffer,
+    /// i32 (tokens)
+    pub tokens: CUdeviceptr,
+    /// f32 (hidden_size, tokens): the residual stream
+    pub hidden: CUdeviceptr,
+    /// f16 (hidden_size, tokens), as products read it
+    pub normed: CUdeviceptr,
+    /// f32 (head_count * head_dim, tokens)
+    pub q: CUdeviceptr,
+    /// f32 (head_count_kv * head_dim, tokens)
+    pub k: CUdeviceptr,
+    /// f32 (head_count_kv * head_dim, tokens)
+    pub v: CUdeviceptr,
+    /// f16 (head_dim, head_count, tokens)
+    pub rotated_q: CUdeviceptr,
+    /// f16 (head_count * head_dim, tokens), as products read it
+    pub attended: CUdeviceptr,
+    /// f16 (feed_forward_length, tokens), as products read it
+    pub gated: CUdeviceptr,
+    /// f32 (feed_forward_length, tokens), where gate and up cannot be one product
+    pub gate: CUdeviceptr,
+    /// likewise
+    pub up: CUdeviceptr,
+    /// A float matrix in f16, where the model has any
+    pub half_weights: CUdeviceptr,
+    pub product_meeting: Meeting,
+    pub attention_meeting: Meeting,
+}
+
+impl ChunkScratch {
+    pub fn new(device: &Arc<Device>, model: &Model, chunk: Chunk) -> Result<Self> {
+        let (memory, addresses) = take(device, &chunk_parts(device, model, chunk)?)?;
+        let mut addresses = addresses.into_iter();
+        let mut next = || addresses.next().expect("every buffer is a part");
+        Ok(Self {
+            tokens: next(),
+            hidden: next(),
+            normed: next(),
+            q: next(),
+            k: next(),
+            v: next(),
+            rotated_q: next(),
+            attended: next(),
+            gated: next(),
+            gate: next(),
+            up: next(),
+            half_weights: next(),
+            product_meeting: Meeting {
+                partial: next(),
+                finished: next(),
+            },
+            attention_meeting: Meeting {
+                partial: next(),
+                finished: next(),
+            },
+            memory,
+        })
+    }
+
+    /// The memory behind all addresses.
+    pub fn memory(&self) -> &DeviceBuffer {
+        &self.memory
+    }
+}
+
+/// The buffers of [`ChunkScratch`] in its order.
+fn chunk_parts(device: &Device, model: &Model, chunk: Chunk) -> Result<Vec<Part>> {
+    let config = &model.config;
+    let tokens = chunk.tokens;
+    let q_dim = config.head_count * config.head_dim;
+    let kv_dim = config.head_count_kv * config.head_dim;
+    let group = config.head_count / config.head_count_kv;
+    let separate_gate = model
+        .weights
+        .layers
+        .iter()
+        .any(|layer| !prefill::is_one_product(layer));
+    let gate_len = if separate_gate {
+        config.feed_forward_length * tokens
+    } else {
+        0
+    };
+    let tiles = chunk_kernels::attention_tiles(tokens, group)?;
+    let attention_partial =
+        chunk_kernels::attention_partial_len(device, config.head_dim, tiles, config.head_count_kv);
+    Ok([
+        ("prompt: tokens", tokens * 4),
+        ("prompt: residual stream", config.hidden_size * tokens * 4),
+        ("prompt: normed", chunk.tile_bytes(config.hidden_size)),
+        ("prompt: queries", q_dim * tokens * 4),
+        ("prompt: keys", kv_dim * tokens * 4),
+        ("prompt: values", kv_dim * tokens * 4),
+        ("prompt: rotated queries", q_dim * tokens * 2),
+        ("prompt: attention output", chunk.tile_bytes(q_dim)),
+        (
+            "prompt: gated",
+            chunk.tile_bytes(config.feed_forward_length),
+        ),
+        ("prompt: gate", gate_len * 4),
+        ("prompt: up", gate_len * 4),
+        (
+            "prompt: half-precision weights",
+            prefill::half_weights_bytes(model),
+        ),
+        (
+            "prompt: product partial sums",
+            chunk_kernels::product_partial_len(device) * 4,
+        ),
+        (
+            "prompt: product counters",
+            chunk_kernels::product_counters(device) * 4,
+        ),
+        ("prompt: attention partial sums", attention_partial * 4),
+        (
+            "prompt: attention counters",
+            tiles * config.head_count_kv * 4,
+        ),
+    ]
+    .map(Part::from)
+    .to_vec())
+}
+
+impl From<(&'static str, usize)> for Part {
+    fn from((name, bytes): (&'static str, usize)) -> Self {
+        Self {
             name,
             bytes: bytes.next_multiple_of(ALIGNMENT),
-        })
-        .to_vec();
-        let bytes = parts.iter().map(|part| part.bytes).sum();
-        Self { parts, bytes }
+        }
     }
+}
+
+/// Takes one zeroed piece of memory for all parts, and says where each begins.
+fn take(device: &Arc<Device>, parts: &[Part]) -> Result<(DeviceBuffer, Vec<CUdeviceptr>)> {
+    let memory = device.allocate(parts.iter().map(|part| part.bytes).sum())?;
+    memory.clear()?;
+    let mut offset = 0;
+    let addresses = parts.iter().map(|part| {
+        let address = memory.at(offset);
+        offset += part.bytes;
+        address
+    });
+    let addresses = addresses.collect();
+    Ok((memory, addresses))
 }
 
 /// Keys and values of all tokens so far, float16: for each layer keys, then values, each (head_dim, context_len,

@@ -266,7 +266,7 @@ fn is_tied(model: &Model) -> bool {
 }
 
 /// ggml's number of a type, which is how kernels name it.
-fn ggml_id(tensor_type: TensorType) -> i32 {
+pub fn ggml_id(tensor_type: TensorType) -> i32 {
     (0..=u8::MAX)
         .find(|&id| TensorType::from_ggml_id(id.into()) == Some(tensor_type))
         .map_or(-1, i32::from)

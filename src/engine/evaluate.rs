@@ -126,8 +126,8 @@ pub fn evaluate(
     };
     let chunk_len = reference
         .as_ref()
-        .map_or(usize::MAX, |reference| reference.chunk_len())
-        .min(backend.chunk_len());
+        .map_or(usize::MAX, |reference| reference.logits_len())
+        .min(backend.logits_len());
     let windows = tokens.len() / window;
     for (i, window_tokens) in tokens.chunks_exact(window).enumerate() {
         if progress(i, windows).is_break() {

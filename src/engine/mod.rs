@@ -32,14 +32,19 @@ pub trait Backend {
     /// Tokens that the KV cache has room for.
     fn context_len(&self) -> usize;
 
-    /// The most tokens that one call takes.
+    /// The most tokens that one call of [`Backend::forward`] takes.
     fn chunk_len(&self) -> usize;
+
+    /// The most tokens that one call of [`Backend::forward_all`] takes.
+    fn logits_len(&self) -> usize {
+        self.chunk_len()
+    }
 
     /// Appends `tokens` (1 to `chunk_len`) to the KV cache at `position` and returns the logits after the last
     /// one: (vocab_size).
     fn forward(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]>;
 
-    /// The same, with the logits after every token: (vocab_size, tokens), vocab_size contiguous.
+    /// The same for 1 to `logits_len` tokens, with the logits after every one: (vocab_size, tokens), vocab_size contiguous.
     fn forward_all(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]>;
 
     /// Bytes of weights and KV cache that decoding the token at `position` reads.

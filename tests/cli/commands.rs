@@ -146,8 +146,13 @@ fn devices_lists_the_processor_and_what_the_binary_was_built_for() {
         "{}",
         ran.stdout
     );
+    // What it was built for is known here, what the machine has is not.
+    let expected = match sharpi::cuda::ARCHS {
+        "" => ["built without CUDA", "built without CUDA"],
+        _ => ["no NVIDIA driver", "compute capability"],
+    };
     assert!(
-        lines[1].starts_with("cuda ") && lines[1].contains("built without CUDA"),
+        lines[1].starts_with("cuda") && expected.iter().any(|part| lines[1].contains(part)),
         "{}",
         ran.stdout
     );

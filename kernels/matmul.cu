@@ -615,12 +615,11 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
 // With 128 tokens a lane of a warpgroup holds 128 sums: a whole warpgroup fetches, to have registers to give away.
 #define PRODUCTS(NAME, TYPE)                                              \
-    PRODUCT(product_##NAME##_n32, TYPE, 1, 32, CONSUMERS + WARP, 2)       \
-    PRODUCT(product_##NAME##_n64, TYPE, 1, 64, CONSUMERS + WARP, 1)       \
-    PRODUCT(product_##NAME##_n128, TYPE, WARPGROUP_MMA + 1, 128, 3 * WARPGROUP, 1)
+    PRODUCT(matmul_##NAME##_n32, TYPE, 1, 32, CONSUMERS + WARP, 2)       \
+    PRODUCT(matmul_##NAME##_n64, TYPE, 1, 64, CONSUMERS + WARP, 1)       \
+    PRODUCT(matmul_##NAME##_n128, TYPE, WARPGROUP_MMA + 1, 128, 3 * WARPGROUP, 1)
 
 PRODUCTS(q4_k, Q4_K)
-#ifndef FEW
 PRODUCTS(q6_k, Q6_K)
 PRODUCTS(q5_k, Q5_K)
 PRODUCTS(q8_0, Q8_0)
@@ -629,4 +628,3 @@ PRODUCTS(q4_1, Q4_1)
 PRODUCTS(q5_0, Q5_0)
 PRODUCTS(q5_1, Q5_1)
 PRODUCTS(f16, F16)
-#endif

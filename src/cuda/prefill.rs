@@ -1,0 +1,302 @@
+//! Reading a chunk of a prompt: every launch between the tokens' ids and the KV cache, and the logits where they are wanted.
+//! The state afterwards is the one that decoding the same tokens one by one leaves.
+
+use anyhow::Result;
+use cudarc::driver::sys::CUdeviceptr;
+
+use super::{
+    chunk_kernels::{
+        Chunk, Epilogue, FlashParams, GATE_SCALE, Product, RopeParams, embed_chunk,
+        flash_attention, float_to_half, gate_tokens, half_bytes, matmul, norm_tokens, rope_tokens,
+    },
+    device::{Device, Launch},
+    scratch::{ChunkScratch, KvCache, Scratch},
+    weights::{self, DeviceWeights, Matrix},
+};
+use crate::{
+    model::{Config, Model, config::RopeStyle, weights::LayerWeights},
+    quant::TensorType,
+};
+
+/// What a chunk is computed with.
+pub struct Prefill<'a> {
+    pub device: &'a Device,
+    pub config: &'a Config,
+    pub weights: &'a DeviceWeights,
+    pub decode: &'a Scratch,
+    pub scratch: &'a ChunkScratch,
+    pub cache: &'a KvCache,
+}
+
+/// Which tokens of a chunk get logits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    Last,
+    All,
+}
+
+impl Prefill<'_> {
+    /// The launches for `chunk.tokens` tokens, the last of which is at position `context_end - 1`. Their ids and the first
+    /// one's position lie in device memory.
+    pub fn region(&self, chunk: Chunk, context_end: usize, logits: Logits) -> Result<Vec<Launch>> {
+        let Self {
+            device,
+            config,
+            weights,
+            scratch,
+            cache,
+            ..
+        } = self;
+        let epsilon = config.rms_norm_epsilon;
+        let group = config.head_count / config.head_count_kv;
+        let position = self.decode.inputs + 4;
+        let x = scratch.hidden;
+
+        let mut launches = vec![embed_chunk(
+            device,
+            weights.token_embd,
+            scratch.tokens,
+            x,
+            chunk,
+        )?];
+        for (i, layer) in weights.layers.iter().enumerate() {
+            let norm = |weight| {
+                norm_tokens(
+                    device,
+                    x,
+                    weight,
+                    scratch.normed,
+                    epsilon,
+                    config.hidden_size,
+                    chunk,
+                )
+            };
+            launches.push(norm(layer.attn_norm)?);
+            let qkv = [
+                (layer.attn_q, layer.attn_q_bias, scratch.q),
+                (layer.attn_k, layer.attn_k_bias, scratch.k),
+                (layer.attn_v, layer.attn_v_bias, scratch.v),
+            ]
+            .map(|(weights, bias, out)| Product { weights, bias, out });
+            self.store(&mut launches, &qkv, scratch.normed, chunk)?;
+            let rope = RopeParams {
+                q: scratch.q,
+                k: scratch.k,
+                v: scratch.v,
+                q_norm: layer.attn_q_norm,
+                k_norm: layer.attn_k_norm,
+                frequencies: weights.rope_frequencies,
+                q_out: scratch.rotated_q,
+                k_cache: cache.keys(i),
+                v_cache: cache.values(i),
+                position,
+                epsilon,
+                context: cache.context_len as i32,
+                head_count: config.head_count as i32,
+                head_count_kv: config.head_count_kv as i32,
+                rope_dims: config.rope_dimension_count as i32,
+                interleaved: i32::from(config.rope_style == RopeStyle::Interleaved),
+            };
+            launches.push(rope_tokens(device, config.head_dim, rope, chunk)?);
+            let attention = FlashParams {
+                q: scratch.rotated_q,
+                k_cache: cache.keys(i),
+                v_cache: cache.values(i),
+                out: scratch.attended,
+                position,
+                partial: scratch.attention_meeting.partial,
+                finished: scratch.attention_meeting.finished,
+                tokens: chunk.tokens as i32,
+                padded_tokens: chunk.padded() as i32,
+                context: cache.context_len as i32,
+                group: group as i32,
+            };
+            launches.push(flash_attention(
+                device,
+                config.head_dim,
+                config.head_count_kv,
+                context_end,
+                attention,
+            )?);
+            self.add(
+                &mut launches,
+                layer.attn_output,
+                scratch.attended,
+                1.0,
+                chunk,
+            )?;
+
+            launches.push(norm(layer.ffn_norm)?);
+            self.gate(&mut launches, layer.ffn_gate, layer.ffn_up, chunk)?;
+            self.add(
+                &mut launches,
+                layer.ffn_down,
+                scratch.gated,
+                GATE_SCALE,
+                chunk,
+            )?;
+        }
+        let (first, counted) = match logits {
+            Logits::Last => (chunk.tokens - 1, Chunk { tokens: 1 }),
+            Logits::All => (0, chunk),
+        };
+        let row = x + (first * config.hidden_size * size_of::<f32>()) as u64;
+        let norm = weights.output_norm;
+        launches.push(norm_tokens(
+            device,
+            row,
+            norm,
+            scratch.normed,
+            epsilon,
+            config.hidden_size,
+            counted,
+        )?);
+        let output = Product {
+            weights: weights.output,
+            bias: 0,
+            out: self.decode.logits,
+        };
+        self.store(&mut launches, &[output], scratch.normed, counted)?;
+        Ok(launches)
+    }
+
+    /// `out = W x + bias` of each product, as few launches as their types allow.
+    fn store(
+        &self,
+        launches: &mut Vec<Launch>,
+        products: &[Product],
+        x: CUdeviceptr,
+        chunk: Chunk,
+    ) -> Result<()> {
+        let together = |a: &Product, b: &Product| {
+            a.weights.kind == b.weights.kind && !needs_half(tensor_type(a.weights))
+        };
+        for products in products.chunk_by(together) {
+            let products: Vec<Product> = products
+                .iter()
+                .map(|product| {
+                    let weights = self.multipliable(launches, product.weights)?;
+                    Ok(Product {
+                        weights,
+                        ..*product
+                    })
+                })
+                .collect::<Result<_>>()?;
+            launches.push(self.matmul(&products, x, Epilogue::Store, chunk)?);
+        }
+        Ok(())
+    }
+
+    /// The residual stream `+= factor * W x`.
+    fn add(
+        &self,
+        launches: &mut Vec<Launch>,
+        weights: Matrix,
+        x: CUdeviceptr,
+        factor: f32,
+        chunk: Chunk,
+    ) -> Result<()> {
+        let product = Product {
+            weights: self.multipliable(launches, weights)?,
+            bias: 0,
+            out: self.scratch.hidden,
+        };
+        launches.push(self.matmul(&[product], x, Epilogue::Add { factor }, chunk)?);
+        Ok(())
+    }
+
+    /// The first half of the feed-forward.
+    fn gate(
+        &self,
+        launches: &mut Vec<Launch>,
+        gate: Matrix,
+        up: Matrix,
+        chunk: Chunk,
+    ) -> Result<()> {
+        let scratch = self.scratch;
+        let products = [(gate, scratch.gate), (up, scratch.up)].map(|(weights, out)| Product {
+            weights,
+            bias: 0,
+            out,
+        });
+        if are_one_product(tensor_type(gate), tensor_type(up)) {
+            launches.push(self.matmul(&products, scratch.normed, Epilogue::Gate, chunk)?);
+            return Ok(());
+        }
+        self.store(launches, &products, scratch.normed, chunk)?;
+        launches.push(gate_tokens(
+            self.device,
+            scratch.gate,
+            scratch.up,
+            scratch.gated,
+            gate.rows,
+            chunk,
+        )?);
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        products: &[Product],
+        x: CUdeviceptr,
+        epilogue: Epilogue,
+        chunk: Chunk,
+    ) -> Result<Launch> {
+        let scratch = self.scratch;
+        matmul(
+            self.device,
+            products,
+            x,
+            scratch.gated,
+            epilogue,
+            scratch.product_meeting,
+            chunk,
+        )
+    }
+
+    /// The matrix itself, or a float16 copy where its type has no kernel.
+    fn multipliable(&self, launches: &mut Vec<Launch>, weights: Matrix) -> Result<Matrix> {
+        if !needs_half(tensor_type(weights)) {
+            return Ok(weights);
+        }
+        let address = self.scratch.half_weights;
+        launches.push(float_to_half(self.device, weights, address)?);
+        Ok(Matrix {
+            address,
+            kind: weights::ggml_id(TensorType::F16),
+            ..weights
+        })
+    }
+}
+
+/// Whether a layer's gate and up projections are one product.
+pub fn is_one_product(layer: &LayerWeights) -> bool {
+    are_one_product(
+        Some(layer.ffn_gate.tensor_type()),
+        Some(layer.ffn_up.tensor_type()),
+    )
+}
+
+/// Bytes of the largest float16 copy that the model needs.
+pub fn half_weights_bytes(model: &Model) -> usize {
+    let weights = &model.weights;
+    let layers = weights.layers.iter().flat_map(LayerWeights::matrices);
+    layers
+        .chain([&weights.output])
+        .filter(|matrix| needs_half(Some(matrix.tensor_type())))
+        .map(|matrix| half_bytes(matrix.rows(), matrix.row_len()))
+        .max()
+        .unwrap_or(0)
+}
+
+fn are_one_product(gate: Option<TensorType>, up: Option<TensorType>) -> bool {
+    gate == up && !needs_half(gate)
+}
+
+fn needs_half(tensor_type: Option<TensorType>) -> bool {
+    matches!(tensor_type, Some(TensorType::F32 | TensorType::BF16))
+}
+
+fn tensor_type(matrix: Matrix) -> Option<TensorType> {
+    TensorType::from_ggml_id(matrix.kind as u32)
+}
