@@ -10,7 +10,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use sharpi::{
     cpu::CpuBackend,
     cuda::{self, CudaBackend, Device, Options},
-    engine::{Backend, Sampler, SamplingParams, Trace, evaluate, made_up_tokens},
+    engine::{Backend, Sampler, SamplingParams, Session, Trace, evaluate, made_up_tokens},
     model::{Gguf, Model},
     quant::TensorType,
 };
@@ -28,7 +28,7 @@ fn main() {
     if let Some(reason) = &missing {
         eprintln!("the tests that need a GPU do not run: {reason}");
     }
-    let tests: [Test; 9] = [
+    let tests: [Test; 14] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
             graph_and_direct_logits_are_the_same_bits,
@@ -65,6 +65,26 @@ fn main() {
             "a_type_without_kernels_is_refused_by_name",
             a_type_without_kernels_is_refused_by_name,
         ),
+        (
+            "reading_a_prompt_follows_the_cpu_for_every_chunk_length",
+            reading_a_prompt_follows_the_cpu_for_every_chunk_length,
+        ),
+        (
+            "every_tensor_type_reads_prompts",
+            every_tensor_type_reads_prompts,
+        ),
+        (
+            "the_cache_after_reading_is_the_one_after_decoding",
+            the_cache_after_reading_is_the_one_after_decoding,
+        ),
+        (
+            "perplexity_is_the_same_read_in_chunks_or_token_by_token",
+            perplexity_is_the_same_read_in_chunks_or_token_by_token,
+        ),
+        (
+            "a_session_reads_only_what_is_new",
+            a_session_reads_only_what_is_new,
+        ),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
         let missing = missing.clone();
@@ -96,6 +116,38 @@ fn backend(model: &Arc<Model>, no_graph: bool) -> CudaBackend {
 
 fn open(model: &Arc<Model>, options: &Options) -> anyhow::Result<CudaBackend> {
     CudaBackend::new(Device::open(0)?, model.clone(), options, &mut |_, _| {})
+}
+
+/// A backend that reads prompts `chunk_len` tokens at a time.
+fn chunked(
+    model: &Arc<Model>,
+    context_len: usize,
+    chunk_len: usize,
+) -> anyhow::Result<CudaBackend> {
+    let options = Options {
+        context_len: Some(context_len),
+        chunk_len: Some(chunk_len),
+        no_graph: false,
+    };
+    open(model, &options)
+}
+
+fn golden() -> Vec<serde_json::Value> {
+    serde_json::from_str(include_str!("data/stories-10m-golden.json")).expect("the file is JSON")
+}
+
+fn ids(case: &serde_json::Value, key: &str) -> Vec<u32> {
+    serde_json::from_value(case[key].clone()).expect("token ids")
+}
+
+/// ‖ours − reference‖ / ‖reference‖
+fn relative_error(reference: impl Iterator<Item = f32>, ours: impl Iterator<Item = f32>) -> f64 {
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (r, o) in reference.zip(ours) {
+        difference += f64::from(r - o).powi(2);
+        norm += f64::from(r).powi(2);
+    }
+    (difference / norm).sqrt()
 }
 
 fn check(holds: bool, message: impl Into<String>) -> TestResult {
@@ -182,14 +234,9 @@ fn predictions_follow_the_cpu_after_the_golden_prompts() -> TestResult {
     let model = demo();
     let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
     let mut cuda = backend(&model, false);
-    let golden: serde_json::Value =
-        serde_json::from_str(include_str!("data/stories-10m-golden.json"))?;
     let mut kl = Vec::new();
-    for case in golden.as_array().expect("a list of prompts") {
-        let ids = |key: &str| -> Vec<u32> {
-            serde_json::from_value(case[key].clone()).expect("token ids")
-        };
-        let (prompt, following) = (ids("prompt_ids"), ids("greedy_ids"));
+    for case in golden() {
+        let (prompt, following) = (ids(&case, "prompt_ids"), ids(&case, "greedy_ids"));
         let reference = Trace::record(&mut cpu, &prompt, following.len(), Some(&following))?;
         let ours = Trace::record(&mut cuda, &prompt, following.len(), Some(&following))?;
         kl.extend(reference.compare(&ours).divergence.kl);
@@ -255,16 +302,10 @@ fn every_tensor_type_and_architecture_follows_the_cpu() -> TestResult {
                     20,
                     Some(&reference.tokens),
                 )?;
-                let norm = |values: &mut dyn Iterator<Item = f32>| {
-                    values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
-                };
-                let differences = reference
-                    .logits
-                    .iter()
-                    .zip(&ours.logits)
-                    .map(|(a, b)| a - b);
-                let error = norm(&mut differences.into_iter())
-                    / norm(&mut reference.logits.iter().copied());
+                let error = relative_error(
+                    reference.logits.iter().copied(),
+                    ours.logits.iter().copied(),
+                );
                 let bound = if matches!(tensor_type, F16 | BF16 | F32) {
                     2e-3
                 } else {
@@ -352,4 +393,144 @@ fn a_type_without_kernels_is_refused_by_name() -> TestResult {
         message.contains("token_embd.weight") && message.contains("Q3_K"),
         format!("{message:?} names neither the tensor nor its type"),
     )
+}
+
+fn reading_a_prompt_follows_the_cpu_for_every_chunk_length() -> TestResult {
+    let model = demo();
+    let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
+    let golden = golden();
+    let mut references = Vec::new();
+    for case in &golden {
+        references.push(Trace::record(&mut cpu, &ids(case, "prompt_ids"), 1, None)?);
+    }
+    for chunk_len in [1, 2, 3, 31, 32, 33, 127, 128, 512, 2048] {
+        let mut cuda = chunked(&model, 2048, chunk_len)?;
+        let mut kl = Vec::new();
+        for (case, reference) in golden.iter().zip(&references) {
+            let prompt = ids(case, "prompt_ids");
+            let ours = Trace::record(&mut cuda, &prompt, 1, None)?;
+            let again = Trace::record(&mut cuda, &prompt, 1, None)?;
+            check(
+                ours.compare(&again).first_difference.is_none(),
+                format!("chunks of {chunk_len}: other bits the second time"),
+            )?;
+            kl.extend(reference.compare(&ours).divergence.kl);
+            let margin = case["greedy_margins"][0].as_f64().expect("a margin");
+            check(
+                margin < 0.1 || ours.tokens == ids(case, "greedy_ids")[..1],
+                format!("chunks of {chunk_len}: another top token, margin {margin}"),
+            )?;
+        }
+        let mean = kl.iter().sum::<f64>() / kl.len() as f64;
+        eprintln!("chunks of {chunk_len}: mean KL divergence {mean:.1e}");
+        check(
+            mean <= 1e-3,
+            format!("chunks of {chunk_len}: mean KL divergence {mean:e}"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Weights and activations in float16: about 2^-11 a product.
+fn every_tensor_type_reads_prompts() -> TestResult {
+    use TensorType::*;
+    for tensor_type in [
+        Q4_K, Q6_K, Q4_0, Q4_1, Q5_0, Q5_1, Q5_K, Q8_0, F16, BF16, F32,
+    ] {
+        for (architecture, head_dim) in [("qwen3", 64), ("qwen2", 128), ("llama", 256)] {
+            let random = RandomModel {
+                head_dim,
+                ..RandomModel::new(architecture, tensor_type)
+            };
+            let name = format!("{architecture} {}", tensor_type.name());
+            let model = Gguf::from_bytes(&name, random.file().to_bytes())?;
+            let model = Arc::new(Model::from_gguf(model)?);
+            let context_len = model.config.context_length.min(256);
+            let mut cpu = CpuBackend::new(model.clone(), context_len, 0)?;
+            let mut cuda = chunked(&model, context_len, context_len)?;
+            for len in [2, 33, 100] {
+                let prompt = made_up_tokens(len, model.config.vocab_size);
+                let reference = Trace::record(&mut cpu, &prompt, 1, None)?;
+                let ours = Trace::record(&mut cuda, &prompt, 1, Some(&reference.tokens))?;
+                let error = relative_error(
+                    reference.logits.iter().copied(),
+                    ours.logits.iter().copied(),
+                );
+                check(
+                    error <= 5e-3,
+                    format!("{name}, {len} tokens: relative error {error:e}"),
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Float weights meet unquantized activations on both ways, so that only float16's rounding is left.
+fn the_cache_after_reading_is_the_one_after_decoding() -> TestResult {
+    let random = RandomModel::new("qwen3", TensorType::F16);
+    let model = Gguf::from_bytes("f16", random.file().to_bytes())?;
+    let model = Arc::new(Model::from_gguf(model)?);
+    let prompt = made_up_tokens(100, model.config.vocab_size);
+    let cache = |chunk_len| -> anyhow::Result<Vec<f32>> {
+        let mut cuda = chunked(&model, 128, chunk_len)?;
+        Trace::record(&mut cuda, &prompt, 1, None)?;
+        Ok(cuda.download_cache()?.into_iter().map(f32::from).collect())
+    };
+    let (decoded, read) = (cache(1)?, cache(100)?);
+    let error = relative_error(decoded.iter().copied(), read.iter().copied());
+    check(error <= 1e-3, format!("relative error {error:e}"))
+}
+
+fn perplexity_is_the_same_read_in_chunks_or_token_by_token() -> TestResult {
+    let model = demo();
+    let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
+    let tokens = story(&model, &mut cpu, 2_000)?;
+    let perplexity = |chunk_len| -> anyhow::Result<f64> {
+        let mut progress = |_, _| ControlFlow::Continue(());
+        let mut cuda = chunked(&model, 2048, chunk_len)?;
+        Ok(evaluate(&mut cuda, None, &tokens, 500, None, &mut progress)?.perplexity())
+    };
+    let (decoded, read) = (perplexity(1)?, perplexity(2048)?);
+    eprintln!("token by token {decoded:.4}, in chunks {read:.4}");
+    check(
+        (read / decoded - 1.0).abs() <= 2e-3,
+        format!("{decoded} token by token, {read} in chunks"),
+    )
+}
+
+fn a_session_reads_only_what_is_new() -> TestResult {
+    let model = demo();
+    let tokens = made_up_tokens(300, model.config.vocab_size);
+    let mut session = Session::new(Box::new(backend(&model, false)));
+    let mut read = |prompt: &[u32]| -> anyhow::Result<(usize, Vec<f32>)> {
+        let mut first = None;
+        let logits = session.prefill(prompt, &mut |done, _| {
+            first.get_or_insert(done);
+            ControlFlow::Continue(())
+        })?;
+        let logits = logits.expect("nobody stops it").to_vec();
+        Ok((prompt.len() - first.unwrap_or(0), logits))
+    };
+    let other: Vec<u32> = tokens[..120].iter().copied().chain([1, 2, 3]).collect();
+    for (prompt, new) in [
+        (&tokens[..200], 200),
+        (&tokens[..], 100),
+        (&other[..], 3),
+        (&tokens[..50], 1),
+    ] {
+        let (computed, logits) = read(prompt)?;
+        check(
+            computed == new,
+            format!("{computed} tokens were read where {new} are new"),
+        )?;
+        let fresh = Trace::record(&mut backend(&model, true), prompt, 1, None)?;
+        let error = relative_error(fresh.logits.iter().copied(), logits.into_iter());
+        // The last tokens may have been computed in a chunk of another length.
+        check(
+            error <= 2e-2,
+            format!("relative error {error:e} to a fresh session"),
+        )?;
+    }
+    Ok(())
 }

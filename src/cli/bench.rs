@@ -30,6 +30,13 @@ pub struct BenchRequest {
     pub json: bool,
 }
 
+/// What the device gives at best, where it is known.
+#[derive(Clone, Copy)]
+struct Ceilings {
+    bytes_per_second: Option<f64>,
+    operations_per_second: Option<f64>,
+}
+
 /// Everything that was measured.
 #[derive(Serialize)]
 struct Report {
@@ -38,6 +45,8 @@ struct Report {
     device: String,
     /// What a kernel reads that does nothing else; `None` on the CPU.
     read_ceiling_gb_per_second: Option<f64>,
+    /// What cuBLASLt reaches on float16 matrices; `None` on the CPU and without cuBLASLt.
+    gemm_ceiling_tflops: Option<f64>,
     rows: Vec<Row>,
 }
 
@@ -53,6 +62,9 @@ struct Row {
     bytes_per_token: Option<u64>,
     gb_per_second: Option<f64>,
     fraction_of_read_ceiling: Option<f64>,
+    /// Of prompt rows: the matrices' multiplications and additions, attention's not counted.
+    tflops: Option<f64>,
+    fraction_of_gemm_ceiling: Option<f64>,
     /// Of decode rows with `--compare-graph`: the speed with graphs over that without.
     graph_speedup: Option<f64>,
 }
@@ -62,7 +74,13 @@ pub fn run(request: &BenchRequest) -> Result<Outcome> {
     let model = Arc::new(request.model.open()?);
     let gpu = opening.gpu()?;
     // Before the weights are there, while the memory that it reads is free.
-    let ceiling = gpu.as_ref().map(cuda::read_ceiling).transpose()?;
+    let ceilings = Ceilings {
+        bytes_per_second: gpu.as_ref().map(cuda::read_ceiling).transpose()?,
+        operations_per_second: match &gpu {
+            Some(gpu) => cuda::gemm_ceiling(gpu)?,
+            None => None,
+        },
+    };
     let mut backend: Box<dyn Backend> = match gpu {
         Some(gpu) => Box::new(backend::on_gpu(gpu, &request.compute, &model)?),
         None => backend::on_cpu(&request.compute, &model)?,
@@ -71,7 +89,8 @@ pub fn run(request: &BenchRequest) -> Result<Outcome> {
         model: model.gguf.name().to_owned(),
         backend: backend.name(),
         device: backend.device().to_owned(),
-        read_ceiling_gb_per_second: ceiling.map(|bytes| bytes / 1e9),
+        read_ceiling_gb_per_second: ceilings.bytes_per_second.map(|rate| rate / 1e9),
+        gemm_ceiling_tflops: ceilings.operations_per_second.map(|rate| rate / 1e12),
         rows: Vec::new(),
     };
     let mut out = io::stdout().lock();
@@ -79,37 +98,32 @@ pub fn run(request: &BenchRequest) -> Result<Outcome> {
         write_head(&mut out, &report).context(WRITING)?;
     }
     for &workload in &request.workloads {
-        let time = |backend: &mut dyn Backend| {
-            measure(
-                backend,
-                workload,
-                model.config.vocab_size,
-                request.repetitions,
-            )
-            .with_context(|| format!("measuring {}", workload.name()))
+        let mut time = |ineligible: Option<&str>| {
+            backend.set_graph(ineligible.map(str::to_owned));
+            let vocab_size = model.config.vocab_size;
+            let samples = measure(&mut *backend, workload, vocab_size, request.repetitions)
+                .with_context(|| format!("measuring {}", workload.name()))?;
+            let operations = model.weights.operations(workload.tokens);
+            anyhow::Ok(Row::new(
+                workload, &samples, &*backend, operations, ceilings,
+            ))
         };
-        let direct = if request.compare_graph && workload.kind == Kind::Generate {
-            backend.set_graph(Some("--compare-graph".to_owned()));
-            let samples = time(&mut *backend)?;
-            report
-                .rows
-                .push(Row::new(workload, &samples, &*backend, ceiling));
-            backend.set_graph(None);
-            report.rows.last()
-        } else {
-            None
-        };
-        let direct_rate = direct.map(|row| row.tokens_per_second);
-        if let (Some(row), false) = (direct, request.json) {
-            write_row(&mut out, row).context(WRITING)?;
+        let mut rows = Vec::new();
+        if request.compare_graph && workload.kind == Kind::Generate {
+            rows.push(time(Some("--compare-graph"))?);
         }
-        let samples = time(&mut *backend)?;
-        let mut row = Row::new(workload, &samples, &*backend, ceiling);
-        row.graph_speedup = direct_rate.map(|direct| row.tokens_per_second / direct);
-        if !request.json {
-            write_row(&mut out, &row).context(WRITING)?;
+        rows.push(time(
+            request.compute.no_cuda_graph.then_some("--no-cuda-graph"),
+        )?);
+        if let [direct, graph] = &mut rows[..] {
+            graph.graph_speedup = Some(graph.tokens_per_second / direct.tokens_per_second);
         }
-        report.rows.push(row);
+        for row in rows {
+            if !request.json {
+                write_row(&mut out, &row).context(WRITING)?;
+            }
+            report.rows.push(row);
+        }
     }
     if request.json {
         write_json_line(&mut out, &report).context(WRITING)?;
@@ -118,21 +132,25 @@ pub fn run(request: &BenchRequest) -> Result<Outcome> {
 }
 
 impl Row {
-    /// `ceiling`: bytes per second that the device reads at best.
+    /// `operations`: of the matrices, for the whole workload read as a prompt.
     fn new(
         workload: Workload,
         samples: &[Duration],
         backend: &dyn Backend,
-        ceiling: Option<f64>,
+        operations: f64,
+        ceilings: Ceilings,
     ) -> Self {
         let rate = |time: &Duration| workload.tokens as f64 / time.as_secs_f64();
         let rates: Vec<f64> = samples.iter().map(rate).collect();
         let mean = rates.iter().sum::<f64>() / rates.len() as f64;
         let squares: f64 = rates.iter().map(|rate| (rate - mean).powi(2)).sum();
+        let generate = workload.kind == Kind::Generate;
         // Averaged over the row: the cache grows by a token each step.
-        let bytes = (workload.kind == Kind::Generate)
-            .then(|| backend.bytes_per_token(workload.depth + workload.tokens / 2));
+        let bytes = generate.then(|| backend.bytes_per_token(workload.depth + workload.tokens / 2));
         let bytes_per_second = bytes.map(|bytes| bytes as f64 * mean);
+        let operations_per_second =
+            (!generate).then_some(operations * mean / workload.tokens as f64);
+        let fraction = |rate: Option<f64>, ceiling: Option<f64>| Some(rate? / ceiling?);
         Self {
             test: workload.name(),
             tokens_per_second: mean,
@@ -141,9 +159,12 @@ impl Row {
             cuda_graph: backend.graph_report().is_some_and(|report| report.enabled),
             bytes_per_token: bytes,
             gb_per_second: bytes_per_second.map(|rate| rate / 1e9),
-            fraction_of_read_ceiling: bytes_per_second
-                .zip(ceiling)
-                .map(|(rate, ceiling)| rate / ceiling),
+            fraction_of_read_ceiling: fraction(bytes_per_second, ceilings.bytes_per_second),
+            tflops: operations_per_second.map(|rate| rate / 1e12),
+            fraction_of_gemm_ceiling: fraction(
+                operations_per_second,
+                ceilings.operations_per_second,
+            ),
             graph_speedup: None,
         }
     }
@@ -154,35 +175,46 @@ fn write_head(out: &mut impl Write, report: &Report) -> io::Result<()> {
     writeln!(out, "device  {}, {}", report.backend, report.device)?;
     if let Some(ceiling) = report.read_ceiling_gb_per_second {
         writeln!(out, "reads   {ceiling:.0} GB/s at best, measured here")?;
+        match report.gemm_ceiling_tflops {
+            Some(ceiling) => writeln!(
+                out,
+                "GEMM    {ceiling:.0} TFLOP/s at best, cuBLASLt in float16 measured here"
+            )?,
+            None => writeln!(
+                out,
+                "GEMM    no ceiling: cuBLASLt (libcublasLt.so) was not found"
+            )?,
+        }
     }
     writeln!(
         out,
-        "\n{:<16} {:>6} {:>20} {:>10} {:>10} {:>8} {:>8}",
-        "test", "graph", "tokens/s", "MB/token", "GB/s", "ceiling", "speedup"
+        "\n{:<16} {:>6} {:>20} {:>10} {:>14} {:>8} {:>8}",
+        "test", "graph", "tokens/s", "MB/token", "rate", "ceiling", "speedup"
     )
 }
 
 fn write_row(out: &mut impl Write, row: &Row) -> io::Result<()> {
     let optional = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let rate = format!(
+    let speed = format!(
         "{:.1} ± {:.1}",
         row.tokens_per_second, row.standard_deviation
     );
+    let bytes = row
+        .bytes_per_token
+        .map(|bytes| format!("{:.1}", bytes as f64 / 1e6));
+    let gb_per_second = row.gb_per_second.map(|rate| format!("{rate:.0} GB/s"));
+    let tflops = row.tflops.map(|rate| format!("{rate:.1} TFLOP/s"));
+    let fraction = row
+        .fraction_of_read_ceiling
+        .or(row.fraction_of_gemm_ceiling);
     writeln!(
         out,
-        "{:<16} {:>6} {:>20} {:>10} {:>10} {:>8} {:>8}",
+        "{:<16} {:>6} {speed:>20} {:>10} {:>14} {:>8} {:>8}",
         row.test,
         if row.cuda_graph { "on" } else { "off" },
-        rate,
-        optional(
-            row.bytes_per_token
-                .map(|bytes| format!("{:.1}", bytes as f64 / 1e6))
-        ),
-        optional(row.gb_per_second.map(|rate| format!("{rate:.1}"))),
-        optional(
-            row.fraction_of_read_ceiling
-                .map(|fraction| format!("{:.1}%", fraction * 100.0))
-        ),
+        optional(bytes),
+        optional(gb_per_second.or(tflops)),
+        optional(fraction.map(|fraction| format!("{:.1}%", fraction * 100.0))),
         optional(row.graph_speedup.map(|ratio| format!("{ratio:.2}x"))),
     )?;
     out.flush()

@@ -19,6 +19,7 @@ mod weights;
 use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, ensure};
+use half::f16;
 
 use self::{
     chunk_kernels::Chunk,
@@ -33,7 +34,7 @@ use crate::{
     model::Model,
 };
 
-pub use ceiling::read_ceiling;
+pub use ceiling::{gemm_ceiling, read_ceiling};
 pub use device::{ARCHS, Device, DeviceInfo, list};
 
 /// Tokens of a prompt that are read at once, where nothing else is asked for: the fewest that reach full speed on Qwen3-8B
@@ -157,6 +158,11 @@ impl CudaBackend {
     /// The device, and with it what it has counted.
     pub fn device_handle(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// The KV cache: for each layer keys, then values, each (head_dim, context_len, head_count_kv), head_dim contiguous.
+    pub fn download_cache(&self) -> Result<Vec<f16>> {
+        self.cache.download(&self.device)
     }
 
     /// Bytes that the weights take on the device.

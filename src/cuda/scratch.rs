@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use cudarc::driver::sys::CUdeviceptr;
+use half::f16;
 
 use super::{
     chunk_kernels::{self, Chunk, Meeting},
@@ -373,6 +374,18 @@ impl KvCache {
             plane_bytes: context_len * bytes_per_token / config.block_count / 2,
             bytes_per_token,
         })
+    }
+
+    /// All keys and values, as they lie on the device.
+    pub fn download(&self, device: &Device) -> Result<Vec<f16>> {
+        let mut values = vec![f16::ZERO; self.memory.bytes() / size_of::<f16>()];
+        // SAFETY: the buffer is not touched before the wait.
+        unsafe {
+            self.memory
+                .download_later(0, bytemuck::cast_slice_mut(&mut values))?
+        };
+        device.synchronize()?;
+        Ok(values)
     }
 
     /// Where a layer's keys begin.

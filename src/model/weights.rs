@@ -85,6 +85,15 @@ impl Weights {
     }
 }
 
+impl Weights {
+    /// Multiplications and additions of all matrices with `tokens` tokens, the output matrix with the last alone.
+    pub fn operations(&self, tokens: usize) -> f64 {
+        let values = |matrix: &Tensor| (matrix.rows() * matrix.row_len()) as f64;
+        let layers = self.layers.iter().flat_map(LayerWeights::matrices);
+        2.0 * (tokens as f64 * layers.map(values).sum::<f64>() + values(&self.output))
+    }
+}
+
 impl LayerWeights {
     /// All matrices: queries, keys, values and output of attention, then gate, up and down of the feed-forward.
     pub fn matrices(&self) -> [&Tensor; 7] {
