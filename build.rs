@@ -39,11 +39,16 @@ fn main() {
     };
     let entries: String = modules
         .iter()
-        .map(|path| format!("include_bytes!({path:?}),\n"))
+        .map(|path| {
+            format!(
+                "({:?}, include_bytes!({path:?})),\n",
+                path.file_stem().expect("a file has a name")
+            )
+        })
         .collect();
     let source = format!(
-        "/// The fat binary of each file in `kernels`.\n\
-         pub static FATBINS: &[&[u8]] = &[{entries}];\n\
+        "/// Each file in `kernels` by name, and its fat binary.\n\
+         pub static FATBINS: &[(&str, &[u8])] = &[{entries}];\n\
          /// The architectures in them, as nvcc names them: empty without CUDA.\n\
          pub const ARCHS: &str = {archs:?};\n"
     );

@@ -22,7 +22,7 @@ pub fn read_ceiling(device: &Arc<Device>) -> Result<f64> {
     let memory = device.allocate(bytes)?;
     memory.clear()?;
     let launch = Launch {
-        function: device.function("read_all")?,
+        function: device.function("bandwidth", "read_all")?,
         grid: [2 * device.multiprocessors() as u32, 1, 1],
         block: [1024, 1],
         shared_bytes: 0,

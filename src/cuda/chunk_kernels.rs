@@ -162,7 +162,7 @@ pub fn norm_tokens(
     chunk: Chunk,
 ) -> Result<Launch> {
     Ok(Launch {
-        function: device.function("norm_tokens")?,
+        function: device.function("chunk", "norm_tokens")?,
         grid: [chunk.tokens as u32, 1, 1],
         block: [256, 1],
         shared_bytes: 0,
@@ -190,7 +190,7 @@ pub fn rope_tokens(
     )?;
     let blocks_a_token = if chunk.tokens < 64 { 6 } else { 2 };
     Ok(Launch {
-        function: device.function(name)?,
+        function: device.function("chunk", name)?,
         grid: [chunk.tokens as u32, blocks_a_token, 1],
         block: [256, 1],
         shared_bytes: 0,
@@ -223,7 +223,7 @@ pub fn flash_attention(
         _ => 65_536,
     };
     Ok(Launch {
-        function: device.function(name)?,
+        function: device.function("flash_attention", name)?,
         grid: [tiles as u32, head_count_kv as u32, splits as u32],
         block: [384, 1],
         shared_bytes: shared_bytes as u32,
@@ -264,7 +264,7 @@ pub fn product_counters(device: &Device) -> usize {
 /// A float matrix in float16, which [`matmul`] reads. `out` has room for [`half_bytes`].
 pub fn float_to_half(device: &Device, weights: Matrix, out: CUdeviceptr) -> Result<Launch> {
     Ok(Launch {
-        function: device.function("float_to_half")?,
+        function: device.function("chunk", "float_to_half")?,
         grid: [
             weights.columns.div_ceil(2048) as u32,
             weights.rows as u32,
@@ -296,7 +296,7 @@ pub fn gate_tokens(
     chunk: Chunk,
 ) -> Result<Launch> {
     Ok(Launch {
-        function: device.function("gate_tokens")?,
+        function: device.function("chunk", "gate_tokens")?,
         grid: [
             columns.next_multiple_of(STEP).div_ceil(1024) as u32,
             chunk.tokens as u32,
@@ -331,7 +331,7 @@ pub fn matmul(
         .ok_or_else(|| anyhow!("no kernel multiplies weights of type {kind}"))?;
     let rows: usize = products.iter().map(|product| product.weights.rows).sum();
     let tile = Tile::choose(device, rows, epilogue, chunk);
-    let function = device.function(kernel_name(tensor_type, tile.tokens)?)?;
+    let function = device.function("matmul", kernel_name(tensor_type, tile.tokens)?)?;
     let (stages, shared_bytes) =
         tile.shared_memory(device, tensor_type, function.static_shared_bytes)?;
     let mut matrix = [MatrixParams::zeroed(); 3];

@@ -33,8 +33,8 @@ pub struct Device {
     multiprocessors: usize,
     shared_bytes_per_block: usize,
     shared_bytes_per_multiprocessor: usize,
-    /// Loaded once, never unloaded: the context outlives every launch.
-    modules: Vec<sys::CUmodule>,
+    /// By kernel file. Loaded once, never unloaded: the context outlives every launch.
+    modules: HashMap<&'static str, sys::CUmodule>,
     functions: Mutex<HashMap<&'static str, Function>>,
     allocations: AtomicUsize,
 }
@@ -122,13 +122,14 @@ impl Device {
         let shared_bytes_per_multiprocessor =
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?
                 as usize;
-        let mut modules = Vec::new();
-        for image in fatbins::FATBINS {
+        let mut modules = HashMap::new();
+        for &(file, image) in fatbins::FATBINS {
             // SAFETY: the image is a fat binary that nvcc wrote; it carries its own length.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-            modules.push(module.map_err(explain).with_context(|| {
+            let module = module.map_err(explain).with_context(|| {
                 format!("loading the kernels (built for {ARCHS}) into {name}, compute capability {compute_capability:?}")
-            })?);
+            })?;
+            modules.insert(file, module);
         }
         Ok(Arc::new(Self {
             context,
@@ -191,18 +192,18 @@ impl Device {
         self.shared_bytes_per_multiprocessor
     }
 
-    /// The kernel called `name`, allowed all the shared memory that a block can have.
-    pub fn function(&self, name: &'static str) -> Result<Function> {
+    /// The kernel called `name` of `kernels/<file>.cu`, allowed all the shared memory that a block can have.
+    pub fn function(&self, file: &'static str, name: &'static str) -> Result<Function> {
         let mut functions = self.functions.lock().expect("no holder panics");
         if let Some(function) = functions.get(name) {
             return Ok(*function);
         }
-        let handle = self.modules.iter().find_map(|&module| {
-            // SAFETY: the module was loaded and is never unloaded.
-            unsafe { result::module::get_function(module, CString::new(name).ok()?) }.ok()
-        });
-        let handle =
-            handle.ok_or_else(|| anyhow!("this executable holds no kernel called {name}"))?;
+        let missing = || format!("this executable holds no kernel called {name} in {file}.cu");
+        let &module = self.modules.get(file).with_context(missing)?;
+        // SAFETY: the module was loaded and is never unloaded.
+        let handle = unsafe { result::module::get_function(module, CString::new(name)?) }
+            .map_err(explain)
+            .with_context(missing)?;
         // SAFETY: the handle is of a loaded kernel.
         let fixed = unsafe {
             result::function::get_function_attribute(

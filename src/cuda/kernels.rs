@@ -141,7 +141,7 @@ pub fn embed(
         embedding.columns
     );
     Ok(Launch {
-        function: device.function("embed")?,
+        function: device.function("token", "embed")?,
         grid: [embedding.columns.div_ceil(256) as u32, 1, 1],
         block: [256, 1],
         shared_bytes: 0,
@@ -275,7 +275,7 @@ fn product(
         device.shared_bytes_per_block()
     );
     Ok(Launch {
-        function: device.function(name)?,
+        function: device.function("matvec", name)?,
         grid: [grid as u32, 1, 1],
         block: [(WARP * slices) as u32, sets as u32],
         shared_bytes: shared_bytes as u32,
@@ -307,7 +307,7 @@ pub fn attention(
     let group = params.group as usize;
     let heads = group.min(HEADS_A_BLOCK);
     Ok(Launch {
-        function: device.function(name)?,
+        function: device.function("attention", name)?,
         grid: [
             head_count_kv as u32,
             splits as u32,

@@ -182,7 +182,7 @@ impl Prefill<'_> {
                     })
                 })
                 .collect::<Result<_>>()?;
-            launches.push(self.matmul(&products, x, Epilogue::Store, chunk)?);
+            self.matmul(launches, &products, x, Epilogue::Store, chunk)?;
         }
         Ok(())
     }
@@ -201,8 +201,7 @@ impl Prefill<'_> {
             bias: 0,
             out: self.scratch.hidden,
         };
-        launches.push(self.matmul(&[product], x, Epilogue::Add { factor }, chunk)?);
-        Ok(())
+        self.matmul(launches, &[product], x, Epilogue::Add { factor }, chunk)
     }
 
     /// The first half of the feed-forward.
@@ -220,8 +219,7 @@ impl Prefill<'_> {
             out,
         });
         if are_one_product(tensor_type(gate), tensor_type(up)) {
-            launches.push(self.matmul(&products, scratch.normed, Epilogue::Gate, chunk)?);
-            return Ok(());
+            return self.matmul(launches, &products, scratch.normed, Epilogue::Gate, chunk);
         }
         self.store(launches, &products, scratch.normed, chunk)?;
         launches.push(gate_tokens(
@@ -237,21 +235,23 @@ impl Prefill<'_> {
 
     fn matmul(
         &self,
+        launches: &mut Vec<Launch>,
         products: &[Product],
         x: CUdeviceptr,
         epilogue: Epilogue,
         chunk: Chunk,
-    ) -> Result<Launch> {
-        let scratch = self.scratch;
-        matmul(
-            self.device,
-            products,
-            x,
-            scratch.gated,
-            epilogue,
-            scratch.product_meeting,
-            chunk,
-        )
+    ) -> Result<()> {
+        let Self {
+            device, scratch, ..
+        } = self;
+        let meeting = scratch.product_meeting;
+        let mut launch = matmul(device, products, x, scratch.gated, epilogue, meeting, chunk)?;
+        // A product fetches weights before it waits for the kernel before it, which must not be the one that writes them.
+        launch.dependent = products
+            .iter()
+            .all(|product| product.weights.address != scratch.half_weights);
+        launches.push(launch);
+        Ok(())
     }
 
     /// The matrix itself, or a float16 copy where its type has no kernel.

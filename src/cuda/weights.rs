@@ -94,7 +94,7 @@ impl DeviceWeights {
         // Padding is part of what a product reads.
         memory.clear()?;
         let base = memory.at(0);
-        let repack = device.function("repack")?;
+        let repack = device.function("repack", "repack")?;
         let mut pieces = Vec::new();
         for (source, offset) in &layout.matrices {
             let rows_a_piece = (SLOT_BYTES / source.row_bytes()).clamp(1, source.rows());

@@ -1,6 +1,6 @@
 //! Choosing the next token from logits.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use rand_chacha::{
     ChaCha12Rng,
     rand_core::{Rng, SeedableRng},
@@ -28,6 +28,12 @@ pub struct SamplingParams {
     /// Subtracted for each time that a token is among them.
     pub frequency_penalty: f32,
     pub seed: u64,
+}
+
+impl SamplingParams {
+    fn has_penalties(&self) -> bool {
+        self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
 }
 
 /// Chooses tokens, one after another, reproducibly for a seed.
@@ -77,32 +83,41 @@ impl Sampler {
     /// # Errors
     /// Logits that are not numbers.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        ensure!(
-            all_finite(logits),
-            "the model computed logits that are no finite numbers: its weights may be damaged"
-        );
-        self.logits.clear();
-        self.logits.extend_from_slice(logits);
-        self.penalize();
-        for &id in &self.banned {
-            self.logits[id as usize] = f32::NEG_INFINITY;
-        }
-        let max = largest(&self.logits);
+        let Some(largest_logit) = largest_if_finite(logits) else {
+            bail!(
+                "the model computed logits that are no finite numbers: its weights may be damaged"
+            );
+        };
+        // A vocabulary is copied only where something changes its logits.
+        let (logits, max) = match self.params.has_penalties() || !self.banned.is_empty() {
+            true => {
+                self.adjust(logits);
+                (&self.logits[..], largest(&self.logits))
+            }
+            false => (logits, largest_logit),
+        };
         let id = if self.params.temperature == 0.0 {
-            first_equal(&self.logits, max)
+            first_equal(logits, max)
         } else {
-            self.filter();
+            filter(&self.params, logits, &mut self.candidates);
             self.draw()
         };
         self.history.push(id);
         Ok(id)
     }
 
+    /// Leaves in `self.logits` the logits after penalties and bans.
+    fn adjust(&mut self, logits: &[f32]) {
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.penalize();
+        for &id in &self.banned {
+            self.logits[id as usize] = f32::NEG_INFINITY;
+        }
+    }
+
     fn penalize(&mut self) {
         let p = &self.params;
-        if p.repeat_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 {
-            return;
-        }
         let recent = self.history.len().saturating_sub(p.repeat_last_n);
         let mut recent = self.history[recent..].to_vec();
         recent.sort_unstable();
@@ -115,33 +130,6 @@ impl Sampler {
             }
             *logit -= p.presence_penalty + run.len() as f32 * p.frequency_penalty;
         }
-    }
-
-    /// Leaves in `candidates`, sorted, the tokens that pass top-k, top-p and min-p.
-    fn filter(&mut self) {
-        let p = &self.params;
-        let keep = match p.top_k {
-            0 => self.logits.len(),
-            k => k.min(self.logits.len()),
-        };
-        collect_top(&self.logits, keep, &mut self.candidates);
-        let max = self.candidates[0].logit;
-        let weight = |c: &Candidate| (c.logit - max).exp();
-
-        let total: f32 = self.candidates.iter().map(weight).sum();
-        let mut sum = 0.0;
-        let reaches = |c: &Candidate| {
-            sum += weight(c);
-            sum >= p.top_p * total
-        };
-        if p.top_p < 1.0
-            && let Some(last) = self.candidates.iter().position(reaches)
-        {
-            self.candidates.truncate(last + 1);
-        }
-        // The likeliest always stays: its weight is 1.
-        let passing = self.candidates.partition_point(|c| weight(c) >= p.min_p);
-        self.candidates.truncate(passing.max(1));
     }
 
     /// Draws one of the candidates by their probabilities at the temperature.
@@ -163,19 +151,54 @@ impl Sampler {
     }
 }
 
+/// Leaves in `candidates`, sorted, the tokens that pass top-k, top-p and min-p.
+fn filter(params: &SamplingParams, logits: &[f32], candidates: &mut Vec<Candidate>) {
+    let keep = match params.top_k {
+        0 => logits.len(),
+        k => k.min(logits.len()),
+    };
+    collect_top(logits, keep, candidates);
+    let max = candidates[0].logit;
+    let weight = |c: &Candidate| (c.logit - max).exp();
+
+    let total: f32 = candidates.iter().map(weight).sum();
+    let mut sum = 0.0;
+    let reaches = |c: &Candidate| {
+        sum += weight(c);
+        sum >= params.top_p * total
+    };
+    if params.top_p < 1.0
+        && let Some(last) = candidates.iter().position(reaches)
+    {
+        candidates.truncate(last + 1);
+    }
+    // The likeliest always stays: its weight is 1.
+    let passing = candidates.partition_point(|c| weight(c) >= params.min_p);
+    candidates.truncate(passing.max(1));
+}
+
 /// Values that the passes over a whole vocabulary take at a time, so that they become vector instructions.
 const LANES: usize = 16;
 
-fn all_finite(values: &[f32]) -> bool {
+/// The largest value, or `None` where one is NaN or infinite.
+fn largest_if_finite(values: &[f32]) -> Option<f32> {
     // 0 times a finite number is 0, times any other NaN.
-    let mut lanes = [0.0; LANES];
+    let mut zeros = [0.0; LANES];
+    let mut largest = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += value * 0.0;
+        for i in 0..LANES {
+            zeros[i] += chunk[i] * 0.0;
+            largest[i] = if chunk[i] > largest[i] {
+                chunk[i]
+            } else {
+                largest[i]
+            };
         }
     }
-    lanes.iter().all(|l| *l == 0.0) && rest.iter().all(|v| v.is_finite())
+    let finite = zeros.iter().all(|zero| *zero == 0.0) && rest.iter().all(|v| v.is_finite());
+    let largest = largest.iter().chain(rest).copied();
+    finite.then(|| largest.fold(f32::NEG_INFINITY, f32::max))
 }
 
 fn largest(values: &[f32]) -> f32 {
@@ -204,17 +227,23 @@ fn first_equal(logits: &[f32], logit: f32) -> u32 {
 fn collect_top(logits: &[f32], keep: usize, out: &mut Vec<Candidate>) {
     out.clear();
     let mut least = f32::NEG_INFINITY;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > least {
-            out.push(Candidate {
-                id: id as u32,
-                logit,
-            });
-            if out.len() >= 2 * keep {
-                out.select_nth_unstable_by(keep - 1, Candidate::order);
-                out.truncate(keep);
-                least = out[keep - 1].logit;
+    for (run, values) in logits.chunks(LANES).enumerate() {
+        if !values
+            .iter()
+            .fold(false, |any, value| any | (*value > least))
+        {
+            continue;
+        }
+        for (i, &logit) in values.iter().enumerate() {
+            if logit > least {
+                let id = (run * LANES + i) as u32;
+                out.push(Candidate { id, logit });
             }
+        }
+        if out.len() >= 2 * keep {
+            out.select_nth_unstable_by(keep - 1, Candidate::order);
+            out.truncate(keep);
+            least = out[keep - 1].logit;
         }
     }
     out.sort_unstable_by(Candidate::order);
