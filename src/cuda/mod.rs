@@ -1,9 +1,9 @@
 //! The CUDA backend: Q8_1 activations on the file's own quantized weights, a float16 KV cache, and a decode step that is
 //! captured into a CUDA graph and replayed.
 //!
-//! [`device`] is the only file that talks to the driver about memory and launches, [`graph`] the only one that captures;
-//! [`decode`] lists the launches of a token and [`prefill`] those of a chunk of a prompt, [`kernels`] and [`chunk_kernels`]
-//! know their grids, and `kernels/*.cu` computes.
+//! `device.rs` is the only file that talks to the driver about memory and launches, `graph.rs` the only one that captures;
+//! `decode.rs` lists the launches of a token and `prefill.rs` those of a chunk of a prompt, `kernels.rs` and
+//! `chunk_kernels.rs` know their grids, and `kernels/*.cu` computes.
 
 mod ceiling;
 mod chunk_kernels;
@@ -247,11 +247,10 @@ impl CudaBackend {
         let chunk = Chunk {
             tokens: tokens.len(),
         };
-        for launch in prefill.region(chunk, position + tokens.len(), logits)? {
-            // SAFETY: the region gives each kernel its own arguments, and the buffers live as long as `self`.
-            unsafe { self.device.launch(&launch)? };
-        }
-        Ok(())
+        prefill.run(chunk, position + tokens.len(), logits, &mut |launch| {
+            // SAFETY: each kernel is given its own arguments, and the buffers live as long as `self`.
+            unsafe { self.device.launch(&launch) }
+        })
     }
 
     /// Queues the upload of a token's id and position. The caller waits for the stream before the next.

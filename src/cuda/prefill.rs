@@ -28,6 +28,9 @@ pub struct Prefill<'a> {
     pub cache: &'a KvCache,
 }
 
+/// Where launches go, one after another: they start while the next are still being put together.
+type Queue<'a> = &'a mut dyn FnMut(Launch) -> Result<()>;
+
 /// Which tokens of a chunk get logits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Logits {
@@ -36,9 +39,15 @@ pub enum Logits {
 }
 
 impl Prefill<'_> {
-    /// The launches for `chunk.tokens` tokens, the last of which is at position `context_end - 1`. Their ids and the first
-    /// one's position lie in device memory.
-    pub fn region(&self, chunk: Chunk, context_end: usize, logits: Logits) -> Result<Vec<Launch>> {
+    /// Hands `launch` every launch for `chunk.tokens` tokens, the last of which is at position `context_end - 1`. Their ids
+    /// and the first one's position lie in device memory.
+    pub fn run(
+        &self,
+        chunk: Chunk,
+        context_end: usize,
+        logits: Logits,
+        launch: Queue,
+    ) -> Result<()> {
         let Self {
             device,
             config,
@@ -52,13 +61,13 @@ impl Prefill<'_> {
         let position = self.decode.inputs + 4;
         let x = scratch.hidden;
 
-        let mut launches = vec![embed_chunk(
+        launch(embed_chunk(
             device,
             weights.token_embd,
             scratch.tokens,
             x,
             chunk,
-        )?];
+        )?)?;
         for (i, layer) in weights.layers.iter().enumerate() {
             let norm = |weight| {
                 norm_tokens(
@@ -71,14 +80,14 @@ impl Prefill<'_> {
                     chunk,
                 )
             };
-            launches.push(norm(layer.attn_norm)?);
+            launch(norm(layer.attn_norm)?)?;
             let qkv = [
                 (layer.attn_q, layer.attn_q_bias, scratch.q),
                 (layer.attn_k, layer.attn_k_bias, scratch.k),
                 (layer.attn_v, layer.attn_v_bias, scratch.v),
             ]
             .map(|(weights, bias, out)| Product { weights, bias, out });
-            self.store(&mut launches, &qkv, scratch.normed, chunk)?;
+            self.store(launch, &qkv, scratch.normed, chunk)?;
             let rope = RopeParams {
                 q: scratch.q,
                 k: scratch.k,
@@ -97,7 +106,7 @@ impl Prefill<'_> {
                 rope_dims: config.rope_dimension_count as i32,
                 interleaved: i32::from(config.rope_style == RopeStyle::Interleaved),
             };
-            launches.push(rope_tokens(device, config.head_dim, rope, chunk)?);
+            launch(rope_tokens(device, config.head_dim, rope, chunk)?)?;
             let attention = FlashParams {
                 q: scratch.rotated_q,
                 k_cache: cache.keys(i),
@@ -111,30 +120,18 @@ impl Prefill<'_> {
                 context: cache.context_len as i32,
                 group: group as i32,
             };
-            launches.push(flash_attention(
+            launch(flash_attention(
                 device,
                 config.head_dim,
                 config.head_count_kv,
                 context_end,
                 attention,
-            )?);
-            self.add(
-                &mut launches,
-                layer.attn_output,
-                scratch.attended,
-                1.0,
-                chunk,
-            )?;
+            )?)?;
+            self.add(launch, layer.attn_output, scratch.attended, 1.0, chunk)?;
 
-            launches.push(norm(layer.ffn_norm)?);
-            self.gate(&mut launches, layer.ffn_gate, layer.ffn_up, chunk)?;
-            self.add(
-                &mut launches,
-                layer.ffn_down,
-                scratch.gated,
-                GATE_SCALE,
-                chunk,
-            )?;
+            launch(norm(layer.ffn_norm)?)?;
+            self.gate(launch, layer.ffn_gate, layer.ffn_up, chunk)?;
+            self.add(launch, layer.ffn_down, scratch.gated, GATE_SCALE, chunk)?;
         }
         let (first, counted) = match logits {
             Logits::Last => (chunk.tokens - 1, Chunk { tokens: 1 }),
@@ -142,7 +139,7 @@ impl Prefill<'_> {
         };
         let row = x + (first * config.hidden_size * size_of::<f32>()) as u64;
         let norm = weights.output_norm;
-        launches.push(norm_tokens(
+        launch(norm_tokens(
             device,
             row,
             norm,
@@ -150,20 +147,20 @@ impl Prefill<'_> {
             epsilon,
             config.hidden_size,
             counted,
-        )?);
+        )?)?;
         let output = Product {
             weights: weights.output,
             bias: 0,
             out: self.decode.logits,
         };
-        self.store(&mut launches, &[output], scratch.normed, counted)?;
-        Ok(launches)
+        self.store(launch, &[output], scratch.normed, counted)?;
+        Ok(())
     }
 
     /// `out = W x + bias` of each product, as few launches as their types allow.
     fn store(
         &self,
-        launches: &mut Vec<Launch>,
+        launch: Queue,
         products: &[Product],
         x: CUdeviceptr,
         chunk: Chunk,
@@ -175,14 +172,14 @@ impl Prefill<'_> {
             let products: Vec<Product> = products
                 .iter()
                 .map(|product| {
-                    let weights = self.multipliable(launches, product.weights)?;
+                    let weights = self.multipliable(launch, product.weights)?;
                     Ok(Product {
                         weights,
                         ..*product
                     })
                 })
                 .collect::<Result<_>>()?;
-            self.matmul(launches, &products, x, Epilogue::Store, chunk)?;
+            self.matmul(launch, &products, x, Epilogue::Store, chunk)?;
         }
         Ok(())
     }
@@ -190,28 +187,22 @@ impl Prefill<'_> {
     /// The residual stream `+= factor * W x`.
     fn add(
         &self,
-        launches: &mut Vec<Launch>,
+        launch: Queue,
         weights: Matrix,
         x: CUdeviceptr,
         factor: f32,
         chunk: Chunk,
     ) -> Result<()> {
         let product = Product {
-            weights: self.multipliable(launches, weights)?,
+            weights: self.multipliable(launch, weights)?,
             bias: 0,
             out: self.scratch.hidden,
         };
-        self.matmul(launches, &[product], x, Epilogue::Add { factor }, chunk)
+        self.matmul(launch, &[product], x, Epilogue::Add { factor }, chunk)
     }
 
     /// The first half of the feed-forward.
-    fn gate(
-        &self,
-        launches: &mut Vec<Launch>,
-        gate: Matrix,
-        up: Matrix,
-        chunk: Chunk,
-    ) -> Result<()> {
+    fn gate(&self, launch: Queue, gate: Matrix, up: Matrix, chunk: Chunk) -> Result<()> {
         let scratch = self.scratch;
         let products = [(gate, scratch.gate), (up, scratch.up)].map(|(weights, out)| Product {
             weights,
@@ -219,23 +210,23 @@ impl Prefill<'_> {
             out,
         });
         if are_one_product(tensor_type(gate), tensor_type(up)) {
-            return self.matmul(launches, &products, scratch.normed, Epilogue::Gate, chunk);
+            return self.matmul(launch, &products, scratch.normed, Epilogue::Gate, chunk);
         }
-        self.store(launches, &products, scratch.normed, chunk)?;
-        launches.push(gate_tokens(
+        self.store(launch, &products, scratch.normed, chunk)?;
+        launch(gate_tokens(
             self.device,
             scratch.gate,
             scratch.up,
             scratch.gated,
             gate.rows,
             chunk,
-        )?);
+        )?)?;
         Ok(())
     }
 
     fn matmul(
         &self,
-        launches: &mut Vec<Launch>,
+        launch: Queue,
         products: &[Product],
         x: CUdeviceptr,
         epilogue: Epilogue,
@@ -245,22 +236,21 @@ impl Prefill<'_> {
             device, scratch, ..
         } = self;
         let meeting = scratch.product_meeting;
-        let mut launch = matmul(device, products, x, scratch.gated, epilogue, meeting, chunk)?;
+        let mut product = matmul(device, products, x, scratch.gated, epilogue, meeting, chunk)?;
         // A product fetches weights before it waits for the kernel before it, which must not be the one that writes them.
-        launch.dependent = products
+        product.dependent = products
             .iter()
             .all(|product| product.weights.address != scratch.half_weights);
-        launches.push(launch);
-        Ok(())
+        launch(product)
     }
 
     /// The matrix itself, or a float16 copy where its type has no kernel.
-    fn multipliable(&self, launches: &mut Vec<Launch>, weights: Matrix) -> Result<Matrix> {
+    fn multipliable(&self, launch: Queue, weights: Matrix) -> Result<Matrix> {
         if !needs_half(tensor_type(weights)) {
             return Ok(weights);
         }
         let address = self.scratch.half_weights;
-        launches.push(float_to_half(self.device, weights, address)?);
+        launch(float_to_half(self.device, weights, address)?)?;
         Ok(Matrix {
             address,
             kind: weights::ggml_id(TensorType::F16),
