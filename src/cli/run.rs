@@ -93,6 +93,13 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         cuda_graph: session.backend().graph_report(),
     };
     output.done(&generation, &facts).context(WRITING)?;
+    if let Some(graph) = facts.cuda_graph {
+        tracing::debug!(
+            "CUDA graph: {} tokens by replay, {} by direct launches",
+            graph.replays,
+            graph.direct_tokens
+        );
+    }
     report(&generation, load, seed);
     Ok(match generation.finish_reason {
         FinishReason::Interrupted => Outcome::Interrupted,
