@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 
 use super::{args::Device, context, progress::CountBar};
 use crate::{
@@ -63,11 +63,20 @@ impl Opening {
         Ok(Some(opened?))
     }
 
-    /// Brings the model onto the device.
+    /// Brings the model onto the device. Where that was left to us, the CPU stands in for a GPU that cannot take it.
     pub fn load(mut self, model: &Arc<Model>) -> Result<Box<dyn Backend>> {
-        match self.gpu()? {
-            Some(gpu) => Ok(Box::new(on_gpu(gpu, &self.compute, model)?)),
-            None => on_cpu(&self.compute, model),
+        let on_gpu = match self.gpu() {
+            Ok(None) => return on_cpu(&self.compute, model),
+            Ok(Some(gpu)) => on_gpu(gpu, &self.compute, model),
+            Err(error) => Err(error),
+        };
+        match on_gpu {
+            Ok(backend) => Ok(Box::new(backend)),
+            Err(error) if self.compute.device == Device::Auto => {
+                tracing::warn!("running on the CPU, not on the GPU: {error:#}");
+                on_cpu(&self.compute, model)
+            }
+            Err(error) => Err(error),
         }
     }
 }
@@ -88,7 +97,6 @@ pub fn on_gpu(
     CudaBackend::new(gpu, Arc::clone(model), &options, &mut |done, total| {
         bar.update(done, total)
     })
-    .context("--device cuda")
 }
 
 /// Brings the model to the CPU.
