@@ -29,6 +29,30 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
+// Brings the constant cache lines of parameters in: the first touch of each is a trip to memory, best made before the wait.
+template <typename... T>
+__device__ __forceinline__ void touch(const T *...pointers) {
+    const void *all[] = {pointers...};
+#pragma unroll
+    for (const void *pointer : all) asm volatile("" ::"l"(pointer));
+}
+
+// The cache policy of data that is used once: it leaves the L2 cache first, so that activations and code stay.
+__device__ __forceinline__ uint64_t read_once() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+// True in one lane of a whole warp: the compiler then knows that a branch on it has one thread.
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ bool elect() {
+    uint32_t elected;
+    asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(elected));
+    return elected;
+}
+#endif
+
 // A barrier in shared memory that the copies of one warp complete: the copy engine's from sm_90, before it the lanes' own.
 struct CopyBarrier {
     uint64_t state;
@@ -46,21 +70,19 @@ struct CopyBarrier {
     }
 
     // Starts copying `bytes` (a multiple of 16, at most MOST) from global to shared memory as the barrier's next phase. By all
-    // lanes of a warp. The data is used once: it leaves the L2 cache first, so that activations and code stay.
+    // lanes of a warp.
     template <int MOST>
-    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes) {
-        const int lane = threadIdx.x % WARP;
+    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes, uint64_t policy) {
         const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-        uint64_t policy;
-        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #if __CUDA_ARCH__ >= 900
-        if (lane == 0) {
+        if (elect()) {
             asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
             asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
                          "l"(global), "r"(bytes), "r"(address()), "l"(policy)
                          : "memory");
         }
 #else
+        const int lane = threadIdx.x % WARP;
 #pragma unroll
         for (int at = 0; at < MOST; at += WARP * 16) {
             const int from = at + lane * 16;

@@ -7,8 +7,8 @@
 // A norm in front of a product needs no kernel and no prologue: W rms_norm(x) = W (x * weight) / rms(x), so whoever writes x also
 // writes x * weight, quantized, and the sums of x^2, and the quotient is taken with the product's own result.
 //
-// Bound: the bytes of W, each read once; arithmetic is about 110 instructions for each 64 weights of a lane, 36 (Q4_K)
-// to 53 (Q6_K) bytes: half of what an H100 issues while they arrive.
+// Bound: the bytes of W, each read once; arithmetic is about 85 (Q4_K) to 130 (Q6_K) instructions for each 64 weights of a lane,
+// 36 to 53 bytes: less than half of what an H100 issues while they arrive.
 //
 // Grid: one block a multiprocessor, each with an equal, contiguous share of the rows. A row is cut into slices of 2,048 values; warp w
 // of a block handles slice w % slices of every (warps / slices)-th tile of two rows, so a lane meets the same 64 activations in
@@ -20,21 +20,27 @@ namespace {
 
 constexpr int MAX_WARPS = 14;
 constexpr int MAX_DEPTH = 8;    // tiles in a warp's ring
+constexpr int EARLY_TILES = 2;  // of a warp that are asked for before the activations are
 constexpr int BATCH = 2;        // tiles whose sums a warp reduces together
+
+// a / b rounded down, for counts and products of two of them: an integer division is several times as long.
+__device__ __forceinline__ int quotient(float a, float b) { return static_cast<int>(__fdividef(a + 0.5f, b)); }
+
+// Where the share of block `index` of `blocks` in `count` things starts; a share has at most one more than count / blocks
+// rounded up.
+__device__ __forceinline__ int share(int count, int index, int blocks) {
+    return index == blocks ? count : quotient(float(count) * float(index), blocks);
+}
 
 // The rows of one block in tiles of 2: of one matrix in order, or (`interleaved`) of two matrices of one type in turn.
 struct Tiles {
     const uint8_t *first, *second;
     bool interleaved;
     int matrix_rows;
-    int begin, count;
+    int begin, pairs;  // row pairs, of each matrix; the last may lie past its end, in a ragged group of 32 rows
 
-    __device__ __forceinline__ const uint8_t *data(int i) const { return interleaved && i % 2 ? second : first; }
-    // Past the end of the matrix (a ragged group of 32): the last tile, whose results are not used.
-    __device__ __forceinline__ int tile(int i) const {
-        return min(begin + (interleaved ? i / 2 : i), (matrix_rows + TILE_ROWS - 1) / TILE_ROWS - 1);
-    }
-    __device__ __forceinline__ int rows() const { return count * TILE_ROWS; }
+    __device__ __forceinline__ int count() const { return interleaved ? 2 * pairs : pairs; }
+    __device__ __forceinline__ int rows() const { return count() * TILE_ROWS; }
 };
 
 struct Work {
@@ -49,7 +55,8 @@ struct Work {
         : columns(columns),
           units((columns + UNIT - 1) / UNIT),
           slices((units + SLICE_UNITS - 1) / SLICE_UNITS),
-          warp((threadIdx.y * blockDim.x + threadIdx.x) / WARP),
+          // From a register of another lane: a value that is not computed again wherever it is used.
+          warp(__shfl_sync(~0u, (threadIdx.y * blockDim.x + threadIdx.x) / WARP, 0)),
           lane(threadIdx.x % WARP),
           slice(threadIdx.x / WARP),
           slice_units(min(units - slice * SLICE_UNITS, SLICE_UNITS)),
@@ -65,20 +72,21 @@ struct Shared {
     float *partial;  // (slices, rows of the block's tiles; product_swiglu: of both matrices)
 
     int ring_bytes;
-    CopyBarrier *arrived;  // of this warp: (MAX_DEPTH)
+    CopyBarrier *arrived;  // of this warp: (MAX_DEPTH), for the first stream and for a second one
 
     __device__ __forceinline__ Shared(const Work &work, int ring_bytes) : ring_bytes(ring_bytes) {
         extern __shared__ __align__(128) uint8_t bytes[];
-        __shared__ CopyBarrier barriers[MAX_WARPS][MAX_DEPTH];
+        __shared__ CopyBarrier barriers[MAX_WARPS][2 * MAX_DEPTH];
         ring = bytes;
         partial = reinterpret_cast<float *>(bytes + work.threads / WARP * ring_bytes);
         arrived = barriers[work.warp];
-        if (work.lane < MAX_DEPTH) arrived[work.lane].init();
+        if (work.lane < 2 * MAX_DEPTH) arrived[work.lane].init();
         __syncwarp();
     }
 };
 
-// One warp's stream of weights: its slice of its tiles, in order, through its ring.
+// One warp's stream of weights: its slice of its tiles, in order, through its ring. Of one matrix it takes every `groups`th row
+// pair; of two, the same pairs of both in turn.
 template <int TYPE>
 struct Stream {
     using F = Format<TYPE>;
@@ -87,32 +95,51 @@ struct Stream {
     const Work &work;
     CopyBarrier *arrived;
     uint8_t *ring;
+    uint64_t policy;
     int tile_bytes, depth;
+    int count;                     // tiles of this warp
+    const uint8_t *next, *second;  // where the next tile to load is, and the one after it
+    int step;                      // bytes from a tile to the next but one
 
-    __device__ __forceinline__ Stream(const Tiles &tiles, const Work &work, const Shared &shared)
+    __device__ __forceinline__ Stream(const Tiles &tiles, const Work &work, const Shared &shared, CopyBarrier *arrived)
         : tiles(tiles),
           work(work),
-          arrived(shared.arrived),
+          arrived(arrived),
           ring(shared.ring + work.warp * shared.ring_bytes),
+          policy(read_once()),
           tile_bytes(F::tile_bytes(work.slice_units)),
-          depth(min(shared.ring_bytes / tile_bytes, MAX_DEPTH)) {}
-
-    // Starts copying the block's tile `i` (none past the end) to place `slot`.
-    __device__ __forceinline__ void load(int i, int slot) {
-        if (i < tiles.count) {
-            const uint8_t *from = tiles.data(i) + size_t(tiles.tile(i)) * F::pair_bytes(work.units) + work.slice * F::tile_bytes(SLICE_UNITS);
-            arrived[slot].template copy<F::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, from, tile_bytes);
-        }
+          depth(min(quotient(shared.ring_bytes, tile_bytes), MAX_DEPTH)) {
+        const int pairs = min(tiles.pairs, (tiles.matrix_rows + TILE_ROWS - 1) / TILE_ROWS - tiles.begin);
+        const int mine = quotient(max(pairs - work.group + work.groups - 1, 0), work.groups);
+        const int pair_bytes = F::pair_bytes(work.units), stride = work.groups * pair_bytes;
+        const size_t at = size_t(tiles.begin + work.group) * pair_bytes + work.slice * F::tile_bytes(SLICE_UNITS);
+        count = tiles.interleaved ? 2 * mine : mine;
+        next = tiles.first + at;
+        second = tiles.interleaved ? tiles.second + at : next + stride;
+        step = tiles.interleaved ? stride : 2 * stride;
     }
 
-    __device__ __forceinline__ void prefetch() {
+    // Starts copying the next tile to place `slot`.
+    __device__ __forceinline__ void load(int slot) {
+        arrived[slot].template copy<F::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, next, tile_bytes, policy);
+        const uint8_t *after = next + step;
+        next = second;
+        second = after;
+    }
+
+    // Starts copying tiles `from` up to `to` of those that fill the ring at first.
+    __device__ __forceinline__ void prefetch(int from, int to) {
 #pragma unroll 1
-        for (int slot = 0; slot < depth; slot++) load(work.group + slot * work.groups, slot);
+        for (int slot = from; slot < min(min(depth, count), to); slot++) load(slot);
     }
 
-    // Adds up the rows' products: partial[i] for each row `i` of this warp. Call prefetch() before. `parity` (one bit a
-    // slot) is what each slot's next phase has, and is left so for a later stream.
-    __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial, uint32_t &parity) {
+    // Adds up the rows' products: partial[i] for each row `i` of this warp. `request` makes the activations readable and asks for
+    // other things that `use` takes. Few tiles are asked for before the activations are, and the others after: else these would
+    // wait in line behind the whole ring.
+    template <typename Request, typename Use>
+    __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial, Request request, Use use) {
+        prefetch(0, EARLY_TILES);
+        request();
         ActivationUnit<TYPE> a;
         const int n = work.slice_units, lane = min(work.lane, n - 1);  // lanes without a unit multiply another's by zero
         {
@@ -121,35 +148,40 @@ struct Stream {
 #pragma unroll
             for (int j = 0; j < 4; j++) values[j] = work.lane < n ? reinterpret_cast<const int4 *>(q)[unit * 4 + j] : int4{};
             const float2 scales = reinterpret_cast<const float2 *>(scale)[unit];
+            prefetch(EARLY_TILES, MAX_DEPTH);
             a.prepare(values, scales.x, scales.y);
+            use();
         }
+        // After a warp's sum, lane 8 i has row i of a batch.
+        const int batch_tile = work.lane / 16, row = work.lane / 8 % 2;
+        const int place = tiles.interleaved ? 2 * work.group + batch_tile : work.group + batch_tile * work.groups;
+        float *to = partial + place * TILE_ROWS + row;
         int slot = 0;
-        for (int i = work.group; i < tiles.count; i += BATCH * work.groups) {
-            float sum[BATCH * TILE_ROWS];
+        uint32_t parity = 0;
+#pragma unroll 1
+        for (int i = 0; i < count; i += BATCH) {
+            float sum[BATCH][TILE_ROWS];
 #pragma unroll
             for (int b = 0; b < BATCH; b++) {
-                const int at = i + b * work.groups;
-                sum[2 * b] = sum[2 * b + 1] = 0.f;
-                if (at < tiles.count) {
-                    arrived[slot].wait(parity >> slot & 1);
-                    parity ^= 1u << slot;
+                sum[b][0] = sum[b][1] = 0.f;
+                if (b == 0 || i + b < count) {
+                    arrived[slot].wait(parity);
                     const uint8_t *tile = ring + slot * tile_bytes;
 #pragma unroll
-                    for (int row = 0; row < TILE_ROWS; row++) sum[2 * b + row] = dot_unit<TYPE>(tile, n, row, lane, a);
+                    for (int r = 0; r < TILE_ROWS; r++) sum[b][r] = dot_unit<TYPE>(tile, n, r, lane, a);
                     __syncwarp();
-                    load(at + depth * work.groups, slot);
-                    slot = slot + 1 == depth ? 0 : slot + 1;
+                    if (i + b + depth < count) load(slot);
+                    if (++slot == depth) slot = 0, parity ^= 1;
                 }
             }
             // Halves exchange sums so that eight lanes end with each row's total.
             const bool upper = work.lane & 16, odd = work.lane & 8;
-            const float s0 = (upper ? sum[2] : sum[0]) + __shfl_xor_sync(~0u, upper ? sum[0] : sum[2], 16);
-            const float s1 = (upper ? sum[3] : sum[1]) + __shfl_xor_sync(~0u, upper ? sum[1] : sum[3], 16);
+            const float s0 = (upper ? sum[1][0] : sum[0][0]) + __shfl_xor_sync(~0u, upper ? sum[0][0] : sum[1][0], 16);
+            const float s1 = (upper ? sum[1][1] : sum[0][1]) + __shfl_xor_sync(~0u, upper ? sum[0][1] : sum[1][1], 16);
             float total = (odd ? s1 : s0) + __shfl_xor_sync(~0u, odd ? s0 : s1, 8);
 #pragma unroll
             for (int offset = 4; offset > 0; offset /= 2) total += __shfl_xor_sync(~0u, total, offset);
-            const int at = i + work.lane / 16 * work.groups;
-            if (work.lane % 8 == 0 && at < tiles.count) partial[at * TILE_ROWS + work.lane / 8 % 2] = total;
+            if (work.lane % 8 == 0 && i + batch_tile < count) to[i * work.groups * TILE_ROWS] = total;
         }
     }
 };
@@ -175,32 +207,32 @@ template <typename T>
 __device__ void float_multiply(const Tiles &tiles, const Work &work, int type, const float *a, float *partial) {
     const int warps = work.threads / WARP;
     for (int i = work.warp; i < tiles.rows(); i += warps) {
-        const int row = min(tiles.tile(i / TILE_ROWS) * TILE_ROWS + i % TILE_ROWS, tiles.matrix_rows - 1);
-        const uint8_t *weights = tiles.data(i / TILE_ROWS) + row * float_stride(type, work.columns);
+        const int tile = i / TILE_ROWS, pair = tiles.interleaved ? tile / 2 : tile;
+        const int row = min((tiles.begin + pair) * TILE_ROWS + i % TILE_ROWS, tiles.matrix_rows - 1);
+        const uint8_t *weights = (tiles.interleaved && tile % 2 ? tiles.second : tiles.first) + row * float_stride(type, work.columns);
         const float sum = float_dot(reinterpret_cast<const T *>(weights), a, work.columns, work.lane);
         if (work.lane == 0) partial[i] = sum;
     }
 }
 
-// Starts the weights' way into the ring.
-__device__ __forceinline__ void prefetch(int type, const Tiles &tiles, const Work &work, const Shared &shared) {
-#define PREFETCH(TYPE) Stream<TYPE>(tiles, work, shared).prefetch()
-    FOR_QUANTIZED(type, PREFETCH)
-#undef PREFETCH
-}
-
-// partial[s][i], s a slice, i a row of the block; then a barrier. Float weights have one slice.
-__device__ __forceinline__ void multiply(int type, const Tiles &tiles, const Work &work, const Shared &shared, const Activation &a,
-                                         float *partial, uint32_t &parity) {
-    if (type == F32) {
-        float_multiply<float>(tiles, work, type, a.value, partial);
-    } else if (type == F16) {
-        float_multiply<__half>(tiles, work, type, a.value, partial);
-    } else if (type == BF16) {
-        float_multiply<__nv_bfloat16>(tiles, work, type, a.value, partial);
+// partial[s][i], s a slice, i a row of the block; then a barrier. Float weights have one slice. `request` is called once the
+// first weights are on their way, and makes the activations readable; `use` once these have arrived.
+template <typename Request, typename Use>
+__device__ __forceinline__ void multiply(int type, const Tiles &tiles, const Work &work, const Shared &shared, CopyBarrier *arrived,
+                                         const Activation &a, float *partial, Request request, Use use) {
+    if (is_float(type)) {
+        request();
+        use();
+        if (type == F32) {
+            float_multiply<float>(tiles, work, type, a.value, partial);
+        } else if (type == F16) {
+            float_multiply<__half>(tiles, work, type, a.value, partial);
+        } else {
+            float_multiply<__nv_bfloat16>(tiles, work, type, a.value, partial);
+        }
     } else {
         float *sums = partial + work.slice * tiles.rows();
-#define MULTIPLY(TYPE) Stream<TYPE>(tiles, work, shared).multiply(a.q, a.scale, sums, parity)
+#define MULTIPLY(TYPE) Stream<TYPE>(tiles, work, shared, arrived).multiply(a.q, a.scale, sums, request, use)
         FOR_QUANTIZED(type, MULTIPLY)
 #undef MULTIPLY
     }
@@ -217,12 +249,15 @@ __device__ __forceinline__ float total(int type, const Work &work, const float *
 // 1 / rms of the vector whose groups' sums of squares these are; 1 where there are none.
 struct RmsScale {
     static constexpr int KEPT = 4;  // sums that a lane loads at once
-    const float *squares;
+    const float *squares = nullptr;
+    float kept[KEPT] = {};
     int groups;
-    float kept[KEPT];
 
-    __device__ __forceinline__ RmsScale(const float *squares, const Work &work)
-        : squares(squares), groups(squares ? work.columns / ACTIVATION_GROUP : 0) {
+    __device__ __forceinline__ explicit RmsScale(const Work &work) : groups(work.columns / ACTIVATION_GROUP) {}
+
+    __device__ __forceinline__ void load(const float *from, const Work &work) {
+        squares = from;
+        if (!squares) return;
 #pragma unroll
         for (int i = 0; i < KEPT; i++) kept[i] = i * WARP + work.lane < groups ? squares[i * WARP + work.lane] : 0.f;
     }
@@ -233,15 +268,9 @@ struct RmsScale {
 #pragma unroll
         for (int i = 0; i < KEPT; i++) sum += kept[i];
         for (int i = KEPT * WARP + work.lane; i < groups; i += WARP) sum += squares[i];
-        return 1.f / sqrtf(warp_sum(sum) / work.columns + epsilon);
+        return rsqrtf(warp_sum(sum) / work.columns + epsilon);
     }
 };
-
-// Where the share of block `index` of `blocks` in `count` things starts; a share has at most one more than count / blocks
-// rounded up. A quotient of floats, since an integer division is several times as long.
-__device__ __forceinline__ int share(int count, int index, int blocks) {
-    return index == blocks ? count : static_cast<int>(__fdividef(float(count) * float(index) + 0.5f, float(blocks)));
-}
 
 }  // namespace
 
@@ -292,17 +321,20 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
     const Work work(p.columns);
     const Shared shared(work, p.ring_bytes);
-    const Tiles tiles{matrix.weights, p.matrix[1].weights, interleaved, matrix.rows, begin, interleaved ? 2 * count : count};
+    const Tiles tiles{matrix.weights, p.matrix[1].weights, interleaved, matrix.rows, begin, count};
     const int first = begin * TILE_ROWS + work.thread, past = min((begin + count) * TILE_ROWS, matrix.rows);
     const float norm = EPILOGUE == ADD && first < past ? p.next_norm[first] : 0.f;
-    prefetch(matrix.type, tiles, work, shared);
-    wait_for_predecessor();
-    if (EPILOGUE == STORE) launch_dependents();
-    const float old = EPILOGUE == ADD && first < past ? matrix.out[first] : 0.f;
-    const RmsScale rms(p.squares, work);
-    uint32_t parity = 0;
-    multiply(matrix.type, tiles, work, shared, p.a, shared.partial, parity);
-    const float scale = rms(p.epsilon, work);
+    float old = 0.f, scale = 1.f;
+    RmsScale rms(work);
+    const auto request = [&] {
+        touch(p.a.q, p.a.scale, p.squares, p.next.q, p.next.scale, p.next.value, p.next_squares, matrix.out, matrix.bias);
+        wait_for_predecessor();
+        if (EPILOGUE == STORE) launch_dependents();
+        if (EPILOGUE == ADD && first < past) old = matrix.out[first];
+        if (EPILOGUE != ADD) rms.load(p.squares, work);
+    };
+    const auto use = [&] { scale = rms(p.epsilon, work); };
+    multiply(matrix.type, tiles, work, shared, shared.arrived, p.a, shared.partial, request, use);
 
     if constexpr (EPILOGUE == STORE) {
         for (int row = first; row < past; row += work.threads) {
@@ -327,8 +359,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         if (!interleaved) {
             const Tiles up_tiles{p.matrix[1].weights, nullptr, false, matrix.rows, begin, count};
             float *partial = shared.partial + work.slices * tiles.rows();
-            prefetch(up_type, up_tiles, work, shared);
-            multiply(up_type, up_tiles, work, shared, p.a, partial, parity);
+            multiply(up_type, up_tiles, work, shared, shared.arrived + MAX_DEPTH, p.a, partial, [] {}, [] {});
             up_partial = partial;
         }
         for (int i = work.thread; i < count * TILE_ROWS; i += work.threads) {
@@ -336,7 +367,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
             const float gate = scale * total(matrix.type, work, shared.partial, tiles.rows(), at);
             const float up = scale * total(up_type, work, up_partial, tiles.rows(), interleaved ? at + TILE_ROWS : at);
             const int row = begin * TILE_ROWS + i;
-            store_group(p.next, row / ACTIVATION_GROUP, row < matrix.rows ? gate / (1.f + __expf(-gate)) * up : 0.f);
+            store_group(p.next, row / ACTIVATION_GROUP, row < matrix.rows ? __fdividef(gate, 1.f + __expf(-gate)) * up : 0.f);
         }
     }
 }
