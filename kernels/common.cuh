@@ -29,14 +29,6 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// Brings the constant cache lines of parameters in: the first touch of each is a trip to memory, best made before the wait.
-template <typename... T>
-__device__ __forceinline__ void touch(const T *...pointers) {
-    const void *all[] = {pointers...};
-#pragma unroll
-    for (const void *pointer : all) asm volatile("" ::"l"(pointer));
-}
-
 // The cache policy of data that is used once: it leaves the L2 cache first, so that activations and code stay.
 __device__ __forceinline__ uint64_t read_once() {
     uint64_t policy;

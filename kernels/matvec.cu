@@ -327,7 +327,6 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     float old = 0.f, scale = 1.f;
     RmsScale rms(work);
     const auto request = [&] {
-        touch(p.a.q, p.a.scale, p.squares, p.next.q, p.next.scale, p.next.value, p.next_squares, matrix.out, matrix.bias);
         wait_for_predecessor();
         if (EPILOGUE == STORE) launch_dependents();
         if (EPILOGUE == ADD && first < past) old = matrix.out[first];
