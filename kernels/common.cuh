@@ -29,14 +29,6 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// Brings the constant cache lines of parameters in: the first touch of each is a trip to memory, best made before the wait.
-template <typename... T>
-__device__ __forceinline__ void touch(const T *...pointers) {
-    const void *all[] = {pointers...};
-#pragma unroll
-    for (const void *pointer : all) asm volatile("" ::"l"(pointer));
-}
-
 // The cache policy of data that is used once: it leaves the L2 cache first, so that activations and code stay.
 __device__ __forceinline__ uint64_t read_once() {
     uint64_t policy;
@@ -44,14 +36,17 @@ __device__ __forceinline__ uint64_t read_once() {
     return policy;
 }
 
-// True in one lane of a whole warp: the compiler then knows that a branch on it has one thread.
-#if __CUDA_ARCH__ >= 900
+// True in one lane of a whole warp. From sm_90 in a way that tells the compiler that a branch on it has one thread: what takes its
+// operands from uniform registers (barriers, bulk copies) then needs no loop over lanes.
 __device__ __forceinline__ bool elect() {
+#if __CUDA_ARCH__ >= 900
     uint32_t elected;
     asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(elected));
     return elected;
-}
+#else
+    return threadIdx.x % WARP == 0;
 #endif
+}
 
 // A barrier in shared memory that the copies of one warp complete: the copy engine's from sm_90, before it the lanes' own.
 struct CopyBarrier {
@@ -59,13 +54,19 @@ struct CopyBarrier {
 
     __device__ __forceinline__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(&state)); }
 
-    // By one lane, before any use.
+    // By one lane; then publish(), before any use.
     __device__ __forceinline__ void init() {
 #if __CUDA_ARCH__ >= 900
         asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address()) : "memory");
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #else
         asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(address()) : "memory");
+#endif
+    }
+
+    // Lets the copy engine see what init() did.
+    static __device__ __forceinline__ void publish() {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
     }
 

@@ -80,8 +80,6 @@ struct Shared {
         ring = bytes;
         partial = reinterpret_cast<float *>(bytes + work.threads / WARP * ring_bytes);
         arrived = barriers[work.warp];
-        if (work.lane < 2 * MAX_DEPTH) arrived[work.lane].init();
-        __syncwarp();
     }
 };
 
@@ -138,6 +136,12 @@ struct Stream {
     // wait in line behind the whole ring.
     template <typename Request, typename Use>
     __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial, Request request, Use use) {
+        if (elect()) {
+#pragma unroll
+            for (int slot = 0; slot < MAX_DEPTH; slot++) arrived[slot].init();
+            CopyBarrier::publish();
+        }
+        __syncwarp();
         prefetch(0, EARLY_TILES);
         request();
         ActivationUnit<TYPE> a;
@@ -327,7 +331,6 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     float old = 0.f, scale = 1.f;
     RmsScale rms(work);
     const auto request = [&] {
-        touch(p.a.q, p.a.scale, p.squares, p.next.q, p.next.scale, p.next.value, p.next_squares, matrix.out, matrix.bias);
         wait_for_predecessor();
         if (EPILOGUE == STORE) launch_dependents();
         if (EPILOGUE == ADD && first < past) old = matrix.out[first];
