@@ -63,14 +63,6 @@ __device__ __forceinline__ uint32_t pack(__half low, __half high) {
     return *reinterpret_cast<const uint32_t *>(&both);
 }
 
-// cos and sin of position * frequency. The angle is reduced in double precision; the fast functions are good to 4e-7 within a turn.
-__device__ __forceinline__ float2 rotation(int position, float frequency) {
-    constexpr double TURN = 6.283185307179586476925;
-    const double angle = double(position) * double(frequency);
-    const float reduced = static_cast<float>(angle - TURN * rint(angle / TURN));
-    return {__cosf(reduced), __sinf(reduced)};
-}
-
 // What normalizing and turning a query and a key head take, loaded once for a lane's values.
 template <int D>
 struct Turn {

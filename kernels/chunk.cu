@@ -95,14 +95,6 @@ struct RopeParams {
 
 namespace {
 
-// cos and sin of position * frequency. The angle is reduced in double precision; the fast functions are good to 4e-7 within a turn.
-__device__ __forceinline__ float2 rotation(int position, float frequency) {
-    constexpr double TURN = 6.283185307179586476925;
-    const double angle = double(position) * double(frequency);
-    const float reduced = static_cast<float>(angle - TURN * rint(angle * (1 / TURN)));
-    return {__cosf(reduced), __sinf(reduced)};
-}
-
 template <int D>
 __device__ __forceinline__ void rope(const RopeParams &p) {
     __shared__ float2 turn[D / 2];
