@@ -178,25 +178,22 @@ fn predictions_follow_the_cpu_on_a_text() -> TestResult {
     let model = demo();
     let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
     let tokens = story(&model, &mut cpu, 2_000)?;
-    let mut progress = |_, _| ControlFlow::Continue(());
-    let evaluation = evaluate(
-        &mut backend(&model, false),
-        Some(&mut cpu),
-        &tokens,
-        500,
-        None,
-        &mut progress,
-    )?;
-    let divergence = evaluation.divergence.expect("there was a reference");
-    let (mean, same_top) = (divergence.mean(), divergence.same_top_fraction());
-    eprintln!(
-        "mean KL divergence {mean:.2e}, same top token {:.2}%",
-        same_top * 100.0
-    );
-    check(
-        mean <= 1e-3 && same_top >= 0.985,
-        format!("mean KL divergence {mean:e}, same top token {same_top}"),
-    )
+    for (way, chunk_len) in [("decoded", 1), ("read in chunks", 2048)] {
+        let mut progress = |_, _| ControlFlow::Continue(());
+        let mut cuda = chunked(&model, 2048, chunk_len)?;
+        let evaluation = evaluate(&mut cuda, Some(&mut cpu), &tokens, 500, None, &mut progress)?;
+        let divergence = evaluation.divergence.expect("there was a reference");
+        let (mean, same_top) = (divergence.mean(), divergence.same_top_fraction());
+        eprintln!(
+            "{way}: mean KL divergence {mean:.2e}, same top token {:.2}%",
+            same_top * 100.0
+        );
+        check(
+            mean <= 1e-3 && same_top >= 0.985,
+            format!("{way}: mean KL divergence {mean:e}, same top token {same_top}"),
+        )?;
+    }
+    Ok(())
 }
 
 fn predictions_follow_the_cpu_after_the_golden_prompts() -> TestResult {
