@@ -1,33 +1,22 @@
-//! The CUDA backend on a real GPU. Where there is none, every test is reported as ignored; with SHARPI_REQUIRE_CUDA=1 that is
-//! a failure.
+//! The CUDA backend on a real GPU.
 
 mod common;
 
-use std::{env, ops::ControlFlow, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc};
 
-use common::gguf_writer::RandomModel;
-use libtest_mimic::{Arguments, Failed, Trial};
+use common::{
+    gguf_writer::RandomModel,
+    gpu::{self, Test, TestResult, check},
+};
 use sharpi::{
     cpu::CpuBackend,
-    cuda::{self, CudaBackend, Device, Options},
+    cuda::{CudaBackend, Device, Options},
     engine::{Backend, Sampler, SamplingParams, Session, Trace, evaluate, made_up_tokens},
     model::{Gguf, Model},
     quant::TensorType,
 };
 
-type TestResult = Result<(), Failed>;
-type Test = (&'static str, fn() -> TestResult);
-
 fn main() {
-    let missing = match cuda::list() {
-        Ok(devices) if devices.is_empty() => Some("the driver shows no GPU".to_owned()),
-        Ok(_) => None,
-        Err(error) => Some(format!("{error:#}")),
-    };
-    let required = env::var_os("SHARPI_REQUIRE_CUDA").is_some_and(|value| value == "1");
-    if let Some(reason) = &missing {
-        eprintln!("the tests that need a GPU do not run: {reason}");
-    }
     let tests: [Test; 14] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
@@ -86,19 +75,7 @@ fn main() {
             a_session_reads_only_what_is_new,
         ),
     ];
-    let trials = tests.into_iter().map(|(name, test)| {
-        let missing = missing.clone();
-        let ignored = missing.is_some() && !required;
-        Trial::test(name, move || match missing {
-            Some(reason) => Err(format!("SHARPI_REQUIRE_CUDA=1, but {reason}").into()),
-            None => test(),
-        })
-        .with_ignored_flag(ignored)
-    });
-    // One at a time: one test watches the device's free memory.
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
-    libtest_mimic::run(&arguments, trials.collect()).exit();
+    gpu::run(&tests)
 }
 
 fn demo() -> Arc<Model> {
@@ -148,14 +125,6 @@ fn relative_error(reference: impl Iterator<Item = f32>, ours: impl Iterator<Item
         norm += f64::from(r).powi(2);
     }
     (difference / norm).sqrt()
-}
-
-fn check(holds: bool, message: impl Into<String>) -> TestResult {
-    if holds {
-        Ok(())
-    } else {
-        Err(message.into().into())
-    }
 }
 
 /// 300 tokens: across the places where attention cuts the context into more pieces.

@@ -6,11 +6,11 @@
 //! `chunk_kernels.rs` know their grids, and `kernels/*.cu` computes.
 
 mod ceiling;
-mod chunk_kernels;
+pub mod chunk_kernels;
 mod decode;
-mod device;
+pub mod device;
 mod graph;
-mod kernels;
+pub mod kernels;
 mod prefill;
 mod scratch;
 mod upload;
@@ -36,6 +36,7 @@ use crate::{
 
 pub use ceiling::{gemm_ceiling, read_ceiling};
 pub use device::{ARCHS, Device, DeviceInfo, list};
+pub use weights::{Matrix, UNIT};
 
 /// Tokens of a prompt that are read at once, where nothing else is asked for: the fewest that reach full speed on Qwen3-8B
 /// (docs/performance.md).

@@ -1,0 +1,44 @@
+//! How tests that need a GPU are run.
+
+use std::env;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use sharpi::cuda;
+
+pub type TestResult = Result<(), Failed>;
+pub type Test = (&'static str, fn() -> TestResult);
+
+/// Runs the tests and ends the process. Where there is no GPU, every test is reported as ignored; with SHARPI_REQUIRE_CUDA=1
+/// that is a failure.
+pub fn run(tests: &[Test]) -> ! {
+    let missing = match cuda::list() {
+        Ok(devices) if devices.is_empty() => Some("the driver shows no GPU".to_owned()),
+        Ok(_) => None,
+        Err(error) => Some(format!("{error:#}")),
+    };
+    let required = env::var_os("SHARPI_REQUIRE_CUDA").is_some_and(|value| value == "1");
+    if let Some(reason) = &missing {
+        eprintln!("the tests that need a GPU do not run: {reason}");
+    }
+    let trials = tests.iter().map(|&(name, test)| {
+        let missing = missing.clone();
+        let ignored = missing.is_some() && !required;
+        Trial::test(name, move || match missing {
+            Some(reason) => Err(format!("SHARPI_REQUIRE_CUDA=1, but {reason}").into()),
+            None => test(),
+        })
+        .with_ignored_flag(ignored)
+    });
+    // One at a time: they share the GPU, and one watches its free memory.
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials.collect()).exit()
+}
+
+pub fn check(holds: bool, message: impl Into<String>) -> TestResult {
+    if holds {
+        Ok(())
+    } else {
+        Err(message.into().into())
+    }
+}
