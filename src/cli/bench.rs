@@ -98,23 +98,20 @@ pub fn run(request: &BenchRequest) -> Result<Outcome> {
         write_head(&mut out, &report).context(WRITING)?;
     }
     for &workload in &request.workloads {
-        let mut time = |ineligible: Option<&str>| {
-            backend.set_graph(ineligible.map(str::to_owned));
+        let time = |backend: &mut dyn Backend| {
             let vocab_size = model.config.vocab_size;
-            let samples = measure(&mut *backend, workload, vocab_size, request.repetitions)
+            let samples = measure(backend, workload, vocab_size, request.repetitions)
                 .with_context(|| format!("measuring {}", workload.name()))?;
             let operations = model.weights.operations(workload.tokens);
-            anyhow::Ok(Row::new(
-                workload, &samples, &*backend, operations, ceilings,
-            ))
+            anyhow::Ok(Row::new(workload, &samples, backend, operations, ceilings))
         };
         let mut rows = Vec::new();
         if request.compare_graph && workload.kind == Kind::Generate {
-            rows.push(time(Some("--compare-graph"))?);
+            backend.set_graph(Some("--compare-graph".to_owned()));
+            rows.push(time(&mut *backend)?);
+            backend.set_graph(None);
         }
-        rows.push(time(
-            request.compute.no_cuda_graph.then_some("--no-cuda-graph"),
-        )?);
+        rows.push(time(&mut *backend)?);
         if let [direct, graph] = &mut rows[..] {
             graph.graph_speedup = Some(graph.tokens_per_second / direct.tokens_per_second);
         }
