@@ -9,6 +9,7 @@
 //! * [`cli`] reads flags, writes output and holds no arithmetic.
 //! * [`engine`] turns a prompt into tokens: sessions, the generation loop, sampling.
 //! * [`cpu`] computes logits on the host; it is the reference that every other backend is held to.
+//! * [`cuda`] computes them on a GPU, with the kernels in `kernels/`.
 //! * [`model`] reads a GGUF file into typed hyper-parameters, weights, a tokenizer and a chat
 //!   template. It never sees a device.
 //! * [`quant`] knows the ggml block formats.

@@ -17,7 +17,7 @@ use sharpi::{
 };
 
 fn main() {
-    let tests: [Test; 14] = [
+    let tests: [Test; 15] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
             graph_and_direct_logits_are_the_same_bits,
@@ -59,6 +59,10 @@ fn main() {
             reading_a_prompt_follows_the_cpu_for_every_chunk_length,
         ),
         (
+            SMOLLM2,
+            reading_a_prompt_of_smollm2_follows_the_cpu_for_every_chunk_length,
+        ),
+        (
             "every_tensor_type_reads_prompts",
             every_tensor_type_reads_prompts,
         ),
@@ -75,8 +79,13 @@ fn main() {
             a_session_reads_only_what_is_new,
         ),
     ];
-    gpu::run(&tests)
+    match common::smollm2_path() {
+        Some(_) => gpu::run(&tests, &[]),
+        None => gpu::run(&tests, &[SMOLLM2]),
+    }
 }
+
+const SMOLLM2: &str = "reading_a_prompt_of_smollm2_follows_the_cpu_for_every_chunk_length";
 
 fn demo() -> Arc<Model> {
     Arc::new(Model::demo().expect("the demo model is sound"))
@@ -362,15 +371,24 @@ fn a_type_without_kernels_is_refused_by_name() -> TestResult {
 }
 
 fn reading_a_prompt_follows_the_cpu_for_every_chunk_length() -> TestResult {
-    let model = demo();
+    prompts_follow_the_cpu(&demo(), &golden())
+}
+
+fn reading_a_prompt_of_smollm2_follows_the_cpu_for_every_chunk_length() -> TestResult {
+    let path = common::smollm2_path().ok_or("the file is gone")?;
+    let golden = include_str!("data/smollm2-golden.json");
+    let golden: Vec<serde_json::Value> = serde_json::from_str(golden)?;
+    prompts_follow_the_cpu(&Arc::new(Model::open(&path)?), &golden)
+}
+
+fn prompts_follow_the_cpu(model: &Arc<Model>, golden: &[serde_json::Value]) -> TestResult {
     let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
-    let golden = golden();
     let mut references = Vec::new();
-    for case in &golden {
+    for case in golden {
         references.push(Trace::record(&mut cpu, &ids(case, "prompt_ids"), 1, None)?);
     }
     for chunk_len in [1, 2, 3, 31, 32, 33, 127, 128, 512, 2048] {
-        let mut cuda = chunked(&model, 2048, chunk_len)?;
+        let mut cuda = chunked(model, 2048, chunk_len)?;
         let mut kl = Vec::new();
         for (case, reference) in golden.iter().zip(&references) {
             let prompt = ids(case, "prompt_ids");

