@@ -153,8 +153,7 @@ impl Prefill<'_> {
             bias: 0,
             out: self.decode.logits,
         };
-        self.store(launch, &[output], scratch.normed, counted)?;
-        Ok(())
+        self.store(launch, &[output], scratch.normed, counted)
     }
 
     /// `out = W x + bias` of each product, as few launches as their types allow.
@@ -220,8 +219,7 @@ impl Prefill<'_> {
             scratch.gated,
             gate.rows,
             chunk,
-        )?)?;
-        Ok(())
+        )?)
     }
 
     fn matmul(

@@ -86,7 +86,8 @@ impl Sizing {
     pub fn parts(&self, context_len: usize) -> impl Iterator<Item = Part> {
         let cache = Part {
             name: "KV cache",
-            bytes: context_len * self.kv_bytes_per_token,
+            // A context that nobody has memory for must end in a refusal, not in a small number.
+            bytes: context_len.saturating_mul(self.kv_bytes_per_token),
         };
         self.scratch.iter().copied().chain([cache])
     }
