@@ -22,9 +22,8 @@ use rayon::prelude::*;
 use sharpi::{
     cuda::{
         Device, Matrix, UNIT,
-        chunk_kernels::{
-            self, Chunk, Epilogue, FlashParams, GATE_SCALE, Meeting, RopeParams, matmul,
-        },
+        chunk_kernels::{self, Chunk, FlashParams, RopeParams},
+        chunk_products::{self, Epilogue, GATE_SCALE, Meeting, matmul},
         device::{Arguments, DeviceBuffer, Launch},
         kernels::{self, Activation, AttentionParams, Normed, Product},
     },
@@ -1332,8 +1331,8 @@ struct MeetingBuffers {
 impl MeetingBuffers {
     fn new() -> Result<Self> {
         Ok(Self {
-            partial: Buffer::poisoned(chunk_kernels::product_partial_len(device()?) * 4)?,
-            finished: Buffer::zeroed(chunk_kernels::product_counters(device()?) * 4)?,
+            partial: Buffer::poisoned(chunk_products::partial_len(device()?) * 4)?,
+            finished: Buffer::zeroed(chunk_products::counters(device()?) * 4)?,
         })
     }
 
@@ -1385,7 +1384,7 @@ impl ChunkInput {
         let (mut products, mut outputs) = (Vec::new(), Vec::new());
         for &(weights, bias) in matrices {
             let out = Buffer::poisoned(weights.rows * self.chunk.tokens * 4)?;
-            products.push(chunk_kernels::Product {
+            products.push(chunk_products::Product {
                 weights,
                 bias,
                 out: out.address(),
@@ -1398,7 +1397,7 @@ impl ChunkInput {
 
     fn multiply(
         &self,
-        products: &[chunk_kernels::Product],
+        products: &[chunk_products::Product],
         gated: u64,
         epilogue: Epilogue,
         meeting: &MeetingBuffers,
@@ -1469,7 +1468,7 @@ fn chunk_products_store_add_and_gate() -> TestResult {
                 let factor = 16.0;
                 let old = floats(&mut random, rows * tokens, 1.0);
                 let x = Buffer::new(&old)?;
-                let product = chunk_kernels::Product {
+                let product = chunk_products::Product {
                     weights: gate.matrix,
                     bias: 0,
                     out: x.address(),
@@ -1481,7 +1480,7 @@ fn chunk_products_store_add_and_gate() -> TestResult {
                     .collect();
                 findings.sums("added", &case, &sums, &x.read()?, bound);
 
-                let products = [&gate, &up].map(|weights| chunk_kernels::Product {
+                let products = [&gate, &up].map(|weights| chunk_products::Product {
                     weights: weights.matrix,
                     bias: 0,
                     out: 0,

@@ -2,11 +2,12 @@
 //! captured into a CUDA graph and replayed.
 //!
 //! `device.rs` is the only file that talks to the driver about memory and launches, `graph.rs` the only one that captures;
-//! `decode.rs` lists the launches of a token and `prefill.rs` those of a chunk of a prompt, `kernels.rs` and
-//! `chunk_kernels.rs` know their grids, and `kernels/*.cu` computes.
+//! `decode.rs` lists the launches of a token and `prefill.rs` those of a chunk of a prompt, `kernels.rs`,
+//! `chunk_kernels.rs` and `chunk_products.rs` know their grids, and `kernels/*.cu` computes.
 
 mod ceiling;
 pub mod chunk_kernels;
+pub mod chunk_products;
 mod decode;
 pub mod device;
 mod graph;
@@ -234,7 +235,7 @@ impl CudaBackend {
         let bytes = bytemuck::cast_slice::<u32, u8>(tokens);
         let head = 2 * size_of::<i32>();
         self.inputs[head..][..bytes.len()].copy_from_slice(bytes);
-        self.set_inputs(tokens[0], position)?;
+        self.set_inputs(tokens.len() as u32 - 1, position)?;
         let source = &self.inputs[head..][..bytes.len()];
         self.chunk_scratch.memory().upload(0, source)?;
         let prefill = Prefill {
@@ -254,7 +255,7 @@ impl CudaBackend {
         })
     }
 
-    /// Queues the upload of a token's id and position. The caller waits for the stream before the next.
+    /// Queues the upload of a token's id, or index in its chunk, and a position. The caller waits for the stream before the next.
     fn set_inputs(&mut self, token: u32, position: usize) -> Result<()> {
         let input = &mut self.inputs[..2 * size_of::<i32>()];
         input.copy_from_slice(bytemuck::bytes_of(&[token, position as u32]));

@@ -7,7 +7,8 @@ use cudarc::driver::sys::CUdeviceptr;
 use half::f16;
 
 use super::{
-    chunk_kernels::{self, Chunk, Meeting},
+    chunk_kernels::{self, Chunk},
+    chunk_products::{self, Meeting},
     device::{Device, DeviceBuffer},
     kernels::{self, Activation, Normed},
     prefill,
@@ -315,11 +316,11 @@ fn chunk_parts(device: &Device, model: &Model, chunk: Chunk) -> Result<Vec<Part>
         ),
         (
             "prompt: product partial sums",
-            chunk_kernels::product_partial_len(device) * 4,
+            chunk_products::partial_len(device) * 4,
         ),
         (
             "prompt: product counters",
-            chunk_kernels::product_counters(device) * 4,
+            chunk_products::counters(device) * 4,
         ),
         ("prompt: attention partial sums", attention_partial * 4),
         (

@@ -1,0 +1,117 @@
+// What the kernels share that multiply a matrix with a chunk of tokens: their parameters, how tokens reach shared memory, and what becomes of
+// the sums.
+//
+//   store   out[token, row] = W[row] . x[token] (+ bias[row])
+//   add     out[token, row] += factor * W[row] . x[token]
+//   gate    out[token, row] = silu(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as Tiles
+#pragma once
+
+#include "tiles.cuh"
+
+struct Matrix {
+    const uint8_t *weights;
+    const float *bias;  // (rows) or null
+    float *out;         // (out_stride, tokens); with Gate unused
+    int rows;
+    int out_stride;
+};
+
+enum Epilogue : int { Store = 0, Add = 1, Gate = 2 };
+
+struct ProductParams {
+    Matrix matrix[3];    // of one type; Gate: gate and up, of as many rows
+    const __half *x;     // Tiles (columns, padded_tokens)
+    __half *gated;       // Gate: Tiles (rows, padded_tokens)
+    float *partial;      // scratch, where those who share a tile meet
+    unsigned *finished;  // scratch: one for each shared tile, zero before the first launch; left zero
+    float factor;
+    int matrices;
+    int epilogue;
+    int tokens;
+    int padded_tokens;  // rounded up to a multiple of 8
+    int columns;
+    int stages;  // token tiles in shared memory
+    int slices;  // matmul_few: parts that rows are cut into
+};
+
+// Bytes of one step of N tokens: two blocks of N tokens x 128 bytes.
+template <int N>
+constexpr int TOKEN_BYTES = N * STEP_VALUES * 2;
+
+// How many arrivals, copies aside, fill a stage of tokens.
+#if __CUDA_ARCH__ >= 900
+constexpr int FETCH_ARRIVALS = 1;
+#else
+constexpr int FETCH_ARRIVALS = WARP;
+#endif
+
+// Starts copying step `step` of the tokens from `token` on to a stage that `full` guards. By all lanes of a warp.
+template <int N>
+__device__ __forceinline__ void fetch_tokens(const ProductParams &p, uint8_t *to, int step, int token, const Barrier &full) {
+    const int lane = threadIdx.x % WARP, bytes = min(N, p.padded_tokens - token) * 128;
+    const uint8_t *from = reinterpret_cast<const uint8_t *>(p.x) + (size_t(2 * step) * p.padded_tokens + token) * 128;
+    const size_t block_stride = size_t(p.padded_tokens) * 128;
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0) {
+        expect_bytes(full, 2 * bytes);
+        copy_bulk(to, from, bytes, full);
+        copy_bulk(to + TOKEN_BYTES<N> / 2, from + block_stride, bytes, full);
+    }
+#else
+    for (int i = lane * 16; i < bytes; i += WARP * 16) {
+        copy_or_zero<16>(to + i, from + i, true);
+        copy_or_zero<16>(to + TOKEN_BYTES<N> / 2 + i, from + block_stride + i, true);
+    }
+    full.arrive_after_copies();
+#endif
+}
+
+__device__ __forceinline__ float finite_half(float x) { return fminf(fmaxf(x, -65504.f), 65504.f); }
+
+// Ends the sums of a fragment of 16 rows and N tokens from `first_token` on. This lane's are those of rows `row0` and `row1` of matrix
+// `index`; Gate: of row `row0` of both matrices.
+template <int N>
+__device__ __forceinline__ void finish(const ProductParams &p, int index, int row0, int row1, int first_token, const float (&sum)[N / 8][4]) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    if (p.epilogue == Gate) {
+        const Tiles gated{p.gated, p.padded_tokens};
+        const int rows = p.matrix[0].rows;
+        const bool inside = row0 < rows, odd = g / 2 % 2, filled = row0 < round_up(rows, STEP_VALUES);
+#pragma unroll
+        for (int i = 0; i < N / 8; i++) {
+            float y[2];
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float gate = sum[i][j], up = sum[i][2 + j];
+                y[j] = inside ? finite_half(gate / (1.f + __expf(-gate)) * up * p.factor) : 0.f;
+            }
+            // Rows r and r + 2 stand side by side: this lane takes both for one of its two tokens.
+            const float other = __shfl_xor_sync(~0u, odd ? y[0] : y[1], 8);
+            const int token = first_token + i * 8 + 2 * t + odd;
+            if (token < p.tokens && filled) {
+                *gated.pair(token, row0 & ~3, row0 & 1) = odd ? __floats2half2_rn(other, y[1]) : __floats2half2_rn(y[0], other);
+            }
+        }
+    } else {
+        const Matrix &matrix = p.matrix[index];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int row = h ? row1 : row0;
+            if (row >= matrix.rows) continue;
+            const float bias = matrix.bias ? matrix.bias[row] : 0.f;
+            float *out = matrix.out + size_t(first_token + 2 * t) * matrix.out_stride + row;
+            const int tokens = p.tokens - first_token - 2 * t;
+            float before[N / 8][2];  // all loads before the first store
+#pragma unroll
+            for (int i = 0; i < N / 4; i++) {
+                const int token = i / 2 * 8 + i % 2;
+                before[i / 2][i % 2] = p.epilogue == Add && token < tokens ? out[size_t(token) * matrix.out_stride] : bias;
+            }
+#pragma unroll
+            for (int i = 0; i < N / 4; i++) {
+                const int token = i / 2 * 8 + i % 2;
+                if (token < tokens) out[size_t(token) * matrix.out_stride] = sum[i / 2][2 * h + i % 2] * p.factor + before[i / 2][i % 2];
+            }
+        }
+    }
+}
