@@ -5,41 +5,35 @@
 //   gate_tokens   out[token] = silu(gate[token]) * up[token] * factor, as Tiles (where gate and up differ in type)
 //   float_to_half the same matrix in f16, for matmul_f16
 //
-// Bound: bytes; each input is read once (norm_tokens: twice, the second time from cache). Grids: norm_tokens, a block of 256 for each token;
+// Bound: bytes; each input is read once. Grids: norm_tokens, a block of whole warps for each token, best with a thread for 4 values;
 // rope_tokens, (tokens, blocks along heads as the host likes) x 256; gate_tokens, (columns rounded up to 128) / 4 threads in
 // blocks of 256 along x, tokens along y; float_to_half, one thread for each 8 values of a row, 256 a block along x, rows along y.
 #include "formats.cuh"
 #include "tiles.cuh"
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(1024)
 norm_tokens(const float *x, const float *weight, __half *out, float epsilon, int columns, int padded_tokens) {
-    __shared__ float part[8];
+    __shared__ float part[WARP];
     launch_dependents();
+    const int token = blockIdx.x, first = threadIdx.x * 4, stride = blockDim.x * 4;
+    const auto load = [&](const float *from, int c) { return c < columns ? *reinterpret_cast<const float4 *>(from + c) : float4{}; };
+    const float4 first_weight = load(weight, first);  // no kernel writes it
     wait_for_predecessor();
-    const int token = blockIdx.x;
     x += size_t(token) * columns;
-    float squares = 0.f;
-    for (int c = threadIdx.x * 4; c < columns; c += blockDim.x * 4) {
-        const float4 v = *reinterpret_cast<const float4 *>(x + c);
-        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-    }
+    const float4 first_value = load(x, first);
+    const auto squares_of = [](float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; };
+    float squares = squares_of(first_value);
+    for (int c = first + stride; c < columns; c += stride) squares += squares_of(load(x, c));
     squares = warp_sum(squares);
     if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = squares;
     __syncthreads();
-    squares = 0.f;
-#pragma unroll
-    for (int i = 0; i < 8; i++) squares += part[i];
+    squares = warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.f);
     const float scale = 1.f / sqrtf(squares / columns + epsilon);
 
     const Tiles tiles{out, padded_tokens};
-    for (int c = threadIdx.x * 4; c < round_up(columns, STEP_VALUES); c += blockDim.x * 4) {
-        float4 v = {};
-        if (c < columns) {
-            v = *reinterpret_cast<const float4 *>(x + c);
-            const float4 w = *reinterpret_cast<const float4 *>(weight + c);
-            v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
-        }
-        tiles.store(token, c, v);
+    for (int c = first; c < round_up(columns, STEP_VALUES); c += stride) {
+        const float4 v = c == first ? first_value : load(x, c), w = c == first ? first_weight : load(weight, c);
+        tiles.store(token, c, {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w});
     }
 }
 

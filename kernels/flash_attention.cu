@@ -328,16 +328,18 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
     if (chunks == 1) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const float scale = 1.f / exponentials[h];
+            const float scale = __fdividef(1.f, exponentials[h]);
+            __half2 pair[D / 8];
 #pragma unroll
             for (int j = 0; j < D / 8; j++) {
                 const float a = out[j][2 * h] * scale, b = out[j][2 * h + 1] * scale;
                 // Values 2 apart stand side by side: neighbours exchange one.
                 const float other = __shfl_xor_sync(~0u, t % 2 ? a : b, 1);
-                if (stored[h]) {
-                    *tiles.pair(query[h], head[h] * D + j * 8 + t / 2 * 4, t % 2) = t % 2 ? __floats2half2_rn(other, b) : __floats2half2_rn(a, other);
-                }
+                pair[j] = t % 2 ? __floats2half2_rn(other, b) : __floats2half2_rn(a, other);
             }
+            if (!stored[h]) continue;
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) *tiles.pair(query[h], head[h] * D + j * 8 + t / 2 * 4, t % 2) = pair[j];
         }
         return;
     }

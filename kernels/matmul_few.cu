@@ -2,11 +2,12 @@
 //
 // Bound: the weights' bytes, each read from memory once. Arithmetic is some 27 instructions of a warp for each 256 weights.
 //
-// Grid: each warp but the last multiplies a strip of 16 rows (Gate: 8 of both matrices) with all tokens; the last one fetches
-// tokens, which the block's warps share. Rows are cut into `slices` as well, so that a block has about the same work for every
-// shape: block b takes strips (b / slices) * warps .. of slice b % slices, then those of b + gridDim.x. Weights wait in a ring
-// of the warp's own, filled from before the predecessor has ended, so that a whole small matrix is under way at once. A strip's slices
-// meet in `partial`; the warp that ends last adds them in order of columns, so the result does not depend on which it was.
+// Grid: (groups of strips, slices). Each warp but the last multiplies a strip of 16 rows (Gate: 8 of both matrices) with all tokens; the
+// last one fetches tokens, which the block's warps share. Rows are cut into slices as well, so that blocks have about the same
+// work for every shape. Block x takes strips x * warps .. and then those of block x + gridDim.x. Weights wait in a ring of the
+// warp's own, filled from before the predecessor has ended, so that a whole small matrix is under way at once. A strip's slices
+// meet in `partial`; the warp that ends last adds them in order of columns, so the result does not depend on which it was. On
+// sm_90a four warps multiply together: their number is a multiple of four.
 #include "fragments.cuh"
 #include "products.cuh"
 
@@ -16,8 +17,8 @@ constexpr int N = 32;
 constexpr int STRIP = 16;
 constexpr int MAX_WARPS = 16;
 constexpr int MAX_STAGES = 16;
-constexpr int RING = 3;            // runs of weights a warp
-constexpr int PART = STRIP * N;    // sums of a strip
+constexpr int RING = 3;        // runs of weights a warp
+constexpr int QUADS = N / 8;   // of sums that a lane holds
 
 // Which rows a strip holds: `row` .. of one matrix; Gate: row .. row + 7 of both.
 struct Strip {
@@ -37,70 +38,61 @@ struct Strip {
     __device__ int first(const ProductParams &p, int h) const { return p.epilogue == Gate ? row : row + h * 8; }
 };
 
-// One warp's part of the work: a strip (perhaps past the last), and runs of its columns.
-struct Item {
-    int strip, slice, begin, end;
-
-    __device__ Item(const ProductParams &p, int index, int warps, int runs) {
-        slice = index % p.slices;
-        strip = index / p.slices * warps + int(threadIdx.x) / WARP;
-        begin = runs * slice / p.slices, end = runs * (slice + 1) / p.slices;
-    }
-};
-
-// Adds up the products of one step, in shared memory: weights of a run at `from`, whose units count from `first_unit` of a slice of `units`, and
-// tokens at `tokens`. `piece[i]`: where a lane reads pieces 2 i and 2 i + 1 of a block of tokens.
+// Adds the products of word w of a step's codes, two steps of the matrix instruction, with the tokens at `tokens`. `piece[i]`: where a
+// lane reads pieces 2 i and 2 i + 1 of a block of tokens.
 template <int TYPE>
-__device__ __forceinline__ void multiply(float (&sum)[N / 8][4], const uint8_t *from, const Place<TYPE, 1> &place, int step, int first_unit, int units,
-                                         uint32_t tokens, const uint32_t (&piece)[4]) {
-    Decoder<TYPE, 1> row[2];
+__device__ __forceinline__ void multiply(float (&sum)[QUADS][4], uint32_t (&a)[2][4], const Decoder<TYPE, 1> (&row)[2], int w, uint32_t tokens,
+                                         const uint32_t (&piece)[4]) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) row[h].load(from, place, h, step, first_unit, units);
+    for (int h = 0; h < 2; h++) {
+        row[h].template decode<0>(w, a[0][h], a[0][2 + h]);
+        row[h].template decode<1>(w, a[1][h], a[1][2 + h]);
+    }
+    const uint32_t block = tokens + w / 2 * (TOKEN_BYTES<N> / 2);
+#if WARPGROUP_MMA
 #pragma unroll
-    for (int w = 0; w < 4; w++) {  // a word of codes, two steps of the matrix instruction
-        uint32_t a[2][4];
+    for (int i = 0; i < 8; i++) settle(a[i / 4][i % 4]);
+    warpgroup_arrive();
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            row[h].template decode<0>(w, a[0][h], a[0][2 + h]);
-            row[h].template decode<1>(w, a[1][h], a[1][2 + h]);
-        }
+    for (int k = 0; k < 2; k++) warpgroup_mma(sum, a[k], matrix_descriptor(block) + (w % 2 * 2 + k) * 2);
+    warpgroup_commit();
+#else
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 2; k++) {
 #pragma unroll
-            for (int j = 0; j < N / 16; j++) {
-                uint32_t b[4];
-                load_matrices(b, tokens + piece[w % 2 * 2 + k] + w / 2 * (TOKEN_BYTES<N> / 2) + j * 16 * 128);
-                mma(sum[2 * j], a[k], b[0], b[1]);
-                mma(sum[2 * j + 1], a[k], b[2], b[3]);
-            }
+        for (int j = 0; j < N / 16; j++) {
+            uint32_t b[4];
+            load_matrices(b, block + piece[w % 2 * 2 + k] + j * 16 * 128);
+            mma(sum[2 * j], a[k], b[0], b[1]);
+            mma(sum[2 * j + 1], a[k], b[2], b[3]);
         }
     }
+#endif
 }
 
 // Joins a strip's slices. True in the warp that has all of them, in `sum`.
-__device__ __forceinline__ bool join(const ProductParams &p, const Item &item, float (&sum)[N / 8][4]) {
-    const int lane = threadIdx.x % WARP;
-    float4 *parts = reinterpret_cast<float4 *>(p.partial + size_t(item.strip) * p.slices * PART) + lane;
-    const auto part = [&](int slice, int j) { return parts + slice * (PART / 4) + j * WARP; };
+__device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&sum)[QUADS][4]) {
+    const unsigned lane = threadIdx.x % WARP, slices = gridDim.y;
+    float4 *parts = reinterpret_cast<float4 *>(p.partial) + size_t(strip) * (slices * QUADS * WARP) + lane;
 #pragma unroll
-    for (int j = 0; j < N / 8; j++) __stcg(part(item.slice, j), {sum[j][0], sum[j][1], sum[j][2], sum[j][3]});
+    for (int i = 0; i < QUADS; i++) __stcg(parts + (blockIdx.y * QUADS + i) * WARP, {sum[i][0], sum[i][1], sum[i][2], sum[i][3]});
     __threadfence();
     __syncwarp();
     unsigned ended = 0;
     if (lane == 0) {
-        ended = atomicAdd(p.finished + item.strip, 1u) + 1;
-        if (ended == unsigned(p.slices)) p.finished[item.strip] = 0;
+        ended = atomicAdd(p.finished + strip, 1u) + 1;
+        if (ended == slices) p.finished[strip] = 0;
     }
-    if (__shfl_sync(~0u, ended, 0) < unsigned(p.slices)) return false;
+    if (__shfl_sync(~0u, ended, 0) < slices) return false;
     __threadfence();
 #pragma unroll
-    for (int j = 0; j < N / 8; j++) sum[j][0] = sum[j][1] = sum[j][2] = sum[j][3] = 0.f;
-#pragma unroll 4
-    for (int slice = 0; slice < p.slices; slice++) {
+    for (int i = 0; i < QUADS; i++) sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = 0.f;
+#pragma unroll 2
+    for (unsigned slice = 0; slice < slices; slice++, parts += QUADS * WARP) {
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
-            const float4 of = __ldcg(part(slice, j));
-            sum[j][0] += of.x, sum[j][1] += of.y, sum[j][2] += of.z, sum[j][3] += of.w;
+        for (int i = 0; i < QUADS; i++) {
+            const float4 of = __ldcg(parts + i * WARP);
+            sum[i][0] += of.x, sum[i][1] += of.y, sum[i][2] += of.z, sum[i][3] += of.w;
         }
     }
     return true;
@@ -117,15 +109,17 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     const int warps = blockDim.x / WARP - 1, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const auto full = [&](int stage) { return Barrier{&barriers[0][stage]}; };
     const auto empty = [&](int stage) { return Barrier{&barriers[1][stage]}; };
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < p.stages; i++) full(i).init(FETCH_ARRIVALS), empty(i).init(warps);
+    if (warp == warps && lane < p.stages) {
+        full(lane).init(FETCH_ARRIVALS), empty(lane).init(warps);
         Barrier::publish();
     }
     __syncthreads();
 
-    const int strips = Strip::count(p), items = (strips + warps - 1) / warps * p.slices;
+    const int strips = Strip::count(p), stride = gridDim.x * warps;
     const int units = (p.columns + UNIT - 1) / UNIT;
     const int steps = (p.columns + STEP_VALUES - 1) / STEP_VALUES, runs = (p.columns + R::values - 1) / R::values;
+    // The block's slice, in runs.
+    const int begin = int(runs * blockIdx.y / gridDim.y), end = int(runs * (blockIdx.y + 1) / gridDim.y);
     int stage = 0, parity = 0;
     const auto next_stage = [&] {
         if (++stage == p.stages) stage = 0, parity ^= 1;
@@ -133,9 +127,8 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
     if (warp == warps) {  // fetch tokens
         wait_for_predecessor();
-        for (int index = blockIdx.x; index < items; index += gridDim.x) {
-            const Item item(p, index, warps, runs);
-            for (int step = item.begin * STEPS; step < min(item.end * STEPS, steps); step++) {
+        for (int first = blockIdx.x * warps; first < strips; first += stride) {
+            for (int step = begin * STEPS; step < min(end * STEPS, steps); step++) {
                 empty(stage).wait(parity ^ 1);
                 fetch_tokens<N>(p, shared + stage * TOKEN_BYTES<N>, step, 0, full(stage));
                 next_stage();
@@ -144,69 +137,81 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         return;
     }
 
-    // Weights run RING - 1 runs ahead, past the ends of items. They are not written by kernels: no need to wait.
+    // Weights run RING - 1 runs ahead, past the ends of strips. They are not written by kernels: no need to wait.
     uint8_t *const ring = shared + p.stages * TOKEN_BYTES<N> + warp * RING * R::bytes;
-    int ahead = blockIdx.x, ahead_slot = 0, ahead_run = 0, ahead_end = 0;
+    int strip = blockIdx.x * warps + warp, run = begin;  // under way
+    int next_strip = strip, next_run = end, slot = 0;    // to be loaded next, and where to
     Half half[2];
-    const auto load_item = [&] {
-        const Item item(p, ahead, warps, runs);
-        ahead_run = item.begin, ahead_end = ahead < items ? item.end : item.begin;
-        const Strip strip(p, item.strip);
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const Matrix &matrix = p.matrix[p.epilogue == Gate ? h : strip.matrix];
-            const int first = strip.first(p, h);
-            half[h] = {row_start<TYPE>(matrix.weights, first, p.columns), matrix.rows - first};
-        }
-    };
-    const auto load_run = [&] {
-        if (ahead_run < ahead_end) {
-            copy_run<TYPE, 1>(ring + ahead_slot * R::bytes, half, ahead_run, p.columns);
-            if (++ahead_run == ahead_end) {
-                ahead += gridDim.x;
-                load_item();
-            }
-        }
-        if (++ahead_slot == RING) ahead_slot = 0;
-        commit_copies();
-    };
-    load_item();
-    for (int i = 0; i < RING - 1; i++) load_run();
-    wait_for_predecessor();
-
     const Place<TYPE, 1> place;
+    const uint32_t first_stage = shared_address(shared);
     uint32_t piece[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) piece[i] = (lane / 16 * 8 + lane % 8) * 128 + ((2 * i + lane / 8 % 2) ^ lane % 8) * 16;
-    const uint32_t first_stage = shared_address(shared);
-    int slot = RING - 1;  // of the current run
-    for (int index = blockIdx.x; index < items; index += gridDim.x) {
-        const Item item(p, index, warps, runs);
-        float sum[N / 8][4];
+    float sum[QUADS][4] = {};
+    uint32_t a[2][2][4];  // two words in turn: products read one while the other is decoded
+    int previous = -1;    // the stage of the step before, until it is given back
+    const auto release = [&] {
+        if (previous >= 0 && lane == 0) empty(previous).arrive();
+    };
+    for (int loaded = 1;; loaded++) {
+        __syncwarp();  // all lanes have read the run that gives way
+        if (next_run == end) {
+            if (loaded > 1) next_strip += stride;
+            next_run = begin;
+            const Strip next(p, next_strip);
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) sum[j][0] = sum[j][1] = sum[j][2] = sum[j][3] = 0.f;
-        for (int run = item.begin; run < item.end; run++) {
-            __syncwarp();  // all lanes have read the run that gives way
-            load_run();
-            wait_for_copies<RING - 1>();
-            __syncwarp();
-            if (++slot == RING) slot = 0;
-            const int first_unit = run * R::units, slice = first_unit / SLICE_UNITS;
-            const int slice_units = min(units - slice * SLICE_UNITS, SLICE_UNITS);
-            for (int step = 0; step < min(STEPS, steps - run * STEPS); step++) {
-                full(stage).wait(parity);
-                if (item.strip < strips) {
-                    multiply<TYPE>(sum, ring + slot * R::bytes, place, step, first_unit % SLICE_UNITS, slice_units,
-                                   first_stage + stage * TOKEN_BYTES<N>, piece);
-                }
-                __syncwarp();
-                if (lane == 0) empty(stage).arrive();
-                next_stage();
+            for (int h = 0; h < 2; h++) {
+                const Matrix &matrix = p.matrix[p.epilogue == Gate ? h : next.matrix];
+                const int first = next.first(p, h);
+                half[h] = {row_start<TYPE>(matrix.weights, first, p.columns), matrix.rows - first};
             }
         }
-        if (item.strip >= strips || (p.slices > 1 && !join(p, item, sum))) continue;
-        const Strip strip(p, item.strip);
-        finish<N>(p, strip.matrix, strip.first(p, 0) + lane / 4, strip.first(p, 1) + lane / 4, 0, sum);
+        if (next_strip < strips) copy_run<TYPE, 1>(ring + slot * R::bytes, half, next_run, p.columns);
+        next_run++;
+        commit_copies();
+        if (++slot == RING) slot = 0;
+        if (loaded < RING) continue;  // the ring is not full yet
+        if (loaded == RING) wait_for_predecessor();
+
+        wait_for_copies<RING - 1>();
+        __syncwarp();
+        const int first_unit = run * R::units, slice = first_unit / SLICE_UNITS;
+        const int slice_units = min(units - slice * SLICE_UNITS, SLICE_UNITS);
+#pragma unroll 1
+        for (int step = 0; step < min(STEPS, steps - run * STEPS); step++) {
+            Decoder<TYPE, 1> row[2];
+#pragma unroll
+            for (int h = 0; h < 2; h++) row[h].load(ring + slot * R::bytes, place, h, step, first_unit % SLICE_UNITS, slice_units);
+            full(stage).wait(parity);
+#pragma unroll
+            for (int w = 0; w < 4; w++) {
+#if WARPGROUP_MMA
+                warpgroup_wait<1>();
+                if (w == 1) release(), previous = stage;
+#endif
+                multiply<TYPE>(sum, a[w % 2], row, w, first_stage + stage * TOKEN_BYTES<N>, piece);
+            }
+#if !WARPGROUP_MMA
+            __syncwarp();
+            previous = stage;
+            release();
+#endif
+            next_stage();
+        }
+        if (++run < end) continue;
+
+#if WARPGROUP_MMA
+        warpgroup_wait<0>();
+        release(), previous = -1;
+#endif
+        if (strip < strips && (gridDim.y == 1 || join(p, strip, sum))) {
+            const Strip done(p, strip);
+            finish<N>(p, done.matrix, done.first(p, 0) + lane / 4, done.first(p, 1) + lane / 4, 0, sum);
+        }
+#pragma unroll
+        for (int i = 0; i < QUADS; i++) sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = 0.f;
+        strip += stride, run = begin;
+        if (strip - warp >= strips) return;
     }
 }
 

@@ -31,7 +31,6 @@ struct ProductParams {
     int padded_tokens;  // rounded up to a multiple of 8
     int columns;
     int stages;  // token tiles in shared memory
-    int slices;  // matmul_few: parts that rows are cut into
 };
 
 // Bytes of one step of N tokens: two blocks of N tokens x 128 bytes.
@@ -83,7 +82,7 @@ __device__ __forceinline__ void finish(const ProductParams &p, int index, int ro
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 const float gate = sum[i][j], up = sum[i][2 + j];
-                y[j] = inside ? finite_half(gate / (1.f + __expf(-gate)) * up * p.factor) : 0.f;
+                y[j] = inside ? finite_half(__fdividef(gate, 1.f + __expf(-gate)) * up * p.factor) : 0.f;
             }
             // Rows r and r + 2 stand side by side: this lane takes both for one of its two tokens.
             const float other = __shfl_xor_sync(~0u, odd ? y[0] : y[1], 8);
@@ -94,23 +93,24 @@ __device__ __forceinline__ void finish(const ProductParams &p, int index, int ro
         }
     } else {
         const Matrix &matrix = p.matrix[index];
+        const unsigned stride = matrix.out_stride;
+        float *out = matrix.out + size_t(first_token + 2 * t) * stride;
+        const int tokens = p.tokens - first_token - 2 * t;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int row = h ? row1 : row0;
             if (row >= matrix.rows) continue;
             const float bias = matrix.bias ? matrix.bias[row] : 0.f;
-            float *out = matrix.out + size_t(first_token + 2 * t) * matrix.out_stride + row;
-            const int tokens = p.tokens - first_token - 2 * t;
             float before[N / 8][2];  // all loads before the first store
 #pragma unroll
             for (int i = 0; i < N / 4; i++) {
                 const int token = i / 2 * 8 + i % 2;
-                before[i / 2][i % 2] = p.epilogue == Add && token < tokens ? out[size_t(token) * matrix.out_stride] : bias;
+                before[i / 2][i % 2] = p.epilogue == Add && token < tokens ? out[row + token * stride] : bias;
             }
 #pragma unroll
             for (int i = 0; i < N / 4; i++) {
                 const int token = i / 2 * 8 + i % 2;
-                if (token < tokens) out[size_t(token) * matrix.out_stride] = sum[i / 2][2 * h + i % 2] * p.factor + before[i / 2][i % 2];
+                if (token < tokens) out[row + token * stride] = sum[i / 2][2 * h + i % 2] * p.factor + before[i / 2][i % 2];
             }
         }
     }

@@ -28,24 +28,25 @@ constexpr int WARPGROUP = 128;
 
 __host__ __device__ constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+// Places are unsigned: divisions by constants are then shifts.
 struct Tiles {
     __half *data;
     int tokens;  // rounded up to a multiple of 8
 
     // Where 16-byte piece `piece` (of 8) of a block of a token starts.
-    __device__ __forceinline__ __half *piece(int block, int token, int piece) const {
+    __device__ __forceinline__ __half *piece(unsigned block, unsigned token, unsigned piece) const {
         return data + (size_t(block) * tokens + token) * BLOCK_VALUES + (piece ^ token % 8) * 8;
     }
 
     // Where values `column` + odd and `column` + odd + 2 stand, side by side. `column` is a multiple of 4.
-    __device__ __forceinline__ __half2 *pair(int token, int column, int odd) const {
-        const int v = column % STEP_VALUES;
-        const int lane = v / 64 * 2 + v / 16 % 2, step = v / 4 % 4 * 2 + v / 32 % 2;
+    __device__ __forceinline__ __half2 *pair(unsigned token, unsigned column, unsigned odd) const {
+        const unsigned v = column % STEP_VALUES;
+        const unsigned lane = v / 64 * 2 + v / 16 % 2, step = v / 4 % 4 * 2 + v / 32 % 2;
         return reinterpret_cast<__half2 *>(piece(column / STEP_VALUES * 2 + step / 4, token, step % 4 * 2 + odd) + 2 * lane);
     }
 
     // Stores values `column` .. + 3.
-    __device__ __forceinline__ void store(int token, int column, float4 v) const {
+    __device__ __forceinline__ void store(unsigned token, unsigned column, float4 v) const {
         *pair(token, column, 0) = __floats2half2_rn(v.x, v.z);
         *pair(token, column, 1) = __floats2half2_rn(v.y, v.w);
     }

@@ -15,6 +15,8 @@ use super::{
 /// Values of a row that lie together in a tile of activations.
 const STEP: usize = 128;
 
+const WARP: usize = 32;
+
 /// Tokens of an attention tile times query heads that share a key/value head, at most.
 const ATTENTION_ROWS: usize = 128;
 
@@ -99,10 +101,11 @@ pub fn norm_tokens(
     columns: usize,
     chunk: Chunk,
 ) -> Result<Launch> {
+    let threads = columns.div_ceil(4).next_multiple_of(WARP).min(1024);
     Ok(Launch {
         function: device.function("chunk", "norm_tokens")?,
         grid: [chunk.tokens as u32, 1, 1],
-        block: [256, 1],
+        block: [threads as u32, 1],
         shared_bytes: 0,
         arguments: Arguments::default()
             .with(x)

@@ -92,7 +92,7 @@ struct ProductParams {
     padded_tokens: i32,
     columns: i32,
     stages: i32,
-    slices: i32,
+    unused: i32,
 }
 
 /// One to three matrices of one type and one count of columns (with [`Epilogue::Gate`]: gate and up) times a chunk.
@@ -127,7 +127,7 @@ pub fn matmul(
     };
     Ok(Launch {
         function: cut.function,
-        grid: [cut.blocks as u32, 1, 1],
+        grid: [cut.blocks as u32, cut.slices as u32, 1],
         block: [cut.threads as u32, 1],
         shared_bytes: cut.shared_bytes as u32,
         arguments: Arguments::default().with(ProductParams {
@@ -143,7 +143,7 @@ pub fn matmul(
             padded_tokens: chunk.padded() as i32,
             columns: columns as i32,
             stages: cut.stages as i32,
-            slices: cut.slices as i32,
+            unused: 0,
         }),
         dependent: true,
     })
@@ -236,9 +236,10 @@ impl Cut {
         let function = device.function("matmul_few", strip_kernel(tensor_type)?)?;
         let (run_values, run_bytes) = run(tensor_type, false)?;
         let limit = device.shared_bytes_per_block() - function.static_shared_bytes;
+        let together = if has_warpgroup_products(device) { 4 } else { 1 };
         let most_warps = limit.saturating_sub(*STAGES.start() * STAGE) / (RING * run_bytes);
         ensure!(
-            most_warps > 0,
+            most_warps >= together,
             "{} has too little shared memory for products of {} weights: use --device cpu",
             device.name(),
             tensor_type.name()
@@ -255,10 +256,10 @@ impl Cut {
         // The work of the busiest block, in runs that its warps multiply in turn; few warps do not fill a multiprocessor. Slices cost
         // a little themselves, and only one round of blocks may have them: `partial` has room for that.
         let mut best = (usize::MAX, 1, 1);
-        for warps in 1..=most_warps.min(MOST_FEW_WARPS) {
+        for warps in (together..=most_warps.min(MOST_FEW_WARPS)).step_by(together) {
             let groups = strips.div_ceil(warps);
             for slices in 1..=runs.min((all / groups).max(1)) {
-                let rounds = (groups * slices).div_ceil(all);
+                let rounds = groups.div_ceil(all / slices);
                 let work = rounds * runs.div_ceil(slices) * warps.max(8) * 8 + slices;
                 best = best.min((work, warps, slices));
             }
@@ -269,7 +270,7 @@ impl Cut {
         Ok(Self {
             function,
             threads: (warps + 1) * WARP,
-            blocks: all.min(strips.div_ceil(warps) * slices),
+            blocks: strips.div_ceil(warps).min(all / slices),
             stages,
             slices,
             shared_bytes: weights + stages * STAGE,
