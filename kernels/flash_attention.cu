@@ -128,9 +128,10 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
     __shared__ bool last;
 
     launch_dependents();
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const auto full = [&](int slot) { return Barrier{&barriers[0][slot]}; };
-    const auto empty = [&](int slot) { return Barrier{&barriers[1][slot]}; };
+    const int warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    const uint32_t first_barrier = keep(shared_address(barriers)), slots = keep(shared_address(shared));
+    const auto full = [&](int slot) { return Barrier{first_barrier + slot * 8}; };
+    const auto empty = [&](int slot) { return Barrier{first_barrier + (SLOTS + slot) * 8}; };
     if (threadIdx.x == 0) {
         for (int i = 0; i < SLOTS; i++) {
             full(i).init(WARPGROUP);
@@ -161,7 +162,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         for (int i = 0; i < 2 * steps; i++) {
             if (i >= SLOTS) empty(i % SLOTS).wait((i / SLOTS - 1) & 1);
             const __half *from = (i % 2 ? p.v_cache : p.k_cache) + first_value + size_t(i / 2) * KEYS * D;
-            uint8_t *to = shared + i % SLOTS * SLOT + piece / 8 * (KEYS * 128) + key * 128;
+            const uint32_t to = slots + i % SLOTS * SLOT + piece / 8 * (KEYS * 128) + key * 128;
             const int left = end - begin - i / 2 * KEYS - key;
 #pragma unroll
             for (int j = 0; j < KEYS; j += PASS) copy_or_zero<16>(to + j * 128 + (piece % 8 ^ (key + j) % 8) * 16, from + j * D, j < left);
@@ -185,7 +186,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         q_row[h] = reinterpret_cast<const uint32_t *>(p.q + (size_t(query[h]) * p.group * gridDim.y + head[h]) * D) + t;
     }
     uint32_t q[D / 16][4];
-    uint8_t *q_shared = shared + SLOTS * SLOT;
+    const uint32_t q_shared = slots + SLOTS * SLOT;
     if constexpr (Shape<D>::warpgroup) {
         for (int i = threadIdx.x; i < ROWS * D / 8; i += CONSUMERS) {
             const int row = i / (D / 8), piece = i % (D / 8);
@@ -205,7 +206,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         }
     }
 
-    const uint32_t q_address = shared_address(q_shared) + warp / 4 * (64 * 128);
+    const uint32_t q_address = q_shared + warp / 4 * (64 * 128);
     float out[D / 8][4], score[KEYS / 8][4];
     uint32_t even[KEYS / 16][4], odd[KEYS / 16][4];  // exponentials of steps in turn: products read one while the other is written
     float largest[2] = {NO_SCORE, NO_SCORE}, exponentials[2] = {}, shrink[2];
@@ -221,7 +222,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
     };
     const auto start_step = [&](int step) {
         wait_for_slot(2 * step);
-        start_scores<D, KEYS>(score, q_address, q, q_row, shared_address(shared + 2 * step % SLOTS * SLOT));
+        start_scores<D, KEYS>(score, q_address, q, q_row, slots + 2 * step % SLOTS * SLOT);
     };
     // Turns a step's scores into exponentials, rounded to f16 in `to`.
     const auto exponentiate = [&](int step, uint32_t (&to)[KEYS / 16][4]) {
@@ -261,7 +262,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
     const auto start_sums = [&](int step, const uint32_t (&probability)[KEYS / 16][4]) {
         const int i = 2 * step + 1;
         wait_for_slot(i);
-        start_values<D, KEYS>(out, probability, shared_address(shared + i % SLOTS * SLOT));
+        start_values<D, KEYS>(out, probability, slots + i % SLOTS * SLOT);
     };
     const auto rescale = [&] {
 #pragma unroll

@@ -58,7 +58,7 @@ __device__ __forceinline__ const uint8_t *row_start(const uint8_t *weights, size
 
 // Starts copying run `run` of a fragment's 16 rows. By all lanes of a warp.
 template <int TYPE, int MT>
-__device__ __forceinline__ void copy_run(uint8_t *to, const Half (&half)[2], int run, int columns) {
+__device__ __forceinline__ void copy_run(uint32_t to, const Half (&half)[2], int run, int columns) {
     using R = Run<TYPE, MT>;
     using F = Format<TYPE>;
     const int lane = threadIdx.x % WARP, units = (columns + UNIT - 1) / UNIT;
@@ -80,7 +80,7 @@ __device__ __forceinline__ void copy_run(uint8_t *to, const Half (&half)[2], int
             constexpr int ROWS = GROUPS / R::pieces;
             const int row = group / R::pieces, piece = group % R::pieces;
             const int offset = slice_at + row / TILE_ROWS * pair_bytes + ((piece * TILE_ROWS + row % TILE_ROWS) * n + in_slice) * 16;
-            uint8_t *first = to + R::code_at(row, piece, unit);
+            const uint32_t first = to + R::code_at(row, piece, unit);
 #pragma unroll
             for (int i = 0; i < 16 / ROWS; i++) {
                 const Half &rows = half[i * ROWS / 8];
@@ -153,25 +153,25 @@ struct Decoder {
     __half2 scale[2], minimum[2];  // of the first and the second half; minimum is added
 
     // Of row g + 8 h in step `step` of the run at `from`, whose units count from `first_unit` of a slice of `n`.
-    __device__ __forceinline__ void load(const uint8_t *from, const Place<TYPE, MT> &place, int h, int step, int first_unit, int n) {
-        const uint8_t *codes = from + place.code + (h * 8 * R::pieces * R::units * 16);
+    __device__ __forceinline__ void load(uint32_t from, const Place<TYPE, MT> &place, int h, int step, int first_unit, int n) {
+        const uint32_t codes = from + place.code + (h * 8 * R::pieces * R::units * 16);
 #pragma unroll
         for (int i = 0; i < pieces; i++) {
             uint4 v;
             if constexpr (R::plain) {
-                v = *reinterpret_cast<const uint4 *>(codes + ((place.unit * 8 + i / 2 * 4 + place.part * 2 + i % 2) ^ place.row) * 16);
+                v = load_shared<uint4>(codes + ((place.unit * 8 + i / 2 * 4 + place.part * 2 + i % 2) ^ place.row) * 16);
             } else {
-                v = *reinterpret_cast<const uint4 *>(codes + (2 * i * R::units + place.code_unit(step)) * 16);
+                v = load_shared<uint4>(codes + (2 * i * R::units + place.code_unit(step)) * 16);
             }
             code[4 * i] = v.x, code[4 * i + 1] = v.y, code[4 * i + 2] = v.z, code[4 * i + 3] = v.w;
         }
         if constexpr (R::high_bytes > 0) {
-            high = *reinterpret_cast<const uint2 *>(from + place.high + (h * 8 * R::units + place.high_unit(step)) * R::high_bytes);
+            high = load_shared<uint2>(from + place.high + (h * 8 * R::units + place.high_unit(step)) * R::high_bytes);
         }
-        const uint8_t *scales = from + place.scale + h * 8 * R::units * (place.packed_scales ? 4 : R::scale_bytes);
+        const uint32_t scales = from + place.scale + h * 8 * R::units * (place.packed_scales ? 4 : R::scale_bytes);
         const int unit = 2 * step + place.unit;
         if constexpr (place.packed_scales) {
-            const uint4 header = *reinterpret_cast<const uint4 *>(scales + step / 2 * 16);
+            const uint4 header = load_shared<uint4>(scales + step / 2 * 16);
             const uint32_t two = __byte_perm(header.y, header.z, place.pick[0] + step % 2 * 0x22);
             const uint32_t packed = __byte_perm(two, header.w, place.pick[1] + step % 2 * 0x200);
             const __half2 kilo = __half2half2(__ushort_as_half(0x6400));
@@ -182,18 +182,18 @@ struct Decoder {
             scale[0] = __low2half2(s), scale[1] = __high2half2(s);
             minimum[0] = __low2half2(m), minimum[1] = __high2half2(m);
         } else if constexpr (TYPE == Q6_K) {
-            const uint32_t packed = *reinterpret_cast<const uint32_t *>(scales + unit * 4);
-            const __half2 supers = *reinterpret_cast<const __half2 *>(from + R::super_at + ((place.row + h * 8) * (R::units / 4) + unit / 4) * 4);
+            const uint32_t packed = load_shared<uint32_t>(scales + unit * 4);
+            const __half2 supers = load_shared<__half2>(from + R::super_at + ((place.row + h * 8) * (R::units / 4) + unit / 4) * 4);
             const int index = place.row % TILE_ROWS * (n / 4) + (first_unit + unit) / 4;
             const float d = __half2float(index % 2 ? __high2half(supers) : __low2half(supers));
             scale[0] = __float2half2_rn(d * static_cast<int8_t>(packed >> 8 * place.part));
             scale[1] = __float2half2_rn(d * static_cast<int8_t>(packed >> (16 + 8 * place.part)));
         } else if constexpr (R::scale_bytes == 8) {
-            const uint2 both = *reinterpret_cast<const uint2 *>(scales + unit * 8);
+            const uint2 both = load_shared<uint2>(scales + unit * 8);
             scale[0] = __low2half2(as_half2(both.x)), minimum[0] = __high2half2(as_half2(both.x));
             scale[1] = __low2half2(as_half2(both.y)), minimum[1] = __high2half2(as_half2(both.y));
         } else if constexpr (R::scale_bytes == 4) {
-            const __half2 both = *reinterpret_cast<const __half2 *>(scales + unit * 4);
+            const __half2 both = load_shared<__half2>(scales + unit * 4);
             scale[0] = __low2half2(both), scale[1] = __high2half2(both);
         }
     }

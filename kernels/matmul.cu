@@ -16,6 +16,7 @@ namespace {
 
 constexpr int CONSUMERS = 2 * WARPGROUP;
 constexpr int STAGES = 2;  // runs of weights in shared memory
+constexpr int MAX_STAGES = 8;
 
 // Some runs of columns of one tile.
 struct Item {
@@ -86,14 +87,15 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     constexpr int WEIGHT_BYTES = CONSUMERS / WARP * MT * Run<TYPE, MT>::bytes;
     constexpr int STEPS = Run<TYPE, MT>::values / STEP_VALUES;  // of a run
     extern __shared__ __align__(1024) uint8_t shared[];
-    __shared__ uint64_t barriers[2][8];
+    __shared__ uint64_t barriers[2][MAX_STAGES];
     __shared__ bool last;
-    uint8_t *tokens = shared, *weights = shared + p.stages * TOKEN_BYTES<N>;
 
     launch_dependents();
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const auto full = [&](int stage) { return Barrier{&barriers[0][stage]}; };
-    const auto empty = [&](int stage) { return Barrier{&barriers[1][stage]}; };
+    const int warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP;
+    const uint32_t first_barrier = keep(shared_address(barriers)), tokens = keep(shared_address(shared));
+    const uint32_t weights = tokens + p.stages * TOKEN_BYTES<N>;
+    const auto full = [&](int stage) { return Barrier{first_barrier + stage * 8}; };
+    const auto empty = [&](int stage) { return Barrier{first_barrier + (MAX_STAGES + stage) * 8}; };
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.stages; i++) {
             full(i).init(FETCH_ARRIVALS);
@@ -130,7 +132,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
     // Weights run STAGES - 1 runs ahead, past the ends of tiles. They are not written by kernels: no need to wait.
     int ahead = 0, ahead_slot = 0;
-    uint8_t *const own_weights = weights + warp * MT * Run<TYPE, MT>::bytes;
+    const uint32_t own_weights = weights + warp * MT * Run<TYPE, MT>::bytes;
     Half halves[MT][2];
     Item loading = schedule.item(0);
     const auto load_tile = [&] {
@@ -196,7 +198,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
                 }
             }
             full(stage).wait(parity);
-            const uint32_t tile = shared_address(tokens + stage * TOKEN_BYTES<N>);
+            const uint32_t tile = tokens + stage * TOKEN_BYTES<N>;
 #if WARPGROUP_MMA
             uint32_t a[2][2][MT][4];
 #else

@@ -106,9 +106,10 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     __shared__ uint64_t barriers[2][MAX_STAGES];
 
     launch_dependents();
-    const int warps = blockDim.x / WARP - 1, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const auto full = [&](int stage) { return Barrier{&barriers[0][stage]}; };
-    const auto empty = [&](int stage) { return Barrier{&barriers[1][stage]}; };
+    const int warps = blockDim.x / WARP - 1, warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP;
+    const uint32_t first_barrier = keep(shared_address(barriers)), first_stage = keep(shared_address(shared));
+    const auto full = [&](int stage) { return Barrier{first_barrier + stage * 8}; };
+    const auto empty = [&](int stage) { return Barrier{first_barrier + (MAX_STAGES + stage) * 8}; };
     if (warp == warps && lane < p.stages) {
         full(lane).init(FETCH_ARRIVALS), empty(lane).init(warps);
         Barrier::publish();
@@ -130,7 +131,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         for (int first = blockIdx.x * warps; first < strips; first += stride) {
             for (int step = begin * STEPS; step < min(end * STEPS, steps); step++) {
                 empty(stage).wait(parity ^ 1);
-                fetch_tokens<N>(p, shared + stage * TOKEN_BYTES<N>, step, 0, full(stage));
+                fetch_tokens<N>(p, first_stage + stage * TOKEN_BYTES<N>, step, 0, full(stage));
                 next_stage();
             }
         }
@@ -138,12 +139,11 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     }
 
     // Weights run RING - 1 runs ahead, past the ends of strips. They are not written by kernels: no need to wait.
-    uint8_t *const ring = shared + p.stages * TOKEN_BYTES<N> + warp * RING * R::bytes;
+    const uint32_t ring = first_stage + p.stages * TOKEN_BYTES<N> + warp * RING * R::bytes;
     int strip = blockIdx.x * warps + warp, run = begin;  // under way
     int next_strip = strip, next_run = end, slot = 0;    // to be loaded next, and where to
     Half half[2];
     const Place<TYPE, 1> place;
-    const uint32_t first_stage = shared_address(shared);
     uint32_t piece[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) piece[i] = (lane / 16 * 8 + lane % 8) * 128 + ((2 * i + lane / 8 % 2) ^ lane % 8) * 16;

@@ -46,7 +46,7 @@ constexpr int FETCH_ARRIVALS = WARP;
 
 // Starts copying step `step` of the tokens from `token` on to a stage that `full` guards. By all lanes of a warp.
 template <int N>
-__device__ __forceinline__ void fetch_tokens(const ProductParams &p, uint8_t *to, int step, int token, const Barrier &full) {
+__device__ __forceinline__ void fetch_tokens(const ProductParams &p, uint32_t to, int step, int token, const Barrier &full) {
     const int lane = threadIdx.x % WARP, bytes = min(N, p.padded_tokens - token) * 128;
     const uint8_t *from = reinterpret_cast<const uint8_t *>(p.x) + (size_t(2 * step) * p.padded_tokens + token) * 128;
     const size_t block_stride = size_t(p.padded_tokens) * 128;

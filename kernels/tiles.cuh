@@ -54,15 +54,18 @@ struct Tiles {
 
 __device__ __forceinline__ uint32_t shared_address(const void *at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
 
+// The same value, which all lanes share, from a register of another lane: it is kept, and not computed again wherever it is used.
+__device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, 0); }
+
 __device__ __forceinline__ uint32_t bits(__half2 value) { return *reinterpret_cast<const uint32_t *>(&value); }
 __device__ __forceinline__ __half2 as_half2(uint32_t value) { return *reinterpret_cast<const __half2 *>(&value); }
 
 // A barrier in shared memory on which threads wait for copies and arrivals.
 struct Barrier {
-    uint64_t *at;
+    uint32_t at;  // address in shared memory, of 8 bytes
 
     __device__ __forceinline__ void init(int arrivals) const {
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(arrivals) : "memory");
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
     }
     // After the last init, by the thread that called it.
     static __device__ __forceinline__ void publish() {
@@ -71,11 +74,11 @@ struct Barrier {
 #endif
     }
     __device__ __forceinline__ void arrive() const {
-        asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(at)) : "memory");
+        asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(at) : "memory");
     }
     // Arrives once the calling thread's asynchronous copies so far have.
     __device__ __forceinline__ void arrive_after_copies() const {
-        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(at)) : "memory");
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(at) : "memory");
     }
     // Waits for the end of the phase of this parity.
     __device__ __forceinline__ void wait(int parity) const {
@@ -83,14 +86,29 @@ struct Barrier {
         while (!done) {
 #if __CUDA_ARCH__ >= 900
             asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(shared_address(at)), "r"(parity) : "memory");
+                         : "=r"(done) : "r"(at), "r"(parity) : "memory");
 #elif __CUDA_ARCH__ >= 800
             asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(shared_address(at)), "r"(parity) : "memory");
+                         : "=r"(done) : "r"(at), "r"(parity) : "memory");
 #endif
         }
     }
 };
+
+// A value in shared memory.
+template <typename T>
+__device__ __forceinline__ T load_shared(uint32_t from) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+    uint32_t word[sizeof(T) / 4];
+    if constexpr (sizeof(T) == 16) {
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "r"(from) : "memory");
+    } else if constexpr (sizeof(T) == 8) {
+        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "r"(from) : "memory");
+    } else {
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word[0]) : "r"(from) : "memory");
+    }
+    return *reinterpret_cast<T *>(word);
+}
 
 // c += a b for a warp: 16 x 16 (rows of a) times 16 x 8, f16 with f32 sums.
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -212,24 +230,23 @@ __device__ __forceinline__ void take_registers() {
 #endif
 }
 
-// Copies `bytes` (a multiple of 16) to shared memory; `full` counts them. One thread calls it.
-__device__ __forceinline__ void copy_bulk(void *shared, const void *global, int bytes, const Barrier &full) {
+// Copies `bytes` (a multiple of 16) to `to` in shared memory; `full` counts them. One thread calls it.
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void *global, int bytes, const Barrier &full) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(full.at)) : "memory");
+                 ::"r"(to), "l"(global), "r"(bytes), "r"(full.at) : "memory");
 #endif
 }
 __device__ __forceinline__ void expect_bytes(const Barrier &full, int bytes) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(shared_address(full.at)), "r"(bytes) : "memory");
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(full.at), "r"(bytes) : "memory");
 #endif
 }
 
-// Copies BYTES (4, 8 or 16, both sides so aligned) to shared memory without passing through registers; zeros where `valid`
+// Copies BYTES (4, 8 or 16, both sides so aligned) to `to` in shared memory without passing through registers; zeros where `valid`
 // is false. AHEAD: what follows is wanted soon; the memory is read in larger pieces than a lane's.
 template <int BYTES, bool AHEAD = false>
-__device__ __forceinline__ void copy_or_zero(void *shared, const void *global, bool valid) {
-    const uint32_t to = shared_address(shared);
+__device__ __forceinline__ void copy_or_zero(uint32_t to, const void *global, bool valid) {
     const int bytes = valid ? BYTES : 0;
     if constexpr (BYTES == 16 && AHEAD) {
         asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
