@@ -1,6 +1,6 @@
-// Products of a quantized matrix with up to 32 tokens, as products.cuh has them.
+// Products of a quantized matrix with up to 32 tokens, on sm_90a up to 128, as products.cuh has them.
 //
-// Bound: the weights' bytes, each read from memory once. Arithmetic is some 27 instructions of a warp for each 256 weights.
+// Bound: the weights' bytes, each read from memory once. Decoding takes some 30 instructions of a warp for each 256 weights.
 //
 // Grid: (groups of strips, slices). Each warp but the last multiplies a strip of 16 rows (Gate: 8 of both matrices) with all tokens; the
 // last one fetches tokens, which the block's warps share. Rows are cut into slices as well, so that blocks have about the same
@@ -13,12 +13,9 @@
 
 namespace {
 
-constexpr int N = 32;
 constexpr int STRIP = 16;
 constexpr int MAX_WARPS = 16;
 constexpr int MAX_STAGES = 16;
-constexpr int RING = 3;        // runs of weights a warp
-constexpr int QUADS = N / 8;   // of sums that a lane holds
 
 // Which rows a strip holds: `row` .. of one matrix; Gate: row .. row + 7 of both.
 struct Strip {
@@ -38,10 +35,19 @@ struct Strip {
     __device__ int first(const ProductParams &p, int h) const { return p.epilogue == Gate ? row : row + h * 8; }
 };
 
+// How a block that multiplies N tokens at most is made up.
+template <int N>
+struct Block {
+    static constexpr int quads = N / 8;            // of sums that a lane holds
+    static constexpr bool moves_registers = N == 128;  // from the warpgroup that fetches to the others
+    static constexpr int fetching_warps = moves_registers ? WARPGROUP / WARP : 1;  // one of them works
+    static constexpr int ring = N == 128 ? 2 : 3;  // runs of weights a warp
+};
+
 // Adds the products of word w of a step's codes, two steps of the matrix instruction, with the tokens at `tokens`. `piece[i]`: where a
 // lane reads pieces 2 i and 2 i + 1 of a block of tokens.
-template <int TYPE>
-__device__ __forceinline__ void multiply(float (&sum)[QUADS][4], uint32_t (&a)[2][4], const Decoder<TYPE, 1> (&row)[2], int w, uint32_t tokens,
+template <int TYPE, int N>
+__device__ __forceinline__ void multiply(float (&sum)[N / 8][4], uint32_t (&a)[2][4], const Decoder<TYPE, 1> (&row)[2], int w, uint32_t tokens,
                                          const uint32_t (&piece)[4]) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -71,6 +77,7 @@ __device__ __forceinline__ void multiply(float (&sum)[QUADS][4], uint32_t (&a)[2
 }
 
 // Joins a strip's slices. True in the warp that has all of them, in `sum`.
+template <int QUADS>
 __device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&sum)[QUADS][4]) {
     const unsigned lane = threadIdx.x % WARP, slices = gridDim.y;
     float4 *parts = reinterpret_cast<float4 *>(p.partial) + size_t(strip) * (slices * QUADS * WARP) + lane;
@@ -87,7 +94,7 @@ __device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&
     __threadfence();
 #pragma unroll
     for (int i = 0; i < QUADS; i++) sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = 0.f;
-#pragma unroll 2
+#pragma unroll(QUADS > 4 ? 1 : 2)
     for (unsigned slice = 0; slice < slices; slice++, parts += QUADS * WARP) {
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
@@ -98,15 +105,16 @@ __device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&
     return true;
 }
 
-template <int TYPE>
+template <int TYPE, int N>
 __device__ __forceinline__ void product(const ProductParams &p) {
     using R = Run<TYPE, 1>;
+    constexpr int QUADS = Block<N>::quads, RING = Block<N>::ring;
     constexpr int STEPS = R::values / STEP_VALUES;  // of a run
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][MAX_STAGES];
 
     launch_dependents();
-    const int warps = blockDim.x / WARP - 1, warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP;
+    const int warps = blockDim.x / WARP - Block<N>::fetching_warps, warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP;
     const uint32_t first_barrier = keep(shared_address(barriers)), first_stage = keep(shared_address(shared));
     const auto full = [&](int stage) { return Barrier{first_barrier + stage * 8}; };
     const auto empty = [&](int stage) { return Barrier{first_barrier + (MAX_STAGES + stage) * 8}; };
@@ -126,7 +134,9 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         if (++stage == p.stages) stage = 0, parity ^= 1;
     };
 
-    if (warp == warps) {  // fetch tokens
+    if (warp >= warps) {  // fetch tokens
+        if constexpr (Block<N>::moves_registers) give_registers<40>();
+        if (warp > warps) return;
         wait_for_predecessor();
         for (int first = blockIdx.x * warps; first < strips; first += stride) {
             for (int step = begin * STEPS; step < min(end * STEPS, steps); step++) {
@@ -137,6 +147,8 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         }
         return;
     }
+
+    if constexpr (Block<N>::moves_registers) take_registers<152>();
 
     // Weights run RING - 1 runs ahead, past the ends of strips. They are not written by kernels: no need to wait.
     const uint32_t ring = first_stage + p.stages * TOKEN_BYTES<N> + warp * RING * R::bytes;
@@ -189,7 +201,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
                 warpgroup_wait<1>();
                 if (w == 1) release(), previous = stage;
 #endif
-                multiply<TYPE>(sum, a[w % 2], row, w, first_stage + stage * TOKEN_BYTES<N>, piece);
+                multiply<TYPE, N>(sum, a[w % 2], row, w, first_stage + stage * TOKEN_BYTES<N>, piece);
             }
 #if !WARPGROUP_MMA
             __syncwarp();
@@ -206,7 +218,11 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #endif
         if (strip < strips && (gridDim.y == 1 || join(p, strip, sum))) {
             const Strip done(p, strip);
-            finish<N>(p, done.matrix, done.first(p, 0) + lane / 4, done.first(p, 1) + lane / 4, 0, sum);
+#pragma unroll
+            for (int token = 0; token < N; token += 32) {  // few loads and stores at a time
+                const auto &some = reinterpret_cast<const float(&)[4][4]>(sum[token / 8]);
+                finish<32>(p, done.matrix, done.first(p, 0) + lane / 4, done.first(p, 1) + lane / 4, token, some);
+            }
         }
 #pragma unroll
         for (int i = 0; i < QUADS; i++) sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = 0.f;
@@ -217,15 +233,22 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
 }  // namespace
 
-#define PRODUCT(NAME, TYPE)                                            \
+#define PRODUCT(NAME, TYPE, N)                                         \
     extern "C" __global__ void __launch_bounds__(MAX_WARPS * WARP, 1)  \
-    matmul_few_##NAME(const __grid_constant__ ProductParams p) { product<TYPE>(p); }
-PRODUCT(q4_k, Q4_K)
-PRODUCT(q6_k, Q6_K)
-PRODUCT(q5_k, Q5_K)
-PRODUCT(q8_0, Q8_0)
-PRODUCT(q4_0, Q4_0)
-PRODUCT(q4_1, Q4_1)
-PRODUCT(q5_0, Q5_0)
-PRODUCT(q5_1, Q5_1)
-PRODUCT(f16, F16)
+    matmul_few_##NAME##_n##N(const __grid_constant__ ProductParams p) { product<TYPE, N>(p); }
+
+#if WARPGROUP_MMA
+#define PRODUCTS(NAME, TYPE) PRODUCT(NAME, TYPE, 32) PRODUCT(NAME, TYPE, 64) PRODUCT(NAME, TYPE, 128)
+#else
+#define PRODUCTS(NAME, TYPE) PRODUCT(NAME, TYPE, 32)
+#endif
+
+PRODUCTS(q4_k, Q4_K)
+PRODUCTS(q6_k, Q6_K)
+PRODUCTS(q5_k, Q5_K)
+PRODUCTS(q8_0, Q8_0)
+PRODUCTS(q4_0, Q4_0)
+PRODUCTS(q4_1, Q4_1)
+PRODUCTS(q5_0, Q5_0)
+PRODUCTS(q5_1, Q5_1)
+PRODUCTS(f16, F16)

@@ -17,13 +17,10 @@ pub const GATE_SCALE: f32 = 16.0;
 
 const WARP: usize = 32;
 
-/// The most tokens that the kernels of `matmul_few.cu` take.
-const FEW: usize = 32;
-
-/// Rows that a warp of theirs multiplies; of gate and up, half of each.
+/// Rows that a warp of `matmul_few.cu` multiplies; of gate and up, half of each.
 const STRIP: usize = 16;
 
-/// The most warps of theirs that multiply in a block.
+/// The most warps that multiply in a block there.
 const MOST_FEW_WARPS: usize = 15;
 
 /// One matrix of a product, its results being f32 (out_stride, tokens).
@@ -169,8 +166,15 @@ impl Cut {
         epilogue: Epilogue,
         chunk: Chunk,
     ) -> Result<Self> {
-        if chunk.tokens <= FEW {
-            return Self::strips(device, products, tensor_type, epilogue);
+        match chunk.tokens {
+            ..=32 => return Self::strips(device, products, tensor_type, epilogue, 32),
+            33..=64 if has_warpgroup_products(device) => {
+                return Self::strips(device, products, tensor_type, epilogue, 64);
+            }
+            65..=128 if has_warpgroup_products(device) => {
+                return Self::strips(device, products, tensor_type, epilogue, 128);
+            }
+            _ => {}
         }
         let all = device.multiprocessors();
         let rows: usize = products.iter().map(|product| product.weights.rows).sum();
@@ -222,22 +226,23 @@ impl Cut {
         })
     }
 
-    /// Strips of rows, for few tokens.
+    /// Strips of rows, for few tokens: up to `tokens`, which is 32, 64 or 128.
     fn strips(
         device: &Device,
         products: &[Product],
         tensor_type: TensorType,
         epilogue: Epilogue,
+        tokens: usize,
     ) -> Result<Self> {
-        /// Runs of weights that a warp has room for.
-        const RING: usize = 3;
         const STAGES: std::ops::RangeInclusive<usize> = 2..=16;
-        const STAGE: usize = 256 * FEW;
-        let function = device.function("matmul_few", strip_kernel(tensor_type)?)?;
+        let stage = 256 * tokens;
+        // Runs of weights that a warp has room for, and warps that fetch tokens.
+        let (ring, fetching) = if tokens == 128 { (2, 4) } else { (3, 1) };
+        let function = device.function("matmul_few", strip_kernel(tensor_type, tokens)?)?;
         let (run_values, run_bytes) = run(tensor_type, false)?;
         let limit = device.shared_bytes_per_block() - function.static_shared_bytes;
         let together = if has_warpgroup_products(device) { 4 } else { 1 };
-        let most_warps = limit.saturating_sub(*STAGES.start() * STAGE) / (RING * run_bytes);
+        let most_warps = limit.saturating_sub(*STAGES.start() * stage) / (ring * run_bytes);
         ensure!(
             most_warps >= together,
             "{} has too little shared memory for products of {} weights: use --device cpu",
@@ -256,7 +261,7 @@ impl Cut {
         // The work of the busiest block, in runs that its warps multiply in turn; few warps do not fill a multiprocessor. Slices cost
         // a little themselves, and only one round of blocks may have them: `partial` has room for that.
         let mut best = (usize::MAX, 1, 1);
-        for warps in (together..=most_warps.min(MOST_FEW_WARPS)).step_by(together) {
+        for warps in (together..=most_warps.min(MOST_FEW_WARPS + 1 - fetching)).step_by(together) {
             let groups = strips.div_ceil(warps);
             for slices in 1..=runs.min((all / groups).max(1)) {
                 let rounds = groups.div_ceil(all / slices);
@@ -265,15 +270,15 @@ impl Cut {
             }
         }
         let (_, warps, slices) = best;
-        let weights = warps * RING * run_bytes;
-        let stages = ((limit - weights) / STAGE).min(*STAGES.end());
+        let weights = warps * ring * run_bytes;
+        let stages = ((limit - weights) / stage).min(*STAGES.end());
         Ok(Self {
             function,
-            threads: (warps + 1) * WARP,
+            threads: (warps + fetching) * WARP,
             blocks: strips.div_ceil(warps).min(all / slices),
             stages,
             slices,
-            shared_bytes: weights + stages * STAGE,
+            shared_bytes: weights + stages * stage,
         })
     }
 }
@@ -320,8 +325,12 @@ macro_rules! kernel_name {
     };
 }
 
-fn strip_kernel(tensor_type: TensorType) -> Result<&'static str> {
-    kernel_name!(tensor_type, "matmul_few_", "")
+fn strip_kernel(tensor_type: TensorType, tokens: usize) -> Result<&'static str> {
+    match tokens {
+        32 => kernel_name!(tensor_type, "matmul_few_", "_n32"),
+        64 => kernel_name!(tensor_type, "matmul_few_", "_n64"),
+        _ => kernel_name!(tensor_type, "matmul_few_", "_n128"),
+    }
 }
 
 fn tile_kernel(tensor_type: TensorType, tokens: usize) -> Result<&'static str> {
