@@ -94,7 +94,7 @@ __device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&
     __threadfence();
 #pragma unroll
     for (int i = 0; i < QUADS; i++) sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = 0.f;
-#pragma unroll(QUADS > 4 ? 1 : 2)
+#pragma unroll(16 / QUADS)
     for (unsigned slice = 0; slice < slices; slice++, parts += QUADS * WARP) {
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {

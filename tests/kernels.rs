@@ -60,7 +60,7 @@ const CHUNK_SHAPES: [(usize, usize); 6] = [
     (40, 4864),
 ];
 
-const CHUNK_LENS: [usize; 9] = [1, 2, 3, 31, 32, 33, 127, 128, 300];
+const CHUNK_LENS: [usize; 12] = [1, 2, 3, 31, 32, 33, 64, 65, 127, 128, 129, 300];
 const POSITIONS: [usize; 6] = [0, 1, 127, 128, 500, 1023];
 const HEAD_DIMS: [usize; 3] = [64, 128, 256];
 const EPSILON: f32 = 1e-6;
@@ -73,7 +73,7 @@ const HALF_ROUNDING: f64 = 1.01 / 2048.0;
 
 fn main() {
     eprintln!("SHARPI_TEST_SEED={}", seed());
-    let tests: [Test; 11] = [
+    let tests: [Test; 12] = [
         ("embed_gives_the_files_values", embed_gives_the_files_values),
         (
             "product_store_multiplies_and_adds_bias",
@@ -103,6 +103,10 @@ fn main() {
         (
             "chunk_products_store_add_and_gate",
             chunk_products_store_add_and_gate,
+        ),
+        (
+            "more_rows_than_blocks_take_at_once_are_multiplied",
+            more_rows_than_blocks_take_at_once_are_multiplied,
         ),
         (
             "float_to_half_rounds_to_nearest",
@@ -1502,6 +1506,21 @@ fn chunk_products_store_add_and_gate() -> TestResult {
 }
 
 /// And what it wrote is what a product with float16 weights reads.
+fn more_rows_than_blocks_take_at_once_are_multiplied() -> TestResult {
+    let (mut random, mut findings) = (random(12), Findings::default());
+    let meeting = MeetingBuffers::new()?;
+    // 16 rows a warp, at most 15 warps a block.
+    let rows = 16 * 15 * device()?.multiprocessors() + 1000;
+    let weights = Weights::new(&mut random, Q4_K, (rows, 512))?;
+    for tokens in [3, 40, 70] {
+        let case = format!("{}, {tokens} tokens", weights.shape());
+        let input = ChunkInput::new(&mut random, weights.matrix.columns, Chunk { tokens })?;
+        let stored = input.store(&[(weights.matrix, 0)], &meeting)?;
+        findings.sums("stored", &case, &input.product(&weights), &stored[0], 1e-3);
+    }
+    findings.verdict()
+}
+
 fn float_to_half_rounds_to_nearest() -> TestResult {
     let (mut random, mut findings) = (random(10), Findings::default());
     let meeting = MeetingBuffers::new()?;

@@ -166,28 +166,25 @@ impl Cut {
         epilogue: Epilogue,
         chunk: Chunk,
     ) -> Result<Self> {
-        match chunk.tokens {
-            ..=32 => return Self::strips(device, products, tensor_type, epilogue, 32),
-            33..=64 if has_warpgroup_products(device) => {
-                return Self::strips(device, products, tensor_type, epilogue, 64);
-            }
-            65..=128 if has_warpgroup_products(device) => {
-                return Self::strips(device, products, tensor_type, epilogue, 128);
-            }
-            _ => {}
-        }
         let all = device.multiprocessors();
         let rows: usize = products.iter().map(|product| product.weights.rows).sum();
+        let gate = epilogue == Epilogue::Gate;
+        let strips = |tokens| Self::strips(device, products, tensor_type, epilogue, tokens);
+        let tiles = |tokens, blocks| Self::tiles(device, tensor_type, tokens, blocks);
         // By what was measured on Qwen3-8B's shapes. Multiples of 32 blocks cut the rows evenly.
         let even = if all >= 32 { all / 32 * 32 } else { all };
+        let more_strips = has_warpgroup_products(device);
         match chunk.tokens {
-            ..=64 => Self::tiles(device, tensor_type, 64, even),
-            65..=256 if epilogue == Epilogue::Gate => {
-                let tiles = rows.div_ceil(256) * chunk.tokens.div_ceil(128);
-                Self::tiles(device, tensor_type, 128, all.min(tiles))
-            }
-            65..=256 => Self::tiles(device, tensor_type, 64, even),
-            _ => Self::tiles(device, tensor_type, 128, all),
+            ..=32 => strips(32),
+            33..=64 if more_strips => strips(64),
+            65..=128 if more_strips => strips(128),
+            33..=64 => tiles(64, even),
+            65..=256 if gate => tiles(
+                128,
+                all.min(rows.div_ceil(256) * chunk.tokens.div_ceil(128)),
+            ),
+            65..=256 => tiles(64, even),
+            _ => tiles(128, all),
         }
     }
 
@@ -258,14 +255,15 @@ impl Cut {
         };
         let runs = products[0].weights.columns.div_ceil(run_values);
         let all = device.multiprocessors();
-        // The work of the busiest block, in runs that its warps multiply in turn; few warps do not fill a multiprocessor. Slices cost
-        // a little themselves, and only one round of blocks may have them: `partial` has room for that.
+        // What the busiest block takes, in steps of 128 columns of a warp: few warps do not fill a multiprocessor, and
+        // joining a slice takes about as long as four. Only one round of blocks may have slices: `partial` has room for that.
+        let run_steps = run_values / 128;
         let mut best = (usize::MAX, 1, 1);
         for warps in (together..=most_warps.min(MOST_FEW_WARPS + 1 - fetching)).step_by(together) {
             let groups = strips.div_ceil(warps);
             for slices in 1..=runs.min((all / groups).max(1)) {
                 let rounds = groups.div_ceil(all / slices);
-                let work = rounds * runs.div_ceil(slices) * warps.max(8) * 8 + slices;
+                let work = rounds * runs.div_ceil(slices) * run_steps * warps.max(8) + 4 * slices;
                 best = best.min((work, warps, slices));
             }
         }

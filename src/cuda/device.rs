@@ -32,7 +32,6 @@ pub struct Device {
     compute_capability: (i32, i32),
     multiprocessors: usize,
     shared_bytes_per_block: usize,
-    shared_bytes_per_multiprocessor: usize,
     /// By kernel file. Loaded once, never unloaded: the context outlives every launch.
     modules: HashMap<&'static str, sys::CUmodule>,
     functions: Mutex<HashMap<&'static str, Function>>,
@@ -119,9 +118,6 @@ impl Device {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let shared_bytes_per_block =
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
-        let shared_bytes_per_multiprocessor =
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?
-                as usize;
         let mut modules = HashMap::new();
         for &(file, image) in fatbins::FATBINS {
             // SAFETY: the image is a fat binary that nvcc wrote; it carries its own length.
@@ -138,7 +134,6 @@ impl Device {
             compute_capability,
             multiprocessors,
             shared_bytes_per_block,
-            shared_bytes_per_multiprocessor,
             modules,
             functions: Mutex::default(),
             allocations: AtomicUsize::new(0),
@@ -185,11 +180,6 @@ impl Device {
     /// Shared memory of one block, in bytes, static and dynamic together.
     pub fn shared_bytes_per_block(&self) -> usize {
         self.shared_bytes_per_block
-    }
-
-    /// Shared memory that the blocks on one multiprocessor have together, in bytes.
-    pub fn shared_bytes_per_multiprocessor(&self) -> usize {
-        self.shared_bytes_per_multiprocessor
     }
 
     /// The kernel called `name` of `kernels/<file>.cu`, allowed all the shared memory that a block can have.
