@@ -456,12 +456,17 @@ fn the_cache_after_reading_is_the_one_after_decoding() -> TestResult {
     let model = Gguf::from_bytes("f16", random.file().to_bytes())?;
     let model = Arc::new(Model::from_gguf(model)?);
     let prompt = made_up_tokens(100, model.config.vocab_size);
-    let cache = |chunk_len| -> anyhow::Result<Vec<f32>> {
-        let mut cuda = chunked(&model, 128, chunk_len)?;
-        Trace::record(&mut cuda, &prompt, 1, None)?;
+    let cache = |cuda: &CudaBackend| -> anyhow::Result<Vec<f32>> {
         Ok(cuda.download_cache()?.into_iter().map(f32::from).collect())
     };
-    let (decoded, read) = (cache(1)?, cache(100)?);
+    let mut cuda = chunked(&model, 128, 100)?;
+    cuda.forward(&prompt, 0)?;
+    let read = cache(&cuda)?;
+    let mut cuda = chunked(&model, 128, 100)?;
+    for (position, &token) in prompt.iter().enumerate() {
+        cuda.decode(token, position)?;
+    }
+    let decoded = cache(&cuda)?;
     let error = relative_error(decoded.iter().copied(), read.iter().copied());
     check(error <= 1e-3, format!("relative error {error:e}"))
 }
@@ -512,7 +517,7 @@ fn a_session_reads_only_what_is_new() -> TestResult {
         let error = relative_error(fresh.logits.iter().copied(), logits.into_iter());
         // The last tokens may have been computed in a chunk of another length.
         check(
-            error <= 2e-2,
+            error <= 5e-3,
             format!("relative error {error:e} to a fresh session"),
         )?;
     }

@@ -235,7 +235,7 @@ impl CudaBackend {
         let bytes = bytemuck::cast_slice::<u32, u8>(tokens);
         let head = 2 * size_of::<i32>();
         self.inputs[head..][..bytes.len()].copy_from_slice(bytes);
-        self.set_inputs(tokens.len() as u32 - 1, position)?;
+        self.set_inputs(tokens[0], position)?;
         let source = &self.inputs[head..][..bytes.len()];
         self.chunk_scratch.memory().upload(0, source)?;
         let prefill = Prefill {
@@ -255,15 +255,22 @@ impl CudaBackend {
         })
     }
 
-    /// Queues the upload of a token's id, or index in its chunk, and a position. The caller waits for the stream before the next.
+    /// Queues the upload of a token's id and position. The caller waits for the stream before the next.
     fn set_inputs(&mut self, token: u32, position: usize) -> Result<()> {
         let input = &mut self.inputs[..2 * size_of::<i32>()];
         input.copy_from_slice(bytemuck::bytes_of(&[token, position as u32]));
         self.scratch.memory().upload(0, input)
     }
 
-    /// Queues the computation of `tokens` at `position`, with the logits of the last or of all; waits, and returns them.
-    fn compute(&mut self, tokens: &[u32], position: usize, wanted: Logits) -> Result<&[f32]> {
+    /// Queues with `queue` the computation of `tokens` at `position`; waits, and returns the logits that it leaves, `rows` times
+    /// those of a token.
+    fn compute(
+        &mut self,
+        tokens: &[u32],
+        position: usize,
+        rows: usize,
+        queue: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<&[f32]> {
         let vocab_size = self.model.config.vocab_size;
         ensure!(
             (1..=self.chunk_len).contains(&tokens.len())
@@ -274,16 +281,9 @@ impl CudaBackend {
             self.cache.context_len
         );
         let doing = format!("computing position {position} on {}", self.device.name());
-        let rows = match wanted {
-            Logits::All => tokens.len(),
-            Logits::Last => 1,
-        };
         let bytes = rows * vocab_size * size_of::<f32>();
-        let mut run = || {
-            match tokens {
-                [token] => self.step(*token, position)?,
-                _ => self.read_chunk(tokens, position, wanted)?,
-            }
+        let run = || {
+            queue(self)?;
             let offset = (self.scratch.logits - self.scratch.inputs) as usize;
             // SAFETY: nothing touches the buffer before the wait that follows.
             unsafe {
@@ -319,7 +319,9 @@ impl Backend for CudaBackend {
     }
 
     fn forward(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
-        self.compute(tokens, position, Logits::Last)
+        self.compute(tokens, position, 1, |cuda| {
+            cuda.read_chunk(tokens, position, Logits::Last)
+        })
     }
 
     fn forward_all(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
@@ -328,7 +330,13 @@ impl Backend for CudaBackend {
             "logits of {} tokens were asked for at once, and there is room for {LOGITS_LEN}",
             tokens.len()
         );
-        self.compute(tokens, position, Logits::All)
+        self.compute(tokens, position, tokens.len(), |cuda| {
+            cuda.read_chunk(tokens, position, Logits::All)
+        })
+    }
+
+    fn decode(&mut self, token: u32, position: usize) -> Result<&[f32]> {
+        self.compute(&[token], position, 1, |cuda| cuda.step(token, position))
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {

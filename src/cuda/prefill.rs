@@ -11,7 +11,6 @@ use super::{
     },
     chunk_products::{Epilogue, GATE_SCALE, Product, matmul},
     device::{Device, Launch},
-    kernels::{self, embed, product_store},
     scratch::{ChunkScratch, KvCache, Scratch},
     weights::{self, DeviceWeights, Matrix},
 };
@@ -42,7 +41,7 @@ pub enum Logits {
 
 impl Prefill<'_> {
     /// Hands `launch` every launch for `chunk.tokens` tokens, the last of which is at position `context_end - 1`. Their ids
-    /// lie in device memory, and in the place of decoding's token and position the last one's index and the first one's position.
+    /// and the first one's position lie in device memory.
     pub fn run(
         &self,
         chunk: Chunk,
@@ -135,64 +134,27 @@ impl Prefill<'_> {
             self.gate(launch, layer.ffn_gate, layer.ffn_up, chunk)?;
             self.add(launch, layer.ffn_down, scratch.gated, GATE_SCALE, chunk)?;
         }
-        match logits {
-            Logits::Last => self.last_logits(launch, chunk),
-            Logits::All => {
-                launch(norm_tokens(
-                    device,
-                    x,
-                    weights.output_norm,
-                    scratch.normed,
-                    epsilon,
-                    config.hidden_size,
-                    chunk,
-                )?)?;
-                let output = Product {
-                    weights: weights.output,
-                    bias: 0,
-                    out: self.decode.logits,
-                };
-                self.store(launch, &[output], scratch.normed, chunk)
-            }
-        }
-    }
-
-    /// One token's logits, as decoding computes them: its residual stream takes the place of an embedding.
-    fn last_logits(&self, launch: Queue, chunk: Chunk) -> Result<()> {
-        let Self {
-            device,
-            config,
-            weights,
-            decode,
-            ..
-        } = self;
-        let hidden = Matrix {
-            address: self.scratch.hidden,
-            kind: weights::ggml_id(TensorType::F32),
-            rows: chunk.tokens,
-            columns: config.hidden_size,
-            bytes: chunk.tokens * config.hidden_size * size_of::<f32>(),
+        let (first, counted) = match logits {
+            Logits::Last => (chunk.tokens - 1, Chunk { tokens: 1 }),
+            Logits::All => (0, chunk),
         };
+        let row = x + (first * config.hidden_size * size_of::<f32>()) as u64;
         let norm = weights.output_norm;
-        launch(embed(
+        launch(norm_tokens(
             device,
-            hidden,
-            decode.inputs,
-            decode.hidden,
+            row,
             norm,
-            decode.normed,
+            scratch.normed,
+            epsilon,
+            config.hidden_size,
+            counted,
         )?)?;
-        let output = kernels::Product {
+        let output = Product {
             weights: weights.output,
             bias: 0,
-            out: decode.logits,
+            out: self.decode.logits,
         };
-        launch(product_store(
-            device,
-            &[output],
-            decode.normed,
-            config.rms_norm_epsilon,
-        )?)
+        self.store(launch, &[output], scratch.normed, counted)
     }
 
     /// `out = W x + bias` of each product, as few launches as their types allow.

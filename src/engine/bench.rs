@@ -66,7 +66,7 @@ pub fn measure(
             Kind::Prompt => prompt(backend, &text[depth..], depth)?,
             Kind::Generate => {
                 for (i, token) in text[depth..].iter().enumerate() {
-                    backend.forward(&[*token], depth + i)?;
+                    backend.decode(*token, depth + i)?;
                 }
             }
         }

@@ -102,6 +102,8 @@ pub(super) fn top(logits: &[f32]) -> Option<usize> {
 /// Lets `backend` predict `tokens` in windows of `window` tokens, each read on its own, and counts the predictions of
 /// the second half of each window, as llama.cpp's perplexity does; with `reference`, also how far the two are apart.
 ///
+/// A backend that reads one token at a time decodes them, so that decoding can be evaluated as well.
+///
 /// `bos`, where the model wants one, takes the place of each window's first token. `progress` hears the windows done and
 /// their number; where it breaks, what was counted so far is returned.
 ///
@@ -128,6 +130,7 @@ pub fn evaluate(
         .as_ref()
         .map_or(usize::MAX, |reference| reference.logits_len())
         .min(backend.logits_len());
+    let decode = backend.chunk_len() == 1;
     let windows = tokens.len() / window;
     for (i, window_tokens) in tokens.chunks_exact(window).enumerate() {
         if progress(i, windows).is_break() {
@@ -137,7 +140,10 @@ pub fn evaluate(
         inputs[0] = bos.unwrap_or(inputs[0]);
         for (c, chunk) in inputs.chunks(chunk_len).enumerate() {
             let start = c * chunk_len;
-            let logits = backend.forward_all(chunk, start)?;
+            let logits = match chunk {
+                [token] if decode => backend.decode(*token, start)?,
+                _ => backend.forward_all(chunk, start)?,
+            };
             let reference = match &mut reference {
                 Some(reference) => Some(reference.forward_all(chunk, start)?),
                 None => None,

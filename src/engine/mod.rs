@@ -40,12 +40,18 @@ pub trait Backend {
         self.chunk_len()
     }
 
-    /// Appends `tokens` (1 to `chunk_len`) to the KV cache at `position` and returns the logits after the last
-    /// one: (vocab_size).
+    /// Reads a piece of a prompt: appends `tokens` (1 to `chunk_len`) to the KV cache at `position` and returns the logits
+    /// after the last one: (vocab_size).
     fn forward(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]>;
 
     /// The same for 1 to `logits_len` tokens, with the logits after every one: (vocab_size, tokens), vocab_size contiguous.
     fn forward_all(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]>;
+
+    /// Appends one token of the text that is being generated, and returns the logits after it: (vocab_size). Unlike
+    /// [`Backend::forward`], it may trade accuracy for speed.
+    fn decode(&mut self, token: u32, position: usize) -> Result<&[f32]> {
+        self.forward(&[token], position)
+    }
 
     /// Bytes of weights and KV cache that decoding the token at `position` reads.
     fn bytes_per_token(&self, position: usize) -> u64;

@@ -88,7 +88,7 @@ impl Session {
             position < self.backend.context_len(),
             "the context of {position} tokens is full"
         );
-        let logits = self.backend.forward(&[token], position)?;
+        let logits = self.backend.decode(token, position)?;
         self.tokens.push(token);
         Ok(logits)
     }

@@ -42,7 +42,7 @@ impl Trace {
         }
         while trace.tokens.len() < count {
             let position = prompt.len() + trace.tokens.len() - 1;
-            let logits = backend.forward(&[trace.tokens[trace.tokens.len() - 1]], position)?;
+            let logits = backend.decode(trace.tokens[trace.tokens.len() - 1], position)?;
             trace.push(logits, follow);
         }
         Ok(trace)
