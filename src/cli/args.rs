@@ -289,7 +289,7 @@ pub struct MachineArgs {
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = thread_count)]
     pub threads: Option<usize>,
 
-    /// Tokens of a prompt that a GPU reads at once [default: 2048]
+    /// Tokens of a prompt that a GPU reads at once; for perplexity, 1 decodes them [default: 2048]
     #[arg(long, visible_alias = "ubatch-size", value_name = "N", allow_negative_numbers = true, value_parser = at_least_one)]
     pub ubatch: Option<usize>,
 
