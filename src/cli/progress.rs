@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::VerbosityArgs;
 
@@ -87,12 +87,16 @@ impl CountBar {
     pub fn update(&mut self, done: usize, total: usize) {
         if done == total {
             self.clear();
-        } else if self.wanted && self.started.elapsed() > PATIENCE {
-            self.bar
-                .get_or_insert_with(|| {
-                    ProgressBar::new(total as u64).with_style(self.style.clone())
-                })
-                .set_position(done as u64);
+        } else if self.wanted {
+            // Hidden at first, but there from the start: the rate that it shows is reckoned from every update.
+            let bar = self.bar.get_or_insert_with(|| {
+                ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::hidden())
+                    .with_style(self.style.clone())
+            });
+            if bar.is_hidden() && self.started.elapsed() > PATIENCE {
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+            }
+            bar.set_position(done as u64);
         }
     }
 

@@ -122,14 +122,24 @@ fn start<'a>(model: &'a Model, prompt: &'a [u32]) -> Result<Start<'a>> {
 
 /// The closing line of statistics.
 fn report(generation: &Generation, load: Duration, seed: u64) {
+    // Fewer than all where reading was interrupted.
+    let read = match generation.prefilled_tokens {
+        read if read < generation.prompt_tokens => format!("{read} of "),
+        _ => String::new(),
+    };
+    let first = match generation.generated_tokens {
+        0 => String::new(),
+        _ => format!(
+            "first token after {:.1?}, ",
+            generation.timings.time_to_first_token
+        ),
+    };
     tracing::info!(
-        "prompt: {} tokens, {:.1} tokens/s; generated: {} tokens, {:.1} tokens/s; first token after {:.1?}, loaded in {:.1?}; seed {seed}",
+        "prompt: {read}{} tokens, {:.1} tokens/s; generated: {} tokens, {:.1} tokens/s; {first}loaded in {load:.1?}; seed {seed}",
         generation.prompt_tokens,
         generation.prefill_tokens_per_second(),
         generation.generated_tokens,
         generation.decode_tokens_per_second(),
-        generation.timings.time_to_first_token,
-        load,
     );
 }
 
