@@ -5,8 +5,8 @@
 #include "formats.cuh"
 #include "tiles.cuh"
 
-// Two f16 numbers, 1,024 + the bits of `word` that MASK picks in each half: those integers, where they are below 1,024. One instruction, which
-// the compiler does not make of an `and` and an `or` with two constants.
+// 1,024 + the integer that MASK picks from each half of `word`, as f16: an integer below 1,024 fits the lowest bits. One
+// instruction, which the compiler does not make of an `and` and an `or` with two constants.
 template <uint32_t MASK>
 __device__ __forceinline__ uint32_t kilo_plus(uint32_t word) {
     uint32_t result;
@@ -14,9 +14,9 @@ __device__ __forceinline__ uint32_t kilo_plus(uint32_t word) {
     return result;
 }
 
-// What a warp holds of the 16 rows of a fragment in shared memory, for one run of `units` units of each row: whole cache lines
-// of codes, or half ones where shared memory is short. MT: fragments of 16 rows that the warp holds. (Steps of two units would make a request of every 32 bytes, which
-// took twice as long as all the rest.)
+// What a warp that has MT fragments of 16 rows holds of one in shared memory, for one run of `units` units of each row: whole
+// cache lines of codes, or half ones where shared memory is short. (Runs of two units would make a request of every 32 bytes,
+// which took twice as long as all the rest.)
 template <int TYPE, int MT>
 struct Run {
     using F = Format<TYPE>;

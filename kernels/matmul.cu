@@ -1,9 +1,9 @@
-// Products of a quantized matrix with a chunk of tokens, as products.cuh has them. (matmul_few.cu is for up to 32 tokens.)
+// Products of a quantized matrix with a chunk of tokens, as products.cuh has them. matmul_few.cu is for few tokens.
 //
 // Weights are decoded to f16 in registers, as the first operand of m16n8k16 (sm_90a: m64nNk16), and meet a tile of tokens in
 // shared memory; sums are f32.
 //
-// Bound: 2 * rows * columns * tokens operations on the matrix units. Decoding costs about 1.7 instructions a weight for each tile of tokens.
+// Bound: 2 * rows * columns * tokens operations on the matrix units. Weights are decoded anew for each tile of tokens.
 //
 // Grid: as many blocks as the host likes (what fits on the device at once); two warpgroups multiply, the first warp after
 // them fetches tokens. A block takes whole tiles (ROWS rows x N tokens) while there are tiles for all blocks, and of the rest an equal

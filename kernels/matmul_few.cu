@@ -38,10 +38,10 @@ struct Strip {
 // How a block that multiplies N tokens at most is made up.
 template <int N>
 struct Block {
-    static constexpr int quads = N / 8;            // of sums that a lane holds
-    static constexpr bool moves_registers = N == 128;  // from the warpgroup that fetches to the others
-    static constexpr int fetching_warps = moves_registers ? WARPGROUP / WARP : 1;  // one of them works
-    static constexpr int ring = N == 128 ? 2 : 3;  // runs of weights a warp
+    static constexpr int quads = N / 8;                                            // of sums that a lane holds
+    static constexpr int ring = N == 128 ? 2 : 3;                                  // runs of weights a warp
+    static constexpr bool moves_registers = N == 128;                              // from the warpgroup that fetches to the others
+    static constexpr int fetching_warps = moves_registers ? WARPGROUP / WARP : 1;  // of which one works
 };
 
 // Adds the products of word w of a step's codes, two steps of the matrix instruction, with the tokens at `tokens`. `piece[i]`: where a
@@ -114,7 +114,8 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     __shared__ uint64_t barriers[2][MAX_STAGES];
 
     launch_dependents();
-    const int warps = blockDim.x / WARP - Block<N>::fetching_warps, warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP;
+    const int warps = blockDim.x / WARP - Block<N>::fetching_warps;  // that multiply
+    const int warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP;
     const uint32_t first_barrier = keep(shared_address(barriers)), first_stage = keep(shared_address(shared));
     const auto full = [&](int stage) { return Barrier{first_barrier + stage * 8}; };
     const auto empty = [&](int stage) { return Barrier{first_barrier + (MAX_STAGES + stage) * 8}; };

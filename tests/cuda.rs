@@ -381,6 +381,8 @@ fn reading_a_prompt_of_smollm2_follows_the_cpu_for_every_chunk_length() -> TestR
     prompts_follow_the_cpu(&Arc::new(Model::open(&path)?), &golden)
 }
 
+/// Weights and activations in float16, for a chunk of one token as well: a mean KL divergence of 1e-6 on the demo model and of
+/// 6e-6 on SmolLM2, which 8-bit activations take 1e-2 away.
 fn prompts_follow_the_cpu(model: &Arc<Model>, golden: &[serde_json::Value]) -> TestResult {
     let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
     let mut references = Vec::new();
@@ -408,7 +410,7 @@ fn prompts_follow_the_cpu(model: &Arc<Model>, golden: &[serde_json::Value]) -> T
         let mean = kl.iter().sum::<f64>() / kl.len() as f64;
         eprintln!("chunks of {chunk_len}: mean KL divergence {mean:.1e}");
         check(
-            mean <= 1e-3,
+            mean <= 1e-4,
             format!("chunks of {chunk_len}: mean KL divergence {mean:e}"),
         )?;
     }

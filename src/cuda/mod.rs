@@ -39,7 +39,7 @@ pub use ceiling::{gemm_ceiling, read_ceiling};
 pub use device::{ARCHS, Device, DeviceInfo, list};
 pub use weights::{Matrix, UNIT};
 
-/// Tokens of a prompt that are read at once, where nothing else is asked for: more were not faster on Qwen3-8B
+/// Tokens of a prompt that are read at once, where nothing else is asked for: more gain little on Qwen3-8B
 /// (docs/performance.md).
 pub const DEFAULT_CHUNK_LEN: usize = 2048;
 
