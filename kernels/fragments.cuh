@@ -246,3 +246,15 @@ struct Decoder {
         }
     }
 };
+
+// Calls CALL(name, TYPE) for each type that has such fragments.
+#define FOR_CHUNK_TYPES(CALL) \
+    CALL(q4_k, Q4_K)          \
+    CALL(q6_k, Q6_K)          \
+    CALL(q5_k, Q5_K)          \
+    CALL(q8_0, Q8_0)          \
+    CALL(q4_0, Q4_0)          \
+    CALL(q4_1, Q4_1)          \
+    CALL(q5_0, Q5_0)          \
+    CALL(q5_1, Q5_1)          \
+    CALL(f16, F16)

@@ -319,12 +319,4 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     PRODUCT(matmul_##NAME##_n64, TYPE, 1, 64, CONSUMERS + WARP)          \
     PRODUCT(matmul_##NAME##_n128, TYPE, WARPGROUP_MMA + 1, 128, 3 * WARPGROUP)
 
-PRODUCTS(q4_k, Q4_K)
-PRODUCTS(q6_k, Q6_K)
-PRODUCTS(q5_k, Q5_K)
-PRODUCTS(q8_0, Q8_0)
-PRODUCTS(q4_0, Q4_0)
-PRODUCTS(q4_1, Q4_1)
-PRODUCTS(q5_0, Q5_0)
-PRODUCTS(q5_1, Q5_1)
-PRODUCTS(f16, F16)
+FOR_CHUNK_TYPES(PRODUCTS)
