@@ -247,6 +247,48 @@ struct Decoder {
     }
 };
 
+// Adds the products of word w of a step's codes, which is two steps of the matrix instruction: MT fragments of rows, decoded to `a`, with the
+// N tokens at `tokens`. On sm_90a the products are only started; `a` and the tokens must stay until they have been waited for.
+template <int TYPE, int MT, int N>
+__device__ __forceinline__ void multiply(float (&sum)[MT][N / 8][4], uint32_t (&a)[2][MT][4], const Decoder<TYPE, MT> (&row)[MT][2], int w, uint32_t tokens) {
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            row[m][h].template decode<0>(w, a[0][m][h], a[0][m][2 + h]);
+            row[m][h].template decode<1>(w, a[1][m][h], a[1][m][2 + h]);
+        }
+    }
+    const uint32_t block = tokens + w / 2 * (TOKEN_BYTES<N> / 2);
+#if WARPGROUP_MMA
+#pragma unroll
+    for (int i = 0; i < 8 * MT; i++) settle(a[i / (4 * MT)][i / 4 % MT][i % 4]);
+    warpgroup_arrive();
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+#pragma unroll
+        for (int m = 0; m < MT; m++) warpgroup_mma(sum[m], a[k][m], matrix_descriptor(block) + (w % 2 * 2 + k) * 2);
+    }
+    warpgroup_commit();
+#else
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+#pragma unroll
+        for (int j = 0; j < N / 16; j++) {
+            const int token = j * 16 + lane / 16 * 8 + lane % 8, piece = (w % 2 * 2 + k) * 2 + lane / 8 % 2;
+            uint32_t b[4];
+            load_matrices(b, block + token * 128 + (piece ^ token % 8) * 16);
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                mma(sum[m][2 * j], a[k][m], b[0], b[1]);
+                mma(sum[m][2 * j + 1], a[k][m], b[2], b[3]);
+            }
+        }
+    }
+#endif
+}
+
 // Calls CALL(name, TYPE) for each type that has such fragments.
 #define FOR_CHUNK_TYPES(CALL) \
     CALL(q4_k, Q4_K)          \

@@ -216,41 +216,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #else
                 const int buffer = 0;
 #endif
-#pragma unroll
-                for (int m = 0; m < MT; m++) {
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        row[m][h].template decode<0>(w, a[buffer][0][m][h], a[buffer][0][m][2 + h]);
-                        row[m][h].template decode<1>(w, a[buffer][1][m][h], a[buffer][1][m][2 + h]);
-                    }
-                }
-                const uint32_t block = tile + w / 2 * (TOKEN_BYTES<N> / 2);
-#if WARPGROUP_MMA
-#pragma unroll
-                for (int i = 0; i < 8 * MT; i++) settle(a[buffer][i / (4 * MT)][i / 4 % MT][i % 4]);
-                warpgroup_arrive();
-#pragma unroll
-                for (int k = 0; k < 2; k++) {
-#pragma unroll
-                    for (int m = 0; m < MT; m++) warpgroup_mma(sum[m], a[buffer][k][m], matrix_descriptor(block) + (w % 2 * 2 + k) * 2);
-                }
-                warpgroup_commit();
-#else
-#pragma unroll
-                for (int k = 0; k < 2; k++) {
-#pragma unroll
-                    for (int j = 0; j < N / 16; j++) {
-                        const int token = j * 16 + lane / 16 * 8 + lane % 8, piece = (w % 2 * 2 + k) * 2 + lane / 8 % 2;
-                        uint32_t b[4];
-                        load_matrices(b, block + token * 128 + (piece ^ token % 8) * 16);
-#pragma unroll
-                        for (int m = 0; m < MT; m++) {
-                            mma(sum[m][2 * j], a[buffer][k][m], b[0], b[1]);
-                            mma(sum[m][2 * j + 1], a[buffer][k][m], b[2], b[3]);
-                        }
-                    }
-                }
-#endif
+                multiply<TYPE, MT, N>(sum, a[buffer], row, w, tile);
             }
 #if !WARPGROUP_MMA
             __syncwarp();

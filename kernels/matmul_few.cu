@@ -38,43 +38,10 @@ struct Strip {
 // How a block that multiplies N tokens at most is made up.
 template <int N>
 struct Block {
-    static constexpr int quads = N / 8;                                            // of sums that a lane holds
     static constexpr int ring = N == 128 ? 2 : 3;                                  // runs of weights a warp
     static constexpr bool moves_registers = N == 128;                              // from the warpgroup that fetches to the others
     static constexpr int fetching_warps = moves_registers ? WARPGROUP / WARP : 1;  // of which one works
 };
-
-// Adds the products of word w of a step's codes, two steps of the matrix instruction, with the tokens at `tokens`. `piece[i]`: where a
-// lane reads pieces 2 i and 2 i + 1 of a block of tokens.
-template <int TYPE, int N>
-__device__ __forceinline__ void multiply(float (&sum)[N / 8][4], uint32_t (&a)[2][4], const Decoder<TYPE, 1> (&row)[2], int w, uint32_t tokens,
-                                         const uint32_t (&piece)[4]) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        row[h].template decode<0>(w, a[0][h], a[0][2 + h]);
-        row[h].template decode<1>(w, a[1][h], a[1][2 + h]);
-    }
-    const uint32_t block = tokens + w / 2 * (TOKEN_BYTES<N> / 2);
-#if WARPGROUP_MMA
-#pragma unroll
-    for (int i = 0; i < 8; i++) settle(a[i / 4][i % 4]);
-    warpgroup_arrive();
-#pragma unroll
-    for (int k = 0; k < 2; k++) warpgroup_mma(sum, a[k], matrix_descriptor(block) + (w % 2 * 2 + k) * 2);
-    warpgroup_commit();
-#else
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-#pragma unroll
-        for (int j = 0; j < N / 16; j++) {
-            uint32_t b[4];
-            load_matrices(b, block + piece[w % 2 * 2 + k] + j * 16 * 128);
-            mma(sum[2 * j], a[k], b[0], b[1]);
-            mma(sum[2 * j + 1], a[k], b[2], b[3]);
-        }
-    }
-#endif
-}
 
 // Joins a strip's slices. True in the warp that has all of them, in `sum`.
 template <int QUADS>
@@ -108,7 +75,8 @@ __device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&
 template <int TYPE, int N>
 __device__ __forceinline__ void product(const ProductParams &p) {
     using R = Run<TYPE, 1>;
-    constexpr int QUADS = Block<N>::quads, RING = Block<N>::ring;
+    constexpr int QUADS = N / 8;  // of sums that a lane holds
+    constexpr int RING = Block<N>::ring;
     constexpr int STEPS = R::values / STEP_VALUES;  // of a run
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][MAX_STAGES];
@@ -157,12 +125,9 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     int next_strip = strip, next_run = end, slot = 0;    // to be loaded next, and where to
     Half half[2];
     const Place<TYPE, 1> place;
-    uint32_t piece[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) piece[i] = (lane / 16 * 8 + lane % 8) * 128 + ((2 * i + lane / 8 % 2) ^ lane % 8) * 16;
-    float sum[QUADS][4] = {};
-    uint32_t a[2][2][4];  // two words in turn: products read one while the other is decoded
-    int previous = -1;    // the stage of the step before, until it is given back
+    float sum[1][QUADS][4] = {};
+    uint32_t a[2][2][1][4];  // two words in turn: products read one while the other is decoded
+    int previous = -1;       // the stage of the step before, until it is given back
     const auto release = [&] {
         if (previous >= 0 && lane == 0) empty(previous).arrive();
     };
@@ -192,9 +157,9 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         const int slice_units = min(units - slice * SLICE_UNITS, SLICE_UNITS);
 #pragma unroll 1
         for (int step = 0; step < min(STEPS, steps - run * STEPS); step++) {
-            Decoder<TYPE, 1> row[2];
+            Decoder<TYPE, 1> row[1][2];
 #pragma unroll
-            for (int h = 0; h < 2; h++) row[h].load(ring + slot * R::bytes, place, h, step, first_unit % SLICE_UNITS, slice_units);
+            for (int h = 0; h < 2; h++) row[0][h].load(ring + slot * R::bytes, place, h, step, first_unit % SLICE_UNITS, slice_units);
             full(stage).wait(parity);
 #pragma unroll
             for (int w = 0; w < 4; w++) {
@@ -202,7 +167,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
                 warpgroup_wait<1>();
                 if (w == 1) release(), previous = stage;
 #endif
-                multiply<TYPE, N>(sum, a[w % 2], row, w, first_stage + stage * TOKEN_BYTES<N>, piece);
+                multiply<TYPE, 1, N>(sum, a[w % 2], row, w, first_stage + stage * TOKEN_BYTES<N>);
             }
 #if !WARPGROUP_MMA
             __syncwarp();
@@ -217,16 +182,16 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         warpgroup_wait<0>();
         release(), previous = -1;
 #endif
-        if (strip < strips && (gridDim.y == 1 || join(p, strip, sum))) {
+        if (strip < strips && (gridDim.y == 1 || join(p, strip, sum[0]))) {
             const Strip done(p, strip);
 #pragma unroll
             for (int token = 0; token < N; token += 32) {  // few loads and stores at a time
-                const auto &some = reinterpret_cast<const float(&)[4][4]>(sum[token / 8]);
+                const auto &some = reinterpret_cast<const float(&)[4][4]>(sum[0][token / 8]);
                 finish<32>(p, done.matrix, done.first(p, 0) + lane / 4, done.first(p, 1) + lane / 4, token, some);
             }
         }
 #pragma unroll
-        for (int i = 0; i < QUADS; i++) sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = 0.f;
+        for (int i = 0; i < QUADS; i++) sum[0][i][0] = sum[0][i][1] = sum[0][i][2] = sum[0][i][3] = 0.f;
         strip += stride, run = begin;
         if (strip - warp >= strips) return;
     }

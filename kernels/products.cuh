@@ -33,10 +33,6 @@ struct ProductParams {
     int stages;  // token tiles in shared memory
 };
 
-// Bytes of one step of N tokens: two blocks of N tokens x 128 bytes.
-template <int N>
-constexpr int TOKEN_BYTES = N * STEP_VALUES * 2;
-
 // How many arrivals, copies aside, fill a stage of tokens.
 #if __CUDA_ARCH__ >= 900
 constexpr int FETCH_ARRIVALS = 1;

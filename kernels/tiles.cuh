@@ -26,6 +26,10 @@ constexpr int STEP_VALUES = 128;  // columns of one step of a product
 constexpr int BLOCK_VALUES = 64;  // columns of one block of a Tiles buffer
 constexpr int WARPGROUP = 128;
 
+// Bytes of one step of N tokens in shared memory: two blocks of N tokens x 128 bytes.
+template <int N>
+constexpr int TOKEN_BYTES = N * STEP_VALUES * 2;
+
 __host__ __device__ constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Places are unsigned: divisions by constants are then shifts.

@@ -22,8 +22,8 @@ use rayon::prelude::*;
 use sharpi::{
     cuda::{
         Device, Matrix, UNIT,
-        chunk_kernels::{self, Chunk, FlashParams, RopeParams},
-        chunk_products::{self, Epilogue, GATE_SCALE, Meeting, matmul},
+        chunk_kernels::{self, Chunk, FlashParams, GATE_SCALE, RopeParams},
+        chunk_products::{self, Epilogue, Meeting, matmul},
         device::{Arguments, DeviceBuffer, Launch},
         kernels::{self, Activation, AttentionParams, Normed, Product},
     },
@@ -1388,7 +1388,7 @@ impl ChunkInput {
         let (mut products, mut outputs) = (Vec::new(), Vec::new());
         for &(weights, bias) in matrices {
             let out = Buffer::poisoned(weights.rows * self.chunk.tokens * 4)?;
-            products.push(chunk_products::Product {
+            products.push(Product {
                 weights,
                 bias,
                 out: out.address(),
@@ -1401,7 +1401,7 @@ impl ChunkInput {
 
     fn multiply(
         &self,
-        products: &[chunk_products::Product],
+        products: &[Product],
         gated: u64,
         epilogue: Epilogue,
         meeting: &MeetingBuffers,
@@ -1472,7 +1472,7 @@ fn chunk_products_store_add_and_gate() -> TestResult {
                 let factor = 16.0;
                 let old = floats(&mut random, rows * tokens, 1.0);
                 let x = Buffer::new(&old)?;
-                let product = chunk_products::Product {
+                let product = Product {
                     weights: gate.matrix,
                     bias: 0,
                     out: x.address(),
@@ -1484,7 +1484,7 @@ fn chunk_products_store_add_and_gate() -> TestResult {
                     .collect();
                 findings.sums("added", &case, &sums, &x.read()?, bound);
 
-                let products = [&gate, &up].map(|weights| chunk_products::Product {
+                let products = [&gate, &up].map(|weights| Product {
                     weights: weights.matrix,
                     bias: 0,
                     out: 0,

@@ -6,19 +6,19 @@ use bytemuck::{Pod, Zeroable};
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
-    chunk_products::{GATE_SCALE, has_warpgroup_products},
     device::{Arguments, Device, Launch},
-    kernels::Normed,
+    kernels::{Normed, WARP},
     weights::Matrix,
 };
 
 /// Values of a row that lie together in a tile of activations.
 const STEP: usize = 128;
 
-const WARP: usize = 32;
-
 /// Tokens of an attention tile times query heads that share a key/value head, at most.
 const ATTENTION_ROWS: usize = 128;
+
+/// What the gated product is divided by, and the product behind it multiplied with: it can pass float16's range.
+pub const GATE_SCALE: f32 = 16.0;
 
 /// Tokens that pass through the layers together.
 #[derive(Clone, Copy)]
@@ -159,7 +159,7 @@ pub fn flash_attention(
         .min(context_end.div_ceil(256))
         .max(1);
     let shared_bytes = match head_dim {
-        64 | 128 if has_warpgroup_products(device) => 1280 * head_dim,
+        64 | 128 if device.has_warpgroup_products() => 1280 * head_dim,
         64 => 32_768,
         _ => 65_536,
     };

@@ -6,31 +6,18 @@ use bytemuck::{Pod, Zeroable};
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
-    chunk_kernels::Chunk,
-    device::{ARCHS, Arguments, Device, Function, Launch},
+    chunk_kernels::{Chunk, GATE_SCALE},
+    device::{Arguments, Device, Function, Launch},
+    kernels::{Product, WARP},
     weights::Matrix,
 };
 use crate::quant::TensorType;
 
-/// What the gated product is divided by, and the product behind it multiplied with: it can pass float16's range.
-pub const GATE_SCALE: f32 = 16.0;
-
-const WARP: usize = 32;
-
 /// Rows that a warp of `matmul_few.cu` multiplies; of gate and up, half of each.
 const STRIP: usize = 16;
 
-/// The most warps that multiply in a block there.
-const MOST_FEW_WARPS: usize = 15;
-
-/// One matrix of a product, its results being f32 (out_stride, tokens).
-#[derive(Clone, Copy)]
-pub struct Product {
-    pub weights: Matrix,
-    /// f32 (rows), or 0
-    pub bias: CUdeviceptr,
-    pub out: CUdeviceptr,
-}
+/// `MAX_WARPS` of `matmul_few.cu`: of a block, those that multiply and those that fetch tokens.
+const MOST_STRIP_WARPS: usize = 16;
 
 /// What a product does with its sums.
 #[derive(Clone, Copy, PartialEq)]
@@ -59,7 +46,7 @@ pub fn partial_len(device: &Device) -> usize {
 
 /// Counters that products need to meet: one for each strip that may be cut into slices.
 pub fn counters(device: &Device) -> usize {
-    MOST_FEW_WARPS * device.multiprocessors()
+    MOST_STRIP_WARPS * device.multiprocessors()
 }
 
 /// `struct Matrix` of `kernels/products.cuh`.
@@ -173,7 +160,7 @@ impl Cut {
         let tiles = |tokens, blocks| Self::tiles(device, tensor_type, tokens, blocks);
         // By what was measured on Qwen3-8B's shapes. Multiples of 32 blocks cut the rows evenly.
         let even = if all >= 32 { all / 32 * 32 } else { all };
-        let more_strips = has_warpgroup_products(device);
+        let more_strips = device.has_warpgroup_products();
         match chunk.tokens {
             ..=32 => strips(32),
             33..=64 if more_strips => strips(64),
@@ -197,20 +184,16 @@ impl Cut {
     ) -> Result<Self> {
         const STAGES: std::ops::RangeInclusive<usize> = 2..=8;
         let wide = tokens == 128;
+        let wide_weights = wide && device.has_warpgroup_products();
         let function = device.function("matmul", tile_kernel(tensor_type, tokens)?)?;
-        let (_, run_bytes) = run(tensor_type, wide && has_warpgroup_products(device))?;
-        let weights = match wide && has_warpgroup_products(device) {
-            true => 32 * run_bytes,
-            false => 16 * run_bytes,
-        };
+        let (_, run_bytes) = run(tensor_type, wide_weights)?;
+        let weights = if wide_weights { 32 } else { 16 } * run_bytes;
         let stage = 256 * tokens;
         let limit = device.shared_bytes_per_block();
         let stages = limit.saturating_sub(function.static_shared_bytes + weights) / stage;
         ensure!(
             stages >= *STAGES.start(),
-            "{} has too little shared memory for products of {} weights: use --device cpu",
-            device.name(),
-            tensor_type.name()
+            too_little_shared_memory(device, tensor_type)
         );
         let stages = stages.min(*STAGES.end());
         Ok(Self {
@@ -238,13 +221,15 @@ impl Cut {
         let function = device.function("matmul_few", strip_kernel(tensor_type, tokens)?)?;
         let (run_values, run_bytes) = run(tensor_type, false)?;
         let limit = device.shared_bytes_per_block() - function.static_shared_bytes;
-        let together = if has_warpgroup_products(device) { 4 } else { 1 };
+        let together = if device.has_warpgroup_products() {
+            4
+        } else {
+            1
+        };
         let most_warps = limit.saturating_sub(*STAGES.start() * stage) / (ring * run_bytes);
         ensure!(
             most_warps >= together,
-            "{} has too little shared memory for products of {} weights: use --device cpu",
-            device.name(),
-            tensor_type.name()
+            too_little_shared_memory(device, tensor_type)
         );
         let strips: usize = match epilogue {
             Epilogue::Gate => products[0].weights.rows.next_multiple_of(128) / (STRIP / 2),
@@ -259,7 +244,7 @@ impl Cut {
         // joining a slice takes about as long as four. Only one round of blocks may have slices: `partial` has room for that.
         let run_steps = run_values / 128;
         let mut best = (usize::MAX, 1, 1);
-        for warps in (together..=most_warps.min(MOST_FEW_WARPS + 1 - fetching)).step_by(together) {
+        for warps in (together..=most_warps.min(MOST_STRIP_WARPS - fetching)).step_by(together) {
             let groups = strips.div_ceil(warps);
             for slices in 1..=runs.min((all / groups).max(1)) {
                 let rounds = groups.div_ceil(all / slices);
@@ -296,6 +281,14 @@ fn run(tensor_type: TensorType, wide_weights: bool) -> Result<(usize, usize)> {
         (TensorType::F16, _) => (128, 4096),
         _ => return no_kernel(tensor_type),
     })
+}
+
+fn too_little_shared_memory(device: &Device, tensor_type: TensorType) -> anyhow::Error {
+    anyhow!(
+        "{} has too little shared memory for products of {} weights: use --device cpu",
+        device.name(),
+        tensor_type.name()
+    )
 }
 
 fn no_kernel<T>(tensor_type: TensorType) -> Result<T> {
@@ -336,9 +329,4 @@ fn tile_kernel(tensor_type: TensorType, tokens: usize) -> Result<&'static str> {
         64 => kernel_name!(tensor_type, "matmul_", "_n64"),
         _ => kernel_name!(tensor_type, "matmul_", "_n128"),
     }
-}
-
-/// Whether the kernels that this device runs are those with Hopper's own matrix instructions.
-pub fn has_warpgroup_products(device: &Device) -> bool {
-    device.compute_capability() == (9, 0) && ARCHS.split(',').any(|arch| arch == "90a")
 }

@@ -177,6 +177,11 @@ impl Device {
         self.context.bind_to_thread().map_err(explain)
     }
 
+    /// Whether the kernels that this device runs are those with Hopper's own matrix instructions.
+    pub fn has_warpgroup_products(&self) -> bool {
+        self.compute_capability == (9, 0) && ARCHS.split(',').any(|arch| arch == "90a")
+    }
+
     /// Shared memory of one block, in bytes, static and dynamic together.
     pub fn shared_bytes_per_block(&self) -> usize {
         self.shared_bytes_per_block

@@ -9,7 +9,8 @@ use super::{
     weights::{Matrix, UNIT},
 };
 
-const WARP: usize = 32;
+/// Threads of a warp.
+pub const WARP: usize = 32;
 
 /// Values that share a scale in a quantized activation: a Q8_1 block.
 const GROUP: usize = 32;
@@ -49,13 +50,13 @@ pub struct Normed {
     pub squares: CUdeviceptr,
 }
 
-/// One matrix of a product that stores its results.
+/// One matrix of a product that stores its results, of one token or of a chunk of them.
 #[derive(Clone, Copy)]
 pub struct Product {
     pub weights: Matrix,
     /// f32 (rows), or 0
     pub bias: CUdeviceptr,
-    /// f32 (rows)
+    /// f32 (rows, tokens)
     pub out: CUdeviceptr,
 }
 

@@ -6,11 +6,12 @@ use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
     chunk_kernels::{
-        Chunk, FlashParams, RopeParams, embed_chunk, flash_attention, float_to_half, gate_tokens,
-        half_bytes, norm_tokens, rope_tokens,
+        Chunk, FlashParams, GATE_SCALE, RopeParams, embed_chunk, flash_attention, float_to_half,
+        gate_tokens, half_bytes, norm_tokens, rope_tokens,
     },
-    chunk_products::{Epilogue, GATE_SCALE, Product, matmul},
+    chunk_products::{Epilogue, matmul},
     device::{Device, Launch},
+    kernels::Product,
     scratch::{ChunkScratch, KvCache, Scratch},
     weights::{self, DeviceWeights, Matrix},
 };
