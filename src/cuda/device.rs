@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     ffi::{CString, c_void},
+    fmt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -68,6 +69,17 @@ pub struct Launch {
     pub arguments: Arguments,
     /// Start before the kernel before has ended; this kernel then waits for it itself.
     pub dependent: bool,
+}
+
+impl fmt::Display for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ([x, y, z], [threads_x, threads_y]) = (self.grid, self.block);
+        write!(
+            f,
+            "{} <<<({x}, {y}, {z}), ({threads_x}, {threads_y}), {}>>>",
+            self.function.name, self.shared_bytes
+        )
+    }
 }
 
 /// The arguments of a kernel: numbers, device addresses, and structs of them passed by value.

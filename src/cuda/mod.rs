@@ -167,6 +167,11 @@ impl CudaBackend {
         self.cache.download(&self.device)
     }
 
+    /// The launches of a decoded token, in order.
+    pub fn decode_launches(&self) -> &[Launch] {
+        &self.region
+    }
+
     /// Bytes that the weights take on the device.
     pub fn weights_bytes(&self) -> usize {
         self.weights.device_bytes()
