@@ -1,6 +1,8 @@
 //! What kernels run on, in words.
 
-use std::{fs, thread};
+use std::{env::consts::ARCH, thread};
+
+use sysinfo::{CpuRefreshKind, RefreshKind, System};
 
 use super::simd::VectorInstructions;
 
@@ -22,10 +24,8 @@ pub fn describe_all() -> String {
 
 /// The processor's own name, or its architecture where the system does not tell.
 fn name() -> String {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let mut pairs = cpuinfo.lines().filter_map(|line| line.split_once(':'));
-    pairs
-        .find(|(key, _)| key.trim() == "model name")
-        .map_or(std::env::consts::ARCH, |(_, name)| name.trim())
-        .to_owned()
+    let system =
+        System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
+    let name = system.cpus().first().map_or("", |cpu| cpu.brand().trim());
+    if name.is_empty() { ARCH } else { name }.to_owned()
 }
