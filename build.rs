@@ -1,11 +1,14 @@
-//! Compiles `kernels/*.cu` into fat binaries that `src/cuda/module.rs` embeds.
+//! Compiles `kernels/*.cu` into fat binaries that `src/cuda/device.rs` embeds, anew only where the source or a header changed.
 //!
-//! Without `nvcc` the crate still builds: the list of modules is then empty, and the command says so when CUDA is asked for.
+//! Without `nvcc` the crate still builds: the list of modules is then empty, and the command says so when asked for CUDA.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
@@ -13,14 +16,15 @@ use std::{
 const DEFAULT_ARCHS: &str = "80,86,89,90a,100,120";
 
 fn main() {
-    println!("cargo:rerun-if-changed=kernels");
-    for variable in [
-        "NVCC",
-        "CUDA_HOME",
-        "CUDA_PATH",
-        "PATH",
-        "SHARPI_CUDA_ARCHS",
-    ] {
+    let mut files = Vec::new();
+    list_sources(Path::new("kernels"), &mut files);
+    files.sort();
+    // One by one, since cargo would watch the notes in a folder too. The compiler that was found is watched below, and not
+    // PATH, which every shell sets differently.
+    for file in &files {
+        println!("cargo:rerun-if-changed={}", file.display());
+    }
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "SHARPI_CUDA_ARCHS"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -28,11 +32,14 @@ fn main() {
     let archs: Vec<&str> = archs.split(',').map(str::trim).collect();
 
     let (modules, archs) = match find_nvcc() {
-        Some(nvcc) => (compile_all(&nvcc, &archs, &out), archs.join(",")),
+        Some(nvcc) => {
+            println!("cargo:rerun-if-changed={}", nvcc.display());
+            (compile_all(&nvcc, &archs, &files, &out), archs.join(","))
+        }
         None => {
             println!(
                 "cargo:warning=nvcc was not found (NVCC, CUDA_HOME, CUDA_PATH, /usr/local/cuda, PATH): \
-                 building without CUDA, for the CPU only"
+                 building without CUDA, for the CPU only; after installing it, run `cargo clean -p sharpi` once"
             );
             (Vec::new(), String::new())
         }
@@ -55,50 +62,73 @@ fn main() {
     fs::write(out.join("fatbins.rs"), source).expect("OUT_DIR is writable");
 }
 
-/// The compiler, where one of the usual places has it.
+/// Every kernel and header below a folder.
+fn list_sources(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("the kernels folder is part of the crate") {
+        let path = entry.expect("the kernels folder can be read").path();
+        let extension = path.extension().and_then(OsStr::to_str);
+        if path.is_dir() {
+            list_sources(&path, files);
+        } else if matches!(extension, Some("cu" | "cuh" | "h")) {
+            files.push(path);
+        }
+    }
+}
+
+/// The compiler: the one that `NVCC` names, else the first that is there.
 fn find_nvcc() -> Option<PathBuf> {
-    let from_root = |root: PathBuf| root.join("bin/nvcc");
     let variable = |name| {
         env::var_os(name)
-            .filter(|v| !v.is_empty())
+            .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
     let path = env::var_os("PATH").unwrap_or_default();
-    [
-        variable("NVCC"),
-        variable("CUDA_HOME").map(from_root),
-        variable("CUDA_PATH").map(from_root),
-        Some(from_root("/usr/local/cuda".into())),
-    ]
-    .into_iter()
-    .flatten()
-    .chain(env::split_paths(&path).map(|folder| folder.join("nvcc")))
-    .find(|candidate| candidate.is_file())
-}
-
-/// Compiles every kernel file, as many at a time as there are cores, and returns the fat binaries.
-fn compile_all(nvcc: &Path, archs: &[&str], out: &Path) -> Vec<PathBuf> {
-    let mut sources: Vec<PathBuf> = fs::read_dir("kernels")
-        .expect("the kernels folder is part of the crate")
-        .map(|entry| entry.expect("the kernels folder can be read").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
-        .collect();
-    sources.sort();
-    thread::scope(|scope| {
-        let compilations: Vec<_> = sources
-            .iter()
-            .map(|source| scope.spawn(|| compile(nvcc, archs, source, out)))
-            .collect();
-        compilations
-            .into_iter()
-            .map(|compilation| compilation.join().expect("a kernel does not compile"))
-            .collect()
+    variable("NVCC").or_else(|| {
+        [
+            variable("CUDA_HOME"),
+            variable("CUDA_PATH"),
+            Some("/usr/local/cuda".into()),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|root| root.join("bin"))
+        .chain(env::split_paths(&path))
+        .map(|folder| folder.join("nvcc"))
+        .find(|candidate| candidate.is_file())
     })
 }
 
-fn compile(nvcc: &Path, archs: &[&str], source: &Path, out: &Path) -> PathBuf {
-    let name = source.file_name().expect("a file has a name");
-    let fatbin = out.join(name).with_extension("fatbin");
+/// Compiles every `.cu` file, as many at a time as cargo may run jobs, and returns the fat binaries.
+fn compile_all(nvcc: &Path, archs: &[&str], files: &[PathBuf], out: &Path) -> Vec<PathBuf> {
+    let (sources, headers): (Vec<_>, Vec<_>) = files
+        .iter()
+        .partition(|path| path.extension() == Some(OsStr::new("cu")));
+    // What every fat binary is made of besides its source.
+    let mut shared = run(Command::new(nvcc).arg("--version"));
+    for header in headers {
+        shared.push_str(&read(header));
+    }
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok());
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..jobs.unwrap_or(1) {
+            scope.spawn(|| {
+                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    compile(nvcc, archs, source, &fatbin(source, out), &shared);
+                }
+            });
+        }
+    });
+    sources.iter().map(|source| fatbin(source, out)).collect()
+}
+
+fn fatbin(source: &Path, out: &Path) -> PathBuf {
+    out.join(source.file_name().expect("a file has a name"))
+        .with_extension("fatbin")
+}
+
+/// Compiles one file, unless the text of everything that goes into it is what it was when the fat binary was made.
+fn compile(nvcc: &Path, archs: &[&str], source: &Path, fatbin: &Path, shared: &str) {
     let mut command = Command::new(nvcc);
     command
         .args(["-fatbin", "-O3", "-std=c++17", "-Werror", "all-warnings"])
@@ -109,17 +139,34 @@ fn compile(nvcc: &Path, archs: &[&str], source: &Path, out: &Path) -> PathBuf {
     if let Some(last) = archs.last() {
         command.arg(format!("-gencode=arch=compute_{last},code=compute_{last}"));
     }
-    command.arg(source).arg("-o").arg(&fatbin);
+    command.arg(source).arg("-o").arg(fatbin);
+
+    let inputs = format!("{command:?}\n{shared}{}", read(source));
+    let record = fatbin.with_extension("inputs");
+    if fs::read_to_string(&record).is_ok_and(|recorded| recorded == inputs) {
+        return;
+    }
+    // Gone while the compiler writes: an interrupted one leaves half a fat binary behind.
+    let _ = fs::remove_file(&record);
+    run(&mut command);
+    fs::write(&record, inputs).expect("OUT_DIR is writable");
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+}
+
+/// What a command prints, once it has succeeded.
+fn run(command: &mut Command) -> String {
     let output = command
         .output()
-        .unwrap_or_else(|error| panic!("cannot start {}: {error}", nvcc.display()));
+        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(
         output.status.success(),
-        "{} could not compile {}:\n{}{}",
-        nvcc.display(),
-        source.display(),
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
+        "{command:?} failed:\n{stdout}{stderr}"
     );
-    fatbin
+    stdout
 }
