@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::quoted;
 use crate::quant::TensorType;
 
-/// Most array elements that the metadata may hold. gguf-rs keeps each as a 32-byte JSON value; a vocabulary of
-/// 262,144 tokens with its merges takes a third of this.
+/// Most array elements that the metadata may hold, those of one or two bytes counted eightfold. gguf-rs makes each a JSON
+/// value of 32 bytes and puts the text of a string, and of a number too, into an allocation of its own. A vocabulary of
+/// 262,144 tokens with their types and as many merges takes a fifth of this.
 const MAX_ARRAY_ELEMENTS: u64 = 1 << 22;
 
 /// Fewest bytes that a metadata entry takes: an empty key, the value's type and one byte.
