@@ -1,4 +1,4 @@
-//! Compiles `kernels/*.cu` into fat binaries that `src/cuda/device.rs` embeds, anew only where the source or a header changed.
+//! Compiles `kernels/*.cu` into fat binaries that `src/cuda/device.rs` embeds; again only where source or headers changed.
 //!
 //! Without `nvcc` the crate still builds: the list of modules is then empty, and the command says so when asked for CUDA.
 
@@ -19,8 +19,8 @@ fn main() {
     let mut files = Vec::new();
     list_sources(Path::new("kernels"), &mut files);
     files.sort();
-    // One by one, since cargo would watch the notes in a folder too. The compiler that was found is watched below, and not
-    // PATH, which every shell sets differently.
+    // One by one, since of a folder cargo would watch the notes, too. PATH is not watched, which every shell sets in
+    // another way, but the compiler that was found.
     for file in &files {
         println!("cargo:rerun-if-changed={}", file.display());
     }
