@@ -24,5 +24,5 @@ toolchain=$(rustup toolchain list 2>/dev/null | grep -o "^$version[^ ]*" | head 
 if [ -n "$toolchain" ]; then
     CARGO_TARGET_DIR=target/rust-version cargo "+$toolchain" check --locked --workspace --all-targets
 else
-    echo "no Rust $version here: only its dependencies' claims and its standard library were checked" >&2
+    echo "no Rust $version here: syntax and target features that came later go unnoticed" >&2
 fi
