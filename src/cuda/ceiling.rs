@@ -55,7 +55,6 @@ pub fn gemm_ceiling(device: &Arc<Device>) -> Result<Option<f64>> {
     let stream = device.stream();
     let [rows, tokens, columns] = GEMM;
     let failed = |error| anyhow!("measuring a matrix product with cuBLASLt: {error:?}");
-    let blas = CudaBlasLT::new(stream.clone()).map_err(failed)?;
     let (weights, x) = (noise(rows * columns), noise(tokens * columns));
     let copies = [&weights, &x].map(|values| stream.clone_htod(values).map_err(explain));
     // The copies may still be read from `weights` and `x`.
@@ -63,6 +62,8 @@ pub fn gemm_ceiling(device: &Arc<Device>) -> Result<Option<f64>> {
     let [weights, x] = copies;
     let (weights, x) = (weights?, x?);
     let mut out = stream.alloc_zeros::<f16>(rows * tokens).map_err(explain)?;
+    // Behind calls that make the context current, which this takes as it finds it.
+    let blas = CudaBlasLT::new(stream.clone()).map_err(failed)?;
     let config = MatmulConfig {
         transa: true,
         transb: false,

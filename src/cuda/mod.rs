@@ -228,7 +228,7 @@ impl CudaBackend {
 
     fn launch_region(&self) -> Result<()> {
         for launch in &self.region {
-            // SAFETY: `decode::region` gave each kernel its own arguments, and the buffers live as long as `self`.
+            // SAFETY: `decode::region` gave each kernel its own parameter, and the buffers live as long as `self`.
             unsafe { self.device.launch(launch)? };
         }
         Ok(())
@@ -255,7 +255,7 @@ impl CudaBackend {
             tokens: tokens.len(),
         };
         prefill.run(chunk, position + tokens.len(), logits, &mut |launch| {
-            // SAFETY: each kernel is given its own arguments, and the buffers live as long as `self`.
+            // SAFETY: each kernel is given its own parameter, and the buffers live as long as `self`.
             unsafe { self.device.launch(&launch) }
         })
     }

@@ -46,7 +46,7 @@ pub struct Run {
     pub bytes: usize,
 }
 
-const fn kernel_type(
+const fn row(
     tensor_type: TensorType,
     id: i32,
     name: &'static str,
@@ -70,16 +70,13 @@ const fn tiles(two_unit_bytes: usize) -> Storage {
     Storage::Tiles { two_unit_bytes }
 }
 
-/// Values and bytes of a narrow and of a wide run.
-const fn direct(narrow: (usize, usize), wide: (usize, usize)) -> Gemm {
+/// Values and bytes of a narrow run, then of a wide one.
+const fn direct(values: usize, bytes: usize, wide_values: usize, wide_bytes: usize) -> Gemm {
     Gemm::Direct {
-        narrow: Run {
-            values: narrow.0,
-            bytes: narrow.1,
-        },
+        narrow: Run { values, bytes },
         wide: Run {
-            values: wide.0,
-            bytes: wide.1,
+            values: wide_values,
+            bytes: wide_bytes,
         },
     }
 }
@@ -89,41 +86,17 @@ static KERNEL_TYPES: [KernelType; 11] = {
     use Gemm::Copied;
     use TensorType::*;
     [
-        kernel_type(F32, 0, "f32", rows(4), Copied),
-        kernel_type(BF16, 30, "bf16", rows(2), Copied),
-        kernel_type(F16, 1, "f16", rows(2), direct((128, 4096), (128, 4096))),
-        kernel_type(Q4_0, 2, "q4_0", tiles(72), direct((512, 4608), (256, 2304))),
-        kernel_type(Q4_1, 3, "q4_1", tiles(80), direct((512, 5120), (256, 2560))),
-        kernel_type(Q5_0, 6, "q5_0", tiles(88), direct((256, 2816), (256, 2816))),
-        kernel_type(Q5_1, 7, "q5_1", tiles(96), direct((256, 3072), (256, 3072))),
-        kernel_type(
-            Q8_0,
-            8,
-            "q8_0",
-            tiles(136),
-            direct((256, 4352), (256, 4352)),
-        ),
-        kernel_type(
-            Q4_K,
-            12,
-            "q4_k",
-            tiles(72),
-            direct((512, 4608), (256, 2304)),
-        ),
-        kernel_type(
-            Q5_K,
-            13,
-            "q5_k",
-            tiles(88),
-            direct((256, 2816), (256, 2816)),
-        ),
-        kernel_type(
-            Q6_K,
-            14,
-            "q6_k",
-            tiles(105),
-            direct((256, 3392), (256, 3392)),
-        ),
+        row(F32, 0, "f32", rows(4), Copied),
+        row(BF16, 30, "bf16", rows(2), Copied),
+        row(F16, 1, "f16", rows(2), direct(128, 4096, 128, 4096)),
+        row(Q4_0, 2, "q4_0", tiles(72), direct(512, 4608, 256, 2304)),
+        row(Q4_1, 3, "q4_1", tiles(80), direct(512, 5120, 256, 2560)),
+        row(Q5_0, 6, "q5_0", tiles(88), direct(256, 2816, 256, 2816)),
+        row(Q5_1, 7, "q5_1", tiles(96), direct(256, 3072, 256, 3072)),
+        row(Q8_0, 8, "q8_0", tiles(136), direct(256, 4352, 256, 4352)),
+        row(Q4_K, 12, "q4_k", tiles(72), direct(512, 4608, 256, 2304)),
+        row(Q5_K, 13, "q5_k", tiles(88), direct(256, 2816, 256, 2816)),
+        row(Q6_K, 14, "q6_k", tiles(105), direct(256, 3392, 256, 3392)),
     ]
 };
 

@@ -73,7 +73,7 @@ pub unsafe fn upload(
         for _ in 0..READERS.min(pieces.len()) {
             let (free, unread, to_device) = (&free, &unread, to_device.clone());
             scope.spawn(move || {
-                // No slot comes and none is taken where the other side has met an error, which it reports.
+                // Until no piece is left, or the other side hangs up because of an error, which it reports.
                 for (piece, slot) in unread.iter().zip(free) {
                     let filled = fill(slot, piece);
                     let failed = filled.is_err();

@@ -41,7 +41,7 @@ pub fn repack(
     })
 }
 
-/// A float matrix in float16, which [`super::gemm`] reads. `out` has room for a matrix of
+/// A float matrix in float16, which [`super::gemm()`] reads. `out` has room for a matrix of
 /// [`COPY_TYPE`](crate::cuda::tensor_types::COPY_TYPE).
 pub fn float_to_half(device: &Device, weights: Matrix, out: CUdeviceptr) -> Result<Launch> {
     Ok(Launch {
