@@ -1,5 +1,5 @@
-//! The one parameter of each kernel: the structs of `kernels/params.h`, which says what each field is, field by field at the
-//! same bytes. Addresses are of device memory; 0 stands for null.
+//! The one parameter of each kernel: the structs of `kernels/params.h`, which says what each field is, field by field
+//! at the same bytes. Addresses are of device memory; 0 stands for null.
 
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::sys::CUdeviceptr;
@@ -22,8 +22,8 @@ macro_rules! params {
 }
 
 params! {
-    /// A quantized vector: i8 (length), its scales f32 (length / 32), and the values as f32 (length), the length rounded up to
-    /// [`super::UNIT`].
+    /// A quantized vector: i8 (length), its scales f32 (length / 32), and the values as f32 (length), the length
+    /// rounded up to [`super::UNIT`].
     Activation: 24 {
         0 q: CUdeviceptr,
         8 scale: CUdeviceptr,

@@ -1,4 +1,5 @@
-//! What CUDA knows of tensor types: one row for each that has kernels. `kernels/README.md` says how each lies in device memory.
+//! What CUDA knows of tensor types: one row for each that has kernels. `kernels/README.md` says how each lies in device
+//! memory.
 
 use anyhow::{Context, Result};
 
@@ -37,7 +38,8 @@ pub enum Gemm {
     Copied,
 }
 
-/// What a warp of a GEMM copies at a time: `Run<TYPE, MT>` of `kernels/fragments.cuh`, `MT` being 2 for wide runs, else 1.
+/// What a warp of a GEMM copies at a time: `Run<TYPE, MT>` of `kernels/fragments.cuh`, `MT` being 2 for wide runs, else
+/// 1.
 #[derive(Clone, Copy)]
 pub struct Run {
     /// Of a row.

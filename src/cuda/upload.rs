@@ -1,8 +1,8 @@
 //! Weights on their way from the mapped file into device memory.
 //!
-//! Several threads copy pieces of the file into page-locked slots (which also reads them from the disk, if need be); from
-//! there the copy engine takes them to a slot on the device, and a kernel writes them to their place in the layout that the
-//! other kernels read. All slots are in flight at once, so the slowest of the three sets the pace.
+//! Several threads copy pieces of the file into page-locked slots (which also reads them from the disk, if need be);
+//! from there the copy engine takes them to a slot on the device, and a kernel writes them to their place in the layout
+//! that the other kernels read. All slots are in flight at once, so the slowest of the three sets the pace.
 
 use std::{ops::Range, sync::Arc, thread};
 
@@ -91,8 +91,8 @@ pub unsafe fn upload(
             let (slot, piece) = filled
                 .recv()
                 .context("the threads that read the weights have ended early")??;
-            // SAFETY: a reader writes to the slot when `done`, recorded below, has passed; where it is not recorded, none gets
-            // the slot, and dropping it waits.
+            // SAFETY: a reader writes to the slot when `done`, recorded below, has passed; where it is not recorded,
+            // none gets the slot, and dropping it waits.
             unsafe {
                 slot.device
                     .upload_later(0, &slot.host[..piece.source.len()])?;

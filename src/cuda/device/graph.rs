@@ -92,7 +92,8 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // No replay is to be under way; and cudarc destroys a graph in whichever context is current, which this makes the device's.
+        // No replay is to be under way; and cudarc destroys a graph in whichever context is current, which this makes
+        // the device's.
         let _ = self.device.synchronize();
     }
 }

@@ -95,9 +95,9 @@ impl Device {
     /// Queues a kernel.
     ///
     /// # Safety
-    /// The function must be this device's and the parameter the kernel's own, and every address in it must stay valid, for
-    /// as many bytes as the kernel touches, until the stream has passed the launch (and as long as a graph that captured
-    /// it exists).
+    /// The function must be this device's and the parameter the kernel's own, and every address in it must stay valid,
+    /// for as many bytes as the kernel touches, until the stream has passed the launch (and as long as a graph that
+    /// captured it exists).
     pub unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         let mut parameters = [launch.parameter.0.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: all-zero bytes are a valid value of this plain C union.
@@ -123,8 +123,8 @@ impl Device {
         };
         // cudarc's own launch takes no attributes.
         self.call(|| {
-            // SAFETY: every pointer is to a local that outlives the call, which copies what it needs; the caller vouches for
-            // the function and the parameter.
+            // SAFETY: every pointer is to a local that outlives the call, which copies what it needs; the caller
+            // vouches for the function and the parameter.
             unsafe {
                 sys::cuLaunchKernelEx(
                     &config,

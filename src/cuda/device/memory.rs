@@ -1,8 +1,8 @@
 //! Memory of the device, page-locked memory of the host, and copies between them.
 //!
 //! Device memory is taken with `cuMemAlloc`, not from cudarc's stream-ordered pool: what is taken must show in the free
-//! memory at once, since sizes are chosen by it. Page-locked memory is not cudarc's either, which would record and await an
-//! event for each copy of every token.
+//! memory at once, since sizes are chosen by it. Page-locked memory is not cudarc's either, which would record and
+//! await an event for each copy of every token.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -89,8 +89,8 @@ impl DeviceBuffer {
         self.device.synchronize()
     }
 
-    /// Queues a copy of `source` to byte `offset`. It runs beside the host where the source is page-locked; from other memory
-    /// the driver may make the host wait for the stream and for the copy, and promises neither.
+    /// Queues a copy of `source` to byte `offset`. It runs beside the host where the source is page-locked; from other
+    /// memory the driver may make the host wait for the stream and for the copy, and promises neither.
     ///
     /// # Safety
     /// The source must not be written, and its memory not given back, before the stream has passed the copy. (A
@@ -150,8 +150,8 @@ impl Drop for DeviceBuffer {
     }
 }
 
-/// Page-locked host memory: copies to and from it run beside the host. Given back when dropped, once the stream has passed
-/// all that is queued.
+/// Page-locked host memory: copies to and from it run beside the host. Given back when dropped, once the stream has
+/// passed all that is queued.
 pub struct PinnedBuffer {
     device: Arc<Device>,
     address: *mut u8,

@@ -1,8 +1,8 @@
-//! One GPU: its context, the kernels loaded into it, and the stream that everything runs on; memory, launches and captured
-//! graphs of it in the files beside. No other folder calls the driver for these.
+//! One GPU: its context, the kernels loaded into it, and the stream that everything runs on; memory, launches and
+//! captured graphs of it in the files beside. No other folder calls the driver for these.
 //!
-//! cudarc counts the references to a context and to each module: a context lives as long as its [`Device`] and whatever was
-//! made in it, a module as long as the device and the [`Function`]s taken from it.
+//! cudarc counts the references to a context and to each module: a context lives as long as its [`Device`] and whatever
+//! was made in it, a module as long as the device and the [`Function`]s taken from it.
 
 mod graph;
 mod launch;
@@ -63,7 +63,8 @@ impl Device {
         let context = CudaContext::new(ordinal)
             .map_err(explain)
             .with_context(doing)?;
-        // SAFETY: all work is on one stream, so no slice needs events to order its uses; cudarc's would break a capture.
+        // SAFETY: all work is on one stream, so no slice needs events to order its uses; cudarc's would break a
+        // capture.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(explain).with_context(doing)?;
         let name = context.name().map_err(explain)?;
@@ -118,22 +119,22 @@ impl Device {
         self.dependent_launch.load(Ordering::Relaxed)
     }
 
-    /// Lets kernels that allow it start before the one before has ended, as they do from the beginning where the device can,
-    /// or makes each wait. For what is launched from now on; a captured graph keeps what it was captured with.
+    /// Lets kernels that allow it start before the one before has ended, as they do from the beginning where the device
+    /// can, or makes each wait. For what is launched from now on; a captured graph keeps what it was captured with.
     pub fn set_dependent_launch(&self, allowed: bool) {
         let possible = self.compute_capability.0 >= 9;
         self.dependent_launch
             .store(allowed && possible, Ordering::Relaxed);
     }
 
-    /// Whether every [`Graph::capture`] is to fail from now on, so that what happens then can be tested: one call is made
-    /// inside it that the driver forbids there, which makes it refuse the rest.
+    /// Sets whether every [`Graph::capture`] fails from now on, so that what happens then can be tested: one call is
+    /// made inside it that the driver forbids there, which makes it refuse the rest.
     pub fn set_failing_captures(&self, failing: bool) {
         self.failing_captures.store(failing, Ordering::Relaxed);
     }
 
-    /// Calls the driver with this device's context current on the calling thread. Every call that takes the current context is
-    /// made in here, or is one of cudarc's that do the same.
+    /// Calls the driver with this device's context current on the calling thread. Every call that takes the current
+    /// context is made in here, or is one of cudarc's that do the same.
     fn call<T>(&self, call: impl FnOnce() -> Result<T, DriverError>) -> Result<T> {
         self.context
             .bind_to_thread()

@@ -18,7 +18,8 @@ const DECODE_THREADS: usize = 256;
 /// Tokens of a tile of [`flash_attention`] times query heads that share a key/value head, at most.
 const TILE_ROWS: usize = 128;
 
-/// One token's attention over the cache, and the cache's new entry. `splits` pieces of the context run side by side at most.
+/// One token's attention over the cache, and the cache's new entry. `splits` pieces of the context run side by side at
+/// most.
 pub fn decode_attention(
     device: &Device,
     head_dim: usize,

@@ -12,7 +12,8 @@ use crate::cuda::{
     weights::Matrix,
 };
 
-/// `x = E[token]`, and what the GEMV behind the first norm reads. `token` is the address of an i32, `x` of f32 (columns).
+/// `x = E[token]`, and what the GEMV behind the first norm reads. `token` is the address of an i32, `x` of f32
+/// (columns).
 pub fn embed_token(
     device: &Device,
     embedding: Matrix,

@@ -1,4 +1,5 @@
-//! The gate of a chunk's feed-forward where gate and up cannot be one GEMM. Elsewhere it is part of the GEMM or the GEMV.
+//! The gate of a chunk's feed-forward where gate and up cannot be one GEMM. Elsewhere it is part of the GEMM or the
+//! GEMV.
 
 use anyhow::Result;
 use cudarc::driver::sys::CUdeviceptr;

@@ -1,5 +1,5 @@
-//! One to three matrices times a chunk of tokens (GEMM): which kernel of `kernels/gemm.cu` or `kernels/gemm_strips.cu` does
-//! it, and how its work is cut up (`kernels/PREFILL.md`).
+//! One to three matrices times a chunk of tokens (GEMM): which kernel of `kernels/gemm.cu` or `kernels/gemm_strips.cu`
+//! does it, and how its work is cut up (`kernels/PREFILL.md`).
 
 use anyhow::{Result, anyhow, bail, ensure};
 use bytemuck::Zeroable;
@@ -29,7 +29,8 @@ pub enum Epilogue {
     Gate,
 }
 
-/// f32 values of the [`SplitKWorkspace`] of all GEMMs: two of the largest tiles for each multiprocessor. Strips take less.
+/// f32 values of the [`SplitKWorkspace`] of all GEMMs: two of the largest tiles for each multiprocessor. Strips take
+/// less.
 pub fn gemm_partial_len(device: &Device) -> usize {
     2 * device.multiprocessors() * 131_072 / size_of::<f32>()
 }
@@ -200,7 +201,8 @@ impl GemmLaunchConfig {
         let runs = linears[0].weights.columns.div_ceil(run.values);
         let all = device.multiprocessors();
         // What the busiest block takes, in steps of 128 columns of a warp: few warps do not fill a multiprocessor, and
-        // joining a slice takes about as long as four. Only one round of blocks may have slices: `partial` has room for that.
+        // joining a slice takes about as long as four. Only one round of blocks may have slices: `partial` has room for
+        // that.
         let run_steps = run.values / 128;
         let mut best = (usize::MAX, 1, 1);
         for warps in (together..=most_warps.min(MAX_STRIP_WARPS - fetching)).step_by(together) {

@@ -1,5 +1,5 @@
-//! A matrix times one quantized vector (GEMV): what decoding a token is made of. The norm before it, and the gate or the
-//! residual sum behind it, are part of it.
+//! A matrix times one quantized vector (GEMV): what decoding a token is made of. The norm before it, and the gate or
+//! the residual sum behind it, are part of it.
 
 use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
@@ -192,8 +192,8 @@ fn gemv_warps(columns: usize) -> (usize, usize) {
     (slices, (WARPS / slices).max(1))
 }
 
-/// Blocks of a GEMV over `rows` rows: one a multiprocessor, or as many more as it takes for their partial sums to fit into
-/// shared memory.
+/// Blocks of a GEMV over `rows` rows: one a multiprocessor, or as many more as it takes for their partial sums to fit
+/// into shared memory.
 fn gemv_blocks(device: &Device, columns: usize, rows: usize) -> usize {
     let (slices, sets) = gemv_warps(columns);
     let left = device

@@ -1,5 +1,5 @@
-//! Every operation as typed launches, one file for each: where decoding a token and reading a chunk of a prompt differ, their
-//! kernels stand beside each other. `kernels/README.md` and `kernels/PREFILL.md` say how each grid is chosen.
+//! Every operation as typed launches, one file for each: where decoding a token and reading a chunk of a prompt differ,
+//! their kernels stand beside each other. `kernels/README.md` and `kernels/PREFILL.md` say how each grid is chosen.
 //!
 //! Decoding multiplies a matrix with one quantized vector (GEMV); a chunk of tokens is multiplied in float16 (GEMM).
 
