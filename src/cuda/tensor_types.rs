@@ -1,5 +1,4 @@
-//! What CUDA knows of tensor types: one row for each that has kernels. `kernels/README.md` says how each lies in device
-//! memory.
+//! What CUDA knows of tensor types: one row for each that has kernels. `kernels/types` is the device's side of it.
 
 use anyhow::{Context, Result};
 
@@ -38,8 +37,7 @@ pub enum Gemm {
     Copied,
 }
 
-/// What a warp of a GEMM copies at a time: `Run<TYPE, MT>` of `kernels/fragments.cuh`, `MT` being 2 for wide runs, else
-/// 1.
+/// What a warp of a GEMM copies at a time: the type's `Run<MT>` of `kernels/types`, `MT` being 2 for wide runs, else 1.
 #[derive(Clone, Copy)]
 pub struct Run {
     /// Of a row.

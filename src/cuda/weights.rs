@@ -1,4 +1,4 @@
-//! The model's weights in device memory, in the layout of `kernels/formats.cuh`.
+//! The model's weights in device memory, in the layout of `kernels/types/type.cuh`.
 
 use std::{borrow::Cow, sync::Arc};
 

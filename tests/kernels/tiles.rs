@@ -6,7 +6,7 @@ use sharpi::cuda::launches::Chunk;
 
 use crate::harness::{Buffer, Findings};
 
-/// Where value `column` of a token stands in activations for GEMMs, by kernels/tiles.cuh: blocks of 64 columns
+/// Where value `column` of a token stands in activations for GEMMs, by kernels/token_tiles.cuh: blocks of 64 columns
 /// of all tokens, in them 16-byte pieces, in them the order in which a lane decodes weights.
 pub fn tile_index(padded: usize, token: usize, column: usize) -> usize {
     let v = column % 128 / 4 * 4;
