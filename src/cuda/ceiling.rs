@@ -9,7 +9,10 @@ use cudarc::{
 };
 use half::f16;
 
-use super::device::{Arguments, Device, Launch, explain};
+use super::{
+    device::{Device, Launch, Parameter, explain},
+    params::ReadParams,
+};
 
 /// Read at a time: far more than any cache holds.
 const BYTES: usize = 4 << 30;
@@ -26,14 +29,15 @@ pub fn read_ceiling(device: &Arc<Device>) -> Result<f64> {
         grid: [2 * device.multiprocessors() as u32, 1, 1],
         block: [1024, 1],
         shared_bytes: 0,
-        arguments: Arguments::default()
-            .with(memory.at(0))
-            .with(bytes as u64 / 16)
-            .with(memory.at(0)),
+        parameter: Parameter::new(ReadParams {
+            from: memory.at(0),
+            count: bytes as u64 / 16,
+            sum: memory.at(0),
+        }),
         dependent: false,
     };
     let seconds = best_seconds(device, || {
-        // SAFETY: the arguments are those of `read_all`; it reads `bytes` bytes and writes at most four.
+        // SAFETY: the parameter is that of `read_all`; it reads `bytes` bytes and writes at most four.
         unsafe { device.launch(&launch) }
     })?;
     Ok(bytes as f64 / seconds)
@@ -51,12 +55,15 @@ pub fn gemm_ceiling(device: &Arc<Device>) -> Result<Option<f64>> {
     let stream = device.stream();
     let [rows, tokens, columns] = GEMM;
     let failed = |error| anyhow!("measuring a matrix product with cuBLASLt: {error:?}");
-    let blas = CudaBlasLT::new(stream.clone()).map_err(failed)?;
-    let weights = stream.clone_htod(&noise(rows * columns)).map_err(explain)?;
-    let x = stream
-        .clone_htod(&noise(tokens * columns))
-        .map_err(explain)?;
+    let (weights, x) = (noise(rows * columns), noise(tokens * columns));
+    let copies = [&weights, &x].map(|values| stream.clone_htod(values).map_err(explain));
+    // The copies may still be read from `weights` and `x`.
+    device.synchronize()?;
+    let [weights, x] = copies;
+    let (weights, x) = (weights?, x?);
     let mut out = stream.alloc_zeros::<f16>(rows * tokens).map_err(explain)?;
+    // Behind calls that make the context current, which this takes as it finds it.
+    let blas = CudaBlasLT::new(stream.clone()).map_err(failed)?;
     let config = MatmulConfig {
         transa: true,
         transb: false,

@@ -5,10 +5,11 @@ use anyhow::Result;
 
 use super::{
     device::{Device, Launch},
-    kernels::{
-        self, AttentionParams, Product, attention, embed, product_add, product_store,
-        product_swiglu,
+    launches::{
+        Linear, decode_attention, decode_attention_splits, embed_token, gemv_add, gemv_store,
+        gemv_swiglu,
     },
+    params::DecodeAttentionParams,
     scratch::{KvCache, Scratch},
     weights::DeviceWeights,
 };
@@ -24,12 +25,12 @@ pub fn region(
 ) -> Result<Vec<Launch>> {
     let epsilon = config.rms_norm_epsilon;
     let group = config.head_count / config.head_count_kv;
-    let splits = kernels::attention_splits(device, config.head_count_kv, group);
+    let splits = decode_attention_splits(device, config.head_count_kv, group);
     let (token, position) = (scratch.inputs, scratch.inputs + 4);
     let x = scratch.hidden;
 
     let first_norm = weights.layers[0].attn_norm;
-    let mut launches = vec![embed(
+    let mut launches = vec![embed_token(
         device,
         weights.token_embd,
         token,
@@ -43,10 +44,10 @@ pub fn region(
             (layer.attn_k, layer.attn_k_bias, scratch.k),
             (layer.attn_v, layer.attn_v_bias, scratch.v),
         ]
-        .map(|(weights, bias, out)| Product { weights, bias, out });
-        launches.push(product_store(device, &qkv, scratch.normed, epsilon)?);
+        .map(|(weights, bias, out)| Linear { weights, bias, out });
+        launches.push(gemv_store(device, &qkv, scratch.normed, epsilon)?);
 
-        let params = AttentionParams {
+        let params = DecodeAttentionParams {
             q: scratch.q,
             k: scratch.k,
             v: scratch.v,
@@ -66,15 +67,15 @@ pub fn region(
             interleaved: i32::from(config.rope_style == RopeStyle::Interleaved),
             unused: 0,
         };
-        // Directly behind the product: it reads the position and the cache before it waits.
-        launches.push(attention(
+        // Directly behind the GEMV: it reads the position and the cache before it waits.
+        launches.push(decode_attention(
             device,
             config.head_dim,
             config.head_count_kv,
             splits,
             params,
         )?);
-        launches.push(product_add(
+        launches.push(gemv_add(
             device,
             layer.attn_output,
             scratch.activation,
@@ -84,7 +85,7 @@ pub fn region(
         )?);
 
         let (gate, up) = (layer.ffn_gate, layer.ffn_up);
-        launches.push(product_swiglu(
+        launches.push(gemv_swiglu(
             device,
             gate,
             up,
@@ -96,7 +97,7 @@ pub fn region(
             .layers
             .get(i + 1)
             .map_or(weights.output_norm, |next| next.attn_norm);
-        launches.push(product_add(
+        launches.push(gemv_add(
             device,
             layer.ffn_down,
             scratch.activation,
@@ -105,11 +106,11 @@ pub fn region(
             scratch.normed,
         )?);
     }
-    let output = Product {
+    let output = Linear {
         weights: weights.output,
         bias: 0,
         out: scratch.logits,
     };
-    launches.push(product_store(device, &[output], scratch.normed, epsilon)?);
+    launches.push(gemv_store(device, &[output], scratch.normed, epsilon)?);
     Ok(launches)
 }

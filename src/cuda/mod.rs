@@ -1,19 +1,18 @@
 //! The CUDA backend: Q8_1 activations on the file's own quantized weights, a float16 KV cache, and a decode step that is
 //! captured into a CUDA graph and replayed.
 //!
-//! `device.rs` is the only file that talks to the driver about memory and launches, `graph.rs` the only one that captures;
-//! `decode.rs` lists the launches of a token and `prefill.rs` those of a chunk of a prompt, `kernels.rs`,
-//! `chunk_kernels.rs` and `chunk_products.rs` know their grids, and `kernels/*.cu` computes.
+//! `device` is the only folder that talks to the driver about memory, launches and graphs; `decode.rs` lists the launches of a
+//! token and `prefill.rs` those of a chunk of a prompt, `launches` knows their grids by operation, `params.rs` what crosses
+//! to a kernel, `tensor_types.rs` what a tensor type needs, and `kernels/*.cu` computes.
 
 mod ceiling;
-pub mod chunk_kernels;
-pub mod chunk_products;
 mod decode;
 pub mod device;
-mod graph;
-pub mod kernels;
+pub mod launches;
+pub mod params;
 mod prefill;
 mod scratch;
+pub mod tensor_types;
 mod upload;
 mod weights;
 
@@ -23,9 +22,8 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 
 use self::{
-    chunk_kernels::Chunk,
-    device::{Launch, PinnedBuffer},
-    graph::Graph,
+    device::{Graph, Launch, PinnedBuffer},
+    launches::Chunk,
     prefill::{Logits, Prefill},
     scratch::{ChunkScratch, KvCache, LOGITS_LEN, Scratch, Sizing},
     weights::DeviceWeights,
@@ -37,7 +35,8 @@ use crate::{
 
 pub use ceiling::{gemm_ceiling, read_ceiling};
 pub use device::{ARCHS, Device, DeviceInfo, list};
-pub use weights::{Matrix, UNIT};
+pub use tensor_types::UNIT;
+pub use weights::Matrix;
 
 /// Tokens of a prompt that are read at once, where nothing else is asked for: more gain little on Qwen3-8B
 /// (docs/performance.md).
@@ -164,7 +163,7 @@ impl CudaBackend {
 
     /// The KV cache: for each layer keys, then values, each (head_dim, context_len, head_count_kv), head_dim contiguous.
     pub fn download_cache(&self) -> Result<Vec<f16>> {
-        self.cache.download(&self.device)
+        self.cache.download()
     }
 
     /// The launches of a decoded token, in order.
@@ -229,7 +228,7 @@ impl CudaBackend {
 
     fn launch_region(&self) -> Result<()> {
         for launch in &self.region {
-            // SAFETY: `decode::region` gave each kernel its own arguments, and the buffers live as long as `self`.
+            // SAFETY: `decode::region` gave each kernel its own parameter, and the buffers live as long as `self`.
             unsafe { self.device.launch(launch)? };
         }
         Ok(())
@@ -242,7 +241,8 @@ impl CudaBackend {
         self.inputs[head..][..bytes.len()].copy_from_slice(bytes);
         self.set_inputs(tokens[0], position)?;
         let source = &self.inputs[head..][..bytes.len()];
-        self.chunk_scratch.memory().upload(0, source)?;
+        // SAFETY: `compute` waits for the stream before the inputs are written again.
+        unsafe { self.chunk_scratch.memory().upload_later(0, source)? };
         let prefill = Prefill {
             device: &self.device,
             config: &self.model.config,
@@ -255,16 +255,17 @@ impl CudaBackend {
             tokens: tokens.len(),
         };
         prefill.run(chunk, position + tokens.len(), logits, &mut |launch| {
-            // SAFETY: each kernel is given its own arguments, and the buffers live as long as `self`.
+            // SAFETY: each kernel is given its own parameter, and the buffers live as long as `self`.
             unsafe { self.device.launch(&launch) }
         })
     }
 
-    /// Queues the upload of a token's id and position. The caller waits for the stream before the next.
+    /// Queues the upload of a token's id and position.
     fn set_inputs(&mut self, token: u32, position: usize) -> Result<()> {
         let input = &mut self.inputs[..2 * size_of::<i32>()];
         input.copy_from_slice(bytemuck::bytes_of(&[token, position as u32]));
-        self.scratch.memory().upload(0, input)
+        // SAFETY: `compute` waits for the stream before the inputs are written again.
+        unsafe { self.scratch.memory().upload_later(0, input) }
     }
 
     /// Queues with `queue` the computation of `tokens` at `position`; waits, and returns the logits that it leaves, `rows` times
@@ -287,17 +288,15 @@ impl CudaBackend {
         );
         let doing = format!("computing position {position} on {}", self.device.name());
         let bytes = rows * vocab_size * size_of::<f32>();
-        let run = || {
-            queue(self)?;
+        let queued = queue(self).and_then(|()| {
             let offset = (self.scratch.logits - self.scratch.inputs) as usize;
+            let target = &mut self.logits[..bytes];
             // SAFETY: nothing touches the buffer before the wait that follows.
-            unsafe {
-                let target = &mut self.logits[..bytes];
-                self.scratch.memory().download_later(offset, target)?;
-            }
-            self.device.synchronize()
-        };
-        run().context(doing)?;
+            unsafe { self.scratch.memory().download_later(offset, target) }
+        });
+        // Where queueing failed as well: what was queued before reads the inputs.
+        let waited = self.device.synchronize();
+        queued.and(waited).context(doing)?;
         Ok(bytemuck::cast_slice(&self.logits[..bytes]))
     }
 }

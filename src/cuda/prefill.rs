@@ -5,15 +5,15 @@ use anyhow::Result;
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
-    chunk_kernels::{
-        Chunk, FlashParams, GATE_SCALE, RopeParams, embed_chunk, flash_attention, float_to_half,
-        gate_tokens, half_bytes, norm_tokens, rope_tokens,
-    },
-    chunk_products::{Epilogue, matmul},
     device::{Device, Launch},
-    kernels::Product,
+    launches::{
+        Chunk, Epilogue, GATE_SCALE, Linear, embed_tokens, flash_attention, float_to_half,
+        gate_tokens, gemm, norm_tokens, rope_tokens,
+    },
+    params::{FlashAttentionParams, RopeParams},
     scratch::{ChunkScratch, KvCache, Scratch},
-    weights::{self, DeviceWeights, Matrix},
+    tensor_types::{COPY_TYPE, KernelType},
+    weights::{DeviceWeights, Matrix},
 };
 use crate::{
     model::{Config, Model, config::RopeStyle, weights::LayerWeights},
@@ -63,7 +63,7 @@ impl Prefill<'_> {
         let position = self.decode.inputs + 4;
         let x = scratch.hidden;
 
-        launch(embed_chunk(
+        launch(embed_tokens(
             device,
             weights.token_embd,
             scratch.tokens,
@@ -88,7 +88,7 @@ impl Prefill<'_> {
                 (layer.attn_k, layer.attn_k_bias, scratch.k),
                 (layer.attn_v, layer.attn_v_bias, scratch.v),
             ]
-            .map(|(weights, bias, out)| Product { weights, bias, out });
+            .map(|(weights, bias, out)| Linear { weights, bias, out });
             self.store(launch, &qkv, scratch.normed, chunk)?;
             let rope = RopeParams {
                 q: scratch.q,
@@ -109,14 +109,14 @@ impl Prefill<'_> {
                 interleaved: i32::from(config.rope_style == RopeStyle::Interleaved),
             };
             launch(rope_tokens(device, config.head_dim, rope, chunk)?)?;
-            let attention = FlashParams {
+            let attention = FlashAttentionParams {
                 q: scratch.rotated_q,
                 k_cache: cache.keys(i),
                 v_cache: cache.values(i),
                 out: scratch.attended,
                 position,
-                partial: scratch.attention_meeting.partial,
-                finished: scratch.attention_meeting.finished,
+                partial: scratch.attention_workspace.partial,
+                finished: scratch.attention_workspace.finished,
                 tokens: chunk.tokens as i32,
                 padded_tokens: chunk.padded() as i32,
                 context: cache.context_len as i32,
@@ -150,7 +150,7 @@ impl Prefill<'_> {
             config.hidden_size,
             counted,
         )?)?;
-        let output = Product {
+        let output = Linear {
             weights: weights.output,
             bias: 0,
             out: self.decode.logits,
@@ -162,25 +162,25 @@ impl Prefill<'_> {
     fn store(
         &self,
         launch: Queue,
-        products: &[Product],
+        products: &[Linear],
         x: CUdeviceptr,
         chunk: Chunk,
     ) -> Result<()> {
-        let together = |a: &Product, b: &Product| {
-            a.weights.kind == b.weights.kind && !needs_half(tensor_type(a.weights))
+        let together = |a: &Linear, b: &Linear| {
+            a.weights.tensor_type == b.weights.tensor_type && !needs_copy(a.weights.tensor_type)
         };
         for products in products.chunk_by(together) {
-            let products: Vec<Product> = products
+            let products: Vec<Linear> = products
                 .iter()
                 .map(|product| {
                     let weights = self.multipliable(launch, product.weights)?;
-                    Ok(Product {
+                    Ok(Linear {
                         weights,
                         ..*product
                     })
                 })
                 .collect::<Result<_>>()?;
-            self.matmul(launch, &products, x, Epilogue::Store, chunk)?;
+            self.gemm(launch, &products, x, Epilogue::Store, chunk)?;
         }
         Ok(())
     }
@@ -194,24 +194,24 @@ impl Prefill<'_> {
         factor: f32,
         chunk: Chunk,
     ) -> Result<()> {
-        let product = Product {
+        let product = Linear {
             weights: self.multipliable(launch, weights)?,
             bias: 0,
             out: self.scratch.hidden,
         };
-        self.matmul(launch, &[product], x, Epilogue::Add { factor }, chunk)
+        self.gemm(launch, &[product], x, Epilogue::Add { factor }, chunk)
     }
 
     /// The first half of the feed-forward.
     fn gate(&self, launch: Queue, gate: Matrix, up: Matrix, chunk: Chunk) -> Result<()> {
         let scratch = self.scratch;
-        let products = [(gate, scratch.gate), (up, scratch.up)].map(|(weights, out)| Product {
+        let products = [(gate, scratch.gate), (up, scratch.up)].map(|(weights, out)| Linear {
             weights,
             bias: 0,
             out,
         });
-        if are_one_product(tensor_type(gate), tensor_type(up)) {
-            return self.matmul(launch, &products, scratch.normed, Epilogue::Gate, chunk);
+        if are_one_product(gate.tensor_type, up.tensor_type) {
+            return self.gemm(launch, &products, scratch.normed, Epilogue::Gate, chunk);
         }
         self.store(launch, &products, scratch.normed, chunk)?;
         launch(gate_tokens(
@@ -224,10 +224,10 @@ impl Prefill<'_> {
         )?)
     }
 
-    fn matmul(
+    fn gemm(
         &self,
         launch: Queue,
-        products: &[Product],
+        products: &[Linear],
         x: CUdeviceptr,
         epilogue: Epilogue,
         chunk: Chunk,
@@ -235,8 +235,16 @@ impl Prefill<'_> {
         let Self {
             device, scratch, ..
         } = self;
-        let meeting = scratch.product_meeting;
-        let mut product = matmul(device, products, x, scratch.gated, epilogue, meeting, chunk)?;
+        let workspace = scratch.gemm_workspace;
+        let mut product = gemm(
+            device,
+            products,
+            x,
+            scratch.gated,
+            epilogue,
+            workspace,
+            chunk,
+        )?;
         // A product fetches weights before it waits for the kernel before it, which must not be the one that writes them.
         product.dependent = products
             .iter()
@@ -246,14 +254,14 @@ impl Prefill<'_> {
 
     /// The matrix itself, or a float16 copy where its type has no kernel.
     fn multipliable(&self, launch: Queue, weights: Matrix) -> Result<Matrix> {
-        if !needs_half(tensor_type(weights)) {
+        if !needs_copy(weights.tensor_type) {
             return Ok(weights);
         }
         let address = self.scratch.half_weights;
         launch(float_to_half(self.device, weights, address)?)?;
         Ok(Matrix {
             address,
-            kind: weights::ggml_id(TensorType::F16),
+            tensor_type: COPY_TYPE,
             ..weights
         })
     }
@@ -261,32 +269,25 @@ impl Prefill<'_> {
 
 /// Whether a layer's gate and up projections are one product.
 pub fn is_one_product(layer: &LayerWeights) -> bool {
-    are_one_product(
-        Some(layer.ffn_gate.tensor_type()),
-        Some(layer.ffn_up.tensor_type()),
-    )
+    are_one_product(layer.ffn_gate.tensor_type(), layer.ffn_up.tensor_type())
 }
 
 /// Bytes of the largest float16 copy that the model needs.
-pub fn half_weights_bytes(model: &Model) -> usize {
+pub fn half_weights_bytes(model: &Model) -> Result<usize> {
+    let copy = KernelType::of(COPY_TYPE)?;
     let weights = &model.weights;
     let layers = weights.layers.iter().flat_map(LayerWeights::matrices);
-    layers
+    let copied = layers
         .chain([&weights.output])
-        .filter(|matrix| needs_half(Some(matrix.tensor_type())))
-        .map(|matrix| half_bytes(matrix.rows(), matrix.row_len()))
-        .max()
-        .unwrap_or(0)
+        .filter(|matrix| needs_copy(matrix.tensor_type()))
+        .map(|matrix| copy.matrix_bytes(matrix.rows(), matrix.row_len()));
+    Ok(copied.max().unwrap_or(0))
 }
 
-fn are_one_product(gate: Option<TensorType>, up: Option<TensorType>) -> bool {
-    gate == up && !needs_half(gate)
+fn are_one_product(gate: TensorType, up: TensorType) -> bool {
+    gate == up && !needs_copy(gate)
 }
 
-fn needs_half(tensor_type: Option<TensorType>) -> bool {
-    matches!(tensor_type, Some(TensorType::F32 | TensorType::BF16))
-}
-
-fn tensor_type(matrix: Matrix) -> Option<TensorType> {
-    TensorType::from_ggml_id(matrix.kind as u32)
+fn needs_copy(tensor_type: TensorType) -> bool {
+    KernelType::of(tensor_type).is_ok_and(KernelType::needs_copy)
 }

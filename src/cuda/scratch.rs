@@ -7,12 +7,11 @@ use cudarc::driver::sys::CUdeviceptr;
 use half::f16;
 
 use super::{
-    chunk_kernels::{self, Chunk},
-    chunk_products::{self, Meeting},
     device::{Device, DeviceBuffer},
-    kernels::{self, Activation, Normed},
+    launches::{self, Chunk, Normed, SplitKWorkspace},
+    params::Activation,
     prefill,
-    weights::UNIT,
+    tensor_types::UNIT,
 };
 use crate::model::{Config, Model};
 
@@ -147,7 +146,7 @@ impl Scratch {
         let (inputs, hidden) = (next(), next());
         let (q, k, v) = (next(), next(), next());
         let mut activation = || Activation {
-            quantized: next(),
+            q: next(),
             scale: next(),
             value: next(),
         };
@@ -184,9 +183,9 @@ fn parts(device: &Device, config: &Config) -> Vec<Part> {
     let group = config.head_count / config.head_count_kv;
     let hidden = config.hidden_size.next_multiple_of(UNIT);
     let widest = q_dim.max(config.feed_forward_length).next_multiple_of(UNIT);
-    let splits = kernels::attention_splits(device, config.head_count_kv, group);
+    let splits = launches::decode_attention_splits(device, config.head_count_kv, group);
     let partial = (config.head_dim + 2) * config.head_count * splits;
-    let counters = kernels::attention_counters(config.head_count_kv, group);
+    let counters = launches::decode_attention_counters(config.head_count_kv, group);
     [
         ("token and position", 2 * 4),
         ("residual stream", config.hidden_size * 4),
@@ -235,8 +234,8 @@ pub struct ChunkScratch {
     pub up: CUdeviceptr,
     /// A float matrix in f16, where the model has any
     pub half_weights: CUdeviceptr,
-    pub product_meeting: Meeting,
-    pub attention_meeting: Meeting,
+    pub gemm_workspace: SplitKWorkspace,
+    pub attention_workspace: SplitKWorkspace,
 }
 
 impl ChunkScratch {
@@ -257,11 +256,11 @@ impl ChunkScratch {
             gate: next(),
             up: next(),
             half_weights: next(),
-            product_meeting: Meeting {
+            gemm_workspace: SplitKWorkspace {
                 partial: next(),
                 finished: next(),
             },
-            attention_meeting: Meeting {
+            attention_workspace: SplitKWorkspace {
                 partial: next(),
                 finished: next(),
             },
@@ -292,9 +291,9 @@ fn chunk_parts(device: &Device, model: &Model, chunk: Chunk) -> Result<Vec<Part>
     } else {
         0
     };
-    let tiles = chunk_kernels::attention_tiles(tokens, group)?;
+    let tiles = launches::flash_attention_tiles(tokens, group)?;
     let attention_partial =
-        chunk_kernels::attention_partial_len(device, config.head_dim, tiles, config.head_count_kv);
+        launches::flash_attention_partial_len(device, config.head_dim, tiles, config.head_count_kv);
     Ok([
         ("prompt: tokens", tokens * 4),
         ("prompt: residual stream", config.hidden_size * tokens * 4),
@@ -312,15 +311,15 @@ fn chunk_parts(device: &Device, model: &Model, chunk: Chunk) -> Result<Vec<Part>
         ("prompt: up", gate_len * 4),
         (
             "prompt: half-precision weights",
-            prefill::half_weights_bytes(model),
+            prefill::half_weights_bytes(model)?,
         ),
         (
             "prompt: product partial sums",
-            chunk_products::partial_len(device) * 4,
+            launches::gemm_partial_len(device) * 4,
         ),
         (
             "prompt: product counters",
-            chunk_products::counters(device) * 4,
+            launches::gemm_counters(device) * 4,
         ),
         ("prompt: attention partial sums", attention_partial * 4),
         (
@@ -379,14 +378,10 @@ impl KvCache {
     }
 
     /// All keys and values, as they lie on the device.
-    pub fn download(&self, device: &Device) -> Result<Vec<f16>> {
+    pub fn download(&self) -> Result<Vec<f16>> {
         let mut values = vec![f16::ZERO; self.memory.bytes() / size_of::<f16>()];
-        // SAFETY: the buffer is not touched before the wait.
-        unsafe {
-            self.memory
-                .download_later(0, bytemuck::cast_slice_mut(&mut values))?
-        };
-        device.synchronize()?;
+        self.memory
+            .download(0, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
     }
 

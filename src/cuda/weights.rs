@@ -1,12 +1,13 @@
-//! The model's weights in device memory, in the layout of `kernels/formats.cuh`.
+//! The model's weights in device memory, in the layout of `kernels/types/type.cuh`.
 
 use std::{borrow::Cow, sync::Arc};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
-    device::{Arguments, Device, DeviceBuffer, Launch},
+    device::{Device, DeviceBuffer},
+    tensor_types::KernelType,
     upload::{Piece, SLOT_BYTES, upload},
 };
 use crate::{
@@ -17,15 +18,11 @@ use crate::{
 /// Where every tensor begins: enough for every vector load and asynchronous copy.
 const ALIGNMENT: usize = 256;
 
-/// Values that one lane of a product reads.
-pub const UNIT: usize = 64;
-
 /// A matrix in device memory: (columns, rows), columns contiguous.
 #[derive(Clone, Copy)]
 pub struct Matrix {
     pub address: CUdeviceptr,
-    /// ggml's number of the type.
-    pub kind: i32,
+    pub tensor_type: TensorType,
     pub rows: usize,
     pub columns: usize,
     /// Bytes that a product reads.
@@ -36,7 +33,7 @@ impl Matrix {
     fn new(tensor: &Tensor, address: CUdeviceptr) -> Self {
         Self {
             address,
-            kind: ggml_id(tensor.tensor_type()),
+            tensor_type: tensor.tensor_type(),
             rows: tensor.rows(),
             columns: tensor.row_len(),
             bytes: tensor.bytes().len(),
@@ -93,43 +90,22 @@ impl DeviceWeights {
         let memory = device.allocate(layout.bytes)?;
         // Padding is part of what a product reads.
         memory.clear()?;
-        let base = memory.at(0);
-        let repack = device.function("repack", "repack")?;
         let mut pieces = Vec::new();
         for (source, offset) in &layout.matrices {
-            let rows_a_piece = (SLOT_BYTES / source.row_bytes()).clamp(1, source.rows());
-            let (columns, rows, out) = (source.row_len(), source.rows(), base + *offset as u64);
-            let kind = ggml_id(source.tensor_type());
-            for (i, bytes) in source
-                .bytes()
-                .chunks(rows_a_piece * source.row_bytes())
-                .enumerate()
-            {
-                let count = bytes.len() / source.row_bytes();
-                // A row more: its pair may begin before the piece.
-                let threads = (count + 1) * threads_a_row(source.tensor_type(), columns);
-                let place = move |staged: CUdeviceptr| Launch {
-                    function: repack,
-                    grid: [threads.div_ceil(256) as u32, 1, 1],
-                    block: [256, 1],
-                    shared_bytes: 0,
-                    arguments: Arguments::default()
-                        .with(staged)
-                        .with(out)
-                        .with(kind)
-                        .with(rows as i32)
-                        .with(columns as i32)
-                        .with((i * rows_a_piece) as i32)
-                        .with(count as i32),
-                    dependent: false,
-                };
+            let rows_per_piece = (SLOT_BYTES / source.row_bytes()).clamp(1, source.rows());
+            let matrix = Matrix::new(source, memory.at(*offset));
+            let mut begin = 0;
+            for bytes in source.bytes().chunks(rows_per_piece * source.row_bytes()) {
+                let end = begin + bytes.len() / source.row_bytes();
                 pieces.push(Piece {
                     source: bytes,
-                    place: Box::new(place),
+                    rows: begin..end,
+                    matrix,
                 });
+                begin = end;
             }
         }
-        // SAFETY: the arguments are those of `repack`; its input is the slot and its output a matrix inside `memory`.
+        // SAFETY: sources are rows of the tensors, and each matrix lies inside `memory`.
         unsafe {
             upload(device, &pieces, &mut |done| {
                 progress(done, layout.source_bytes)
@@ -138,7 +114,6 @@ impl DeviceWeights {
         for (values, offset) in &layout.vectors {
             memory.upload(*offset, bytemuck::cast_slice::<f32, u8>(values))?;
         }
-        device.synchronize()?;
         Ok(layout.finish(model, memory))
     }
 
@@ -265,52 +240,9 @@ fn is_tied(model: &Model) -> bool {
     model.weights.output.name() == model.weights.token_embd.name()
 }
 
-/// ggml's number of a type, which is how kernels name it.
-pub fn ggml_id(tensor_type: TensorType) -> i32 {
-    (0..=u8::MAX)
-        .find(|&id| TensorType::from_ggml_id(id.into()) == Some(tensor_type))
-        .map_or(-1, i32::from)
-}
-
-fn is_float(tensor_type: TensorType) -> bool {
-    matches!(
-        tensor_type,
-        TensorType::F32 | TensorType::F16 | TensorType::BF16
-    )
-}
-
-/// Threads of the kernel `repack` that share a row.
-fn threads_a_row(tensor_type: TensorType, columns: usize) -> usize {
-    match is_float(tensor_type) {
-        true => columns,
-        false => columns.div_ceil(UNIT),
-    }
-}
-
-/// Bytes of a matrix on the device, by `kernels/formats.cuh`.
+/// Bytes of a matrix on the device.
 fn matrix_bytes(tensor: &Tensor) -> Result<usize> {
-    let (rows, columns) = (tensor.rows(), tensor.row_len());
-    let units = columns.div_ceil(UNIT);
-    // `Format::pair_bytes`: tiles of two rows and up to 32 units, each a multiple of 16 bytes.
-    let tiles = |bytes_of_two_units: usize| {
-        let tile = |units: usize| (units * bytes_of_two_units).next_multiple_of(16);
-        rows.div_ceil(2) * (units / 32 * tile(32) + tile(units % 32))
-    };
-    Ok(match tensor.tensor_type() {
-        TensorType::F32 => rows * (columns * 4).next_multiple_of(16),
-        TensorType::F16 | TensorType::BF16 => rows * (columns * 2).next_multiple_of(16),
-        TensorType::Q4_0 => tiles(72),
-        TensorType::Q4_1 => tiles(80),
-        TensorType::Q5_0 => tiles(88),
-        TensorType::Q5_1 => tiles(96),
-        TensorType::Q8_0 => tiles(136),
-        TensorType::Q4_K => tiles(72),
-        TensorType::Q5_K => tiles(88),
-        TensorType::Q6_K => tiles(105),
-        TensorType::Q2_K | TensorType::Q3_K => bail!(
-            "tensor {} is {}, which sharpi reads on the CPU only: run it with --device cpu, or use a file with other types",
-            tensor.name(),
-            tensor.tensor_type().name()
-        ),
-    })
+    let kernel_type = KernelType::of(tensor.tensor_type())
+        .with_context(|| format!("laying out tensor {} for the GPU", tensor.name()))?;
+    Ok(kernel_type.matrix_bytes(tensor.rows(), tensor.row_len()))
 }

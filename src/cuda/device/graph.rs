@@ -1,7 +1,7 @@
 //! Capturing a sequence of launches once and replaying it as a whole. Knows streams and graphs, and nothing of models.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -11,11 +11,13 @@ use cudarc::driver::{
     sys::{self, CUgraphInstantiate_flags as Flags, CUstreamCaptureMode as Mode},
 };
 
-use super::device::{Device, explain};
+use super::{Device, explain};
 
 /// A captured region, ready to be replayed.
 pub struct Graph {
     graph: CudaGraph,
+    /// Keeps the modules loaded whose kernels the graph launches.
+    device: Arc<Device>,
     nodes: usize,
     /// What capture and instantiation took.
     capture_time: Duration,
@@ -39,6 +41,10 @@ impl Graph {
             .begin_capture(Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
             .map_err(explain)
             .context("beginning a capture")?;
+        if device.failing_captures.load(Ordering::Relaxed) {
+            // Waiting for a stream that captures is an error, after which the driver refuses whatever is recorded.
+            let _ = device.synchronize();
+        }
         if let Err(error) = record() {
             abort(device);
             return Err(error);
@@ -49,10 +55,11 @@ impl Graph {
             .context("ending a capture")?
             .ok_or_else(|| anyhow!("the driver captured nothing"))?;
         let mut nodes = 0;
-        // SAFETY: with no array given, this only counts; the graph is alive.
-        unsafe { sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &mut nodes) }
-            .result()
-            .map_err(explain)?;
+        device.call(|| {
+            // SAFETY: with no array given, this only counts; the graph is alive.
+            unsafe { sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &mut nodes) }
+                .result()
+        })?;
         // The first replay should cost what every other does.
         graph
             .upload()
@@ -60,6 +67,7 @@ impl Graph {
             .context("uploading a graph")?;
         Ok(Self {
             graph,
+            device: device.clone(),
             nodes,
             capture_time: start.elapsed(),
         })
@@ -82,13 +90,24 @@ impl Graph {
     }
 }
 
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // No replay is to be under way; and cudarc destroys a graph in whichever context is current, which this makes
+        // the device's.
+        let _ = self.device.synchronize();
+    }
+}
+
 /// Ends a capture that failed and throws away what it holds.
 fn abort(device: &Device) {
-    // SAFETY: the stream is the one that is capturing. An error here is the failed capture's own, already on its way up.
-    if let Ok(graph) = unsafe { result::stream::end_capture(device.stream().cu_stream()) }
-        && !graph.is_null()
-    {
+    // An error here is the failed capture's own, already on its way up.
+    let _ = device.call(|| {
+        // SAFETY: the stream is the one that is capturing.
+        let graph = unsafe { result::stream::end_capture(device.stream().cu_stream()) }?;
+        if graph.is_null() {
+            return Ok(());
+        }
         // SAFETY: the graph was just handed over, and nothing else knows it.
-        let _ = unsafe { result::graph::destroy(graph) };
-    }
+        unsafe { result::graph::destroy(graph) }
+    });
 }

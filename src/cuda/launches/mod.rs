@@ -1,0 +1,94 @@
+//! Every operation as typed launches, one file for each: where decoding a token and reading a chunk of a prompt differ,
+//! their kernels stand beside each other. `kernels/README.md` and `kernels/PREFILL.md` say how each grid is chosen.
+//!
+//! Decoding multiplies a matrix with one quantized vector (GEMV); a chunk of tokens is multiplied in float16 (GEMM).
+
+mod attention;
+mod convert;
+mod embed;
+mod gate;
+mod gemm;
+mod gemv;
+mod norm;
+mod rope;
+
+use anyhow::{Result, ensure};
+use bytemuck::Zeroable;
+use cudarc::driver::sys::CUdeviceptr;
+
+use super::{params::Activation, weights::Matrix};
+
+pub use attention::{
+    decode_attention, decode_attention_counters, decode_attention_splits, flash_attention,
+    flash_attention_partial_len, flash_attention_tiles,
+};
+pub use convert::{float_to_half, repack};
+pub use embed::{embed_token, embed_tokens};
+pub use gate::{GATE_SCALE, gate_tokens};
+pub use gemm::{Epilogue, gemm, gemm_counters, gemm_partial_len};
+pub use gemv::{gemv_add, gemv_store, gemv_swiglu};
+pub use norm::norm_tokens;
+pub use rope::rope_tokens;
+
+/// Threads of a warp.
+const WARP: usize = 32;
+
+/// Values that share a scale in a quantized activation: a Q8_1 block.
+const GROUP: usize = 32;
+
+/// Values of a row that lie together in a tile of float16 activations.
+const TILE_COLUMNS: usize = 128;
+
+/// Tokens that pass through the layers together.
+#[derive(Clone, Copy)]
+pub struct Chunk {
+    pub tokens: usize,
+}
+
+impl Chunk {
+    /// Tokens that activations have room for.
+    pub fn padded(self) -> usize {
+        self.tokens.next_multiple_of(8)
+    }
+
+    /// Bytes of float16 activations (columns, tokens), as GEMMs read them.
+    pub fn tile_bytes(self, columns: usize) -> usize {
+        columns.next_multiple_of(TILE_COLUMNS) * self.padded() * 2
+    }
+}
+
+/// A vector that a norm and then a GEMV are to read: `x * norm weights`, quantized, and what the norm's quotient takes.
+#[derive(Clone, Copy, Zeroable)]
+pub struct Normed {
+    pub activation: Activation,
+    /// f32 (length / 32): sums of `x^2`
+    pub squares: CUdeviceptr,
+}
+
+/// A matrix and where its product with a token, or with each of a chunk, goes.
+#[derive(Clone, Copy)]
+pub struct Linear {
+    pub weights: Matrix,
+    /// f32 (rows), or 0
+    pub bias: CUdeviceptr,
+    /// f32 (rows, tokens)
+    pub out: CUdeviceptr,
+}
+
+/// Where blocks that share a result leave their parts of it, and the last of them adds these up.
+#[derive(Clone, Copy)]
+pub struct SplitKWorkspace {
+    /// f32 ([`gemm_partial_len`] or [`flash_attention_partial_len`])
+    pub partial: CUdeviceptr,
+    /// u32 ([`gemm_counters`] or one for each tile and key/value head), zero between launches
+    pub finished: CUdeviceptr,
+}
+
+/// The kernel for heads of `head_dim` values among those called `kernel`.
+fn for_head_dim(kernel: &str, head_dim: usize) -> Result<String> {
+    ensure!(
+        matches!(head_dim, 64 | 128 | 256),
+        "heads of {head_dim} values cannot run on CUDA, only of 64, 128 or 256: use --device cpu"
+    );
+    Ok(format!("{kernel}_d{head_dim}"))
+}

@@ -1,0 +1,201 @@
+//! The one parameter of each kernel: the structs of `kernels/params.h`, which says what each field is, field by field
+//! at the same bytes. Addresses are of device memory; 0 stands for null.
+
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::sys::CUdeviceptr;
+
+/// Declares structs as C lays them out, and holds them to the size and the offsets that the header is held to as well.
+macro_rules! params {
+    ($($(#[$doc:meta])* $name:ident: $size:literal { $($offset:literal $field:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Pod, Zeroable)]
+        #[repr(C)]
+        pub struct $name {
+            $(pub $field: $type,)*
+        }
+
+        const _: () = {
+            assert!(size_of::<$name>() == $size);
+            $(assert!(std::mem::offset_of!($name, $field) == $offset);)*
+        };
+    )*};
+}
+
+params! {
+    /// A quantized vector: i8 (length), its scales f32 (length / 32), and the values as f32 (length), the length
+    /// rounded up to [`super::UNIT`].
+    Activation: 24 {
+        0 q: CUdeviceptr,
+        8 scale: CUdeviceptr,
+        16 value: CUdeviceptr,
+    }
+
+    /// `embed`.
+    EmbedParams: 72 {
+        0 weights: CUdeviceptr,
+        8 token: CUdeviceptr,
+        16 x: CUdeviceptr,
+        24 norm: CUdeviceptr,
+        32 next: Activation,
+        56 next_squares: CUdeviceptr,
+        64 tensor_type: i32,
+        68 columns: i32,
+    }
+
+    /// Of `gemv_store`, `gemv_add` and `gemv_swiglu`.
+    GemvMatrix: 40 {
+        0 weights: CUdeviceptr,
+        8 bias: CUdeviceptr,
+        16 out: CUdeviceptr,
+        24 tensor_type: i32,
+        28 rows: i32,
+        32 blocks: i32,
+        36 unused: i32,
+    }
+
+    /// `gemv_store`, `gemv_add` and `gemv_swiglu`.
+    GemvParams: 208 {
+        0 matrix: [GemvMatrix; 3],
+        120 a: Activation,
+        144 squares: CUdeviceptr,
+        152 next: Activation,
+        176 next_norm: CUdeviceptr,
+        184 next_squares: CUdeviceptr,
+        192 epsilon: f32,
+        196 columns: i32,
+        200 ring_bytes: i32,
+        204 unused: i32,
+    }
+
+    /// Of `gemm_*` and `gemm_strips_*`.
+    GemmMatrix: 32 {
+        0 weights: CUdeviceptr,
+        8 bias: CUdeviceptr,
+        16 out: CUdeviceptr,
+        24 rows: i32,
+        28 out_stride: i32,
+    }
+
+    /// `gemm_*` and `gemm_strips_*`.
+    GemmParams: 160 {
+        0 matrix: [GemmMatrix; 3],
+        96 x: CUdeviceptr,
+        104 gated: CUdeviceptr,
+        112 partial: CUdeviceptr,
+        120 finished: CUdeviceptr,
+        128 factor: f32,
+        132 matrices: i32,
+        136 epilogue: i32,
+        140 tokens: i32,
+        144 padded_tokens: i32,
+        148 columns: i32,
+        152 stages: i32,
+        156 unused: i32,
+    }
+
+    /// `decode_attention_*`.
+    DecodeAttentionParams: 136 {
+        0 q: CUdeviceptr,
+        8 k: CUdeviceptr,
+        16 v: CUdeviceptr,
+        24 q_norm: CUdeviceptr,
+        32 k_norm: CUdeviceptr,
+        40 frequencies: CUdeviceptr,
+        48 k_cache: CUdeviceptr,
+        56 v_cache: CUdeviceptr,
+        64 position: CUdeviceptr,
+        72 partial: CUdeviceptr,
+        80 finished: CUdeviceptr,
+        88 out: Activation,
+        112 epsilon: f32,
+        116 context: i32,
+        120 group: i32,
+        124 rope_dims: i32,
+        128 interleaved: i32,
+        132 unused: i32,
+    }
+
+    /// `rope_tokens_*`.
+    RopeParams: 104 {
+        0 q: CUdeviceptr,
+        8 k: CUdeviceptr,
+        16 v: CUdeviceptr,
+        24 q_norm: CUdeviceptr,
+        32 k_norm: CUdeviceptr,
+        40 frequencies: CUdeviceptr,
+        48 q_out: CUdeviceptr,
+        56 k_cache: CUdeviceptr,
+        64 v_cache: CUdeviceptr,
+        72 position: CUdeviceptr,
+        80 epsilon: f32,
+        84 context: i32,
+        88 head_count: i32,
+        92 head_count_kv: i32,
+        96 rope_dims: i32,
+        100 interleaved: i32,
+    }
+
+    /// `flash_attention_*`.
+    FlashAttentionParams: 72 {
+        0 q: CUdeviceptr,
+        8 k_cache: CUdeviceptr,
+        16 v_cache: CUdeviceptr,
+        24 out: CUdeviceptr,
+        32 position: CUdeviceptr,
+        40 partial: CUdeviceptr,
+        48 finished: CUdeviceptr,
+        56 tokens: i32,
+        60 padded_tokens: i32,
+        64 context: i32,
+        68 group: i32,
+    }
+
+    /// `norm_tokens`.
+    NormParams: 40 {
+        0 x: CUdeviceptr,
+        8 weight: CUdeviceptr,
+        16 out: CUdeviceptr,
+        24 epsilon: f32,
+        28 columns: i32,
+        32 padded_tokens: i32,
+        36 unused: i32,
+    }
+
+    /// `gate_tokens`.
+    GateParams: 40 {
+        0 gate: CUdeviceptr,
+        8 up: CUdeviceptr,
+        16 out: CUdeviceptr,
+        24 factor: f32,
+        28 columns: i32,
+        32 padded_tokens: i32,
+        36 unused: i32,
+    }
+
+    /// `float_to_half`.
+    ConvertParams: 24 {
+        0 weights: CUdeviceptr,
+        8 out: CUdeviceptr,
+        16 tensor_type: i32,
+        20 columns: i32,
+    }
+
+    /// `repack`.
+    RepackParams: 40 {
+        0 input: CUdeviceptr,
+        8 out: CUdeviceptr,
+        16 tensor_type: i32,
+        20 matrix_rows: i32,
+        24 columns: i32,
+        28 row_begin: i32,
+        32 row_count: i32,
+        36 unused: i32,
+    }
+
+    /// `read_all`.
+    ReadParams: 24 {
+        0 from: CUdeviceptr,
+        8 count: u64,
+        16 sum: CUdeviceptr,
+    }
+}

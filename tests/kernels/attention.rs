@@ -1,0 +1,223 @@
+//! Attention of a decoded token and of a chunk, and the cache entries that the former writes.
+
+use anyhow::{Result, ensure};
+use half::f16;
+use rayon::prelude::*;
+use sharpi::cuda::{
+    launches::{self, Chunk},
+    params::{DecodeAttentionParams, FlashAttentionParams},
+};
+
+use crate::{
+    common::gpu::TestResult,
+    harness::{Buffer, CHUNK_LENS, EPSILON, Findings, device, floats, random, run, widened},
+    heads::{
+        HEAD_DIMS, POSITIONS, Rope, attend, optional, query_scale, random_cache, same_but_for,
+    },
+    quantized::Output,
+    tiles::read_tiles,
+};
+
+pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
+    let (mut random, mut findings) = (random(5), Findings::default());
+    let mut count = 0;
+    for head_dim in HEAD_DIMS {
+        for group in [1, 3, 4, 7, 8, 12] {
+            for position in POSITIONS {
+                count += 1;
+                let head_count_kv = 1 + count % 3;
+                // The last place of the cache, or one before it.
+                let context = position + 1 + count % 2;
+                let head_count = group * head_count_kv;
+                let rope = Rope::new(&mut random, head_dim);
+                let case = format!(
+                    "{head_count_kv} x {group} heads of {head_dim}, position {position} of {context}, {}",
+                    rope.name()
+                );
+                let mut cache =
+                    || random_cache(&mut random, head_dim, context, head_count_kv, position);
+                let (keys, values) = (cache(), cache());
+                let q = floats(&mut random, head_count * head_dim, 1.0);
+                let k = floats(&mut random, head_count_kv * head_dim, 1.0);
+                let v = floats(&mut random, head_count_kv * head_dim, 1.0);
+                let inputs = [Buffer::new(&q)?, Buffer::new(&k)?, Buffer::new(&v)?];
+                let (_q_norm, q_norm) = optional(&rope.q_norm)?;
+                let (_k_norm, k_norm) = optional(&rope.k_norm)?;
+                let frequencies = Buffer::new(&rope.frequencies)?;
+                let place = Buffer::new(&[position as i32])?;
+                let splits = launches::decode_attention_splits(device()?, head_count_kv, group);
+                let partial = Buffer::poisoned((head_dim + 2) * head_count * splits * 4)?;
+                let counters = launches::decode_attention_counters(head_count_kv, group);
+                let finished = Buffer::zeroed(counters * 4)?;
+
+                let attend_on_device = || -> Result<(Output, Vec<f16>, Vec<f16>)> {
+                    let (k_cache, v_cache) = (Buffer::new(&keys)?, Buffer::new(&values)?);
+                    let out = Output::new(head_count * head_dim)?;
+                    let params = DecodeAttentionParams {
+                        q: inputs[0].address(),
+                        k: inputs[1].address(),
+                        v: inputs[2].address(),
+                        q_norm,
+                        k_norm,
+                        frequencies: frequencies.address(),
+                        k_cache: k_cache.address(),
+                        v_cache: v_cache.address(),
+                        position: place.address(),
+                        partial: partial.address(),
+                        finished: finished.address(),
+                        out: out.normed().activation,
+                        epsilon: EPSILON,
+                        context: context as i32,
+                        group: group as i32,
+                        rope_dims: rope.rope_dims() as i32,
+                        interleaved: i32::from(rope.interleaved),
+                        unused: 0,
+                    };
+                    let launch = launches::decode_attention(
+                        device()?,
+                        head_dim,
+                        head_count_kv,
+                        splits,
+                        params,
+                    )?;
+                    // SAFETY: the launch is that of these buffers, which outlive it.
+                    unsafe { run(&launch)? };
+                    partial.read::<f32>()?;
+                    let left: Vec<u32> = finished.read()?;
+                    ensure!(left.iter().all(|&count| count == 0), "counters are left");
+                    Ok((out, k_cache.read()?, v_cache.read()?))
+                };
+                let (out, new_keys, new_values) = attend_on_device()?;
+
+                for (old, new) in [(&keys, &new_keys), (&values, &new_values)] {
+                    let newest = position..position + 1;
+                    findings.holds(same_but_for(old, new, head_dim, context, newest), || {
+                        format!("{case}: another token of the cache was changed")
+                    });
+                }
+                let mut reference = Vec::new();
+                for head in 0..head_count_kv {
+                    let range = head * head_dim..(head + 1) * head_dim;
+                    let at = (head * context + position) * head_dim;
+                    let key = rope.apply(&k[range.clone()], rope.k_norm.as_ref(), position);
+                    let newest = &new_keys[at..at + head_dim];
+                    findings.rounded("new keys", &case, &key, newest, 1e-5);
+                    let value: Vec<f64> = v[range].iter().map(|&v| f64::from(v)).collect();
+                    let newest = &new_values[at..at + head_dim];
+                    findings.rounded("new values", &case, &value, newest, 1e-7);
+                }
+                let (wide_keys, wide_values) = (widened(&new_keys), widened(&new_values));
+                let plane = context * head_dim;
+                let heads = q.par_chunks_exact(head_dim).enumerate();
+                reference.par_extend(heads.flat_map(|(head, q)| {
+                    let mut query = rope.apply(q, rope.q_norm.as_ref(), position);
+                    query.iter_mut().for_each(|v| *v *= query_scale(head_dim));
+                    let plane = head / group * plane..(head / group + 1) * plane;
+                    let (keys, values) = (&wide_keys[plane.clone()], &wide_values[plane]);
+                    attend(&query, keys, values, position + 1)
+                }));
+                let ours = out.read(&mut findings, &case)?.into_iter().map(f64::from);
+                findings.relative("attention", &case, &reference, ours, 5e-5);
+
+                let (again, again_keys, again_values) = attend_on_device()?;
+                let bits =
+                    |values: &[f16]| -> Vec<u16> { values.iter().map(|v| v.to_bits()).collect() };
+                let same = again.bits()? == out.bits()?
+                    && bits(&again_keys) == bits(&new_keys)
+                    && bits(&again_values) == bits(&new_values);
+                findings.holds(same, || format!("{case}: other bits the second time"));
+            }
+        }
+    }
+    findings.verdict()
+}
+
+pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
+    let (mut random, mut findings) = (random(8), Findings::default());
+    let groups = [1, 3, 4, 7, 8];
+    let mut count = 0;
+    for head_dim in HEAD_DIMS {
+        for tokens in CHUNK_LENS {
+            for _ in 0..2 {
+                count += 1;
+                let (group, position) = (groups[count % 5], POSITIONS[count % 6]);
+                let head_count_kv = if tokens > 33 { 1 } else { 1 + count % 3 };
+                let head_count = group * head_count_kv;
+                let (chunk, end) = (Chunk { tokens }, position + tokens);
+                let context = end + count % 2;
+                let case = format!(
+                    "{head_count_kv} x {group} heads of {head_dim}, {tokens} tokens at {position}"
+                );
+                let mut cache = || random_cache(&mut random, head_dim, context, head_count_kv, end);
+                let (keys, values) = (cache(), cache());
+                let scale = query_scale(head_dim) as f32;
+                let q: Vec<f16> = floats(&mut random, head_count * head_dim * tokens, scale)
+                    .into_iter()
+                    .map(f16::from_f32)
+                    .collect();
+                let inputs = [&q, &keys, &values].map(|values| Buffer::new(values));
+                let [q_buffer, k_cache, v_cache] = inputs;
+                let (q_buffer, k_cache, v_cache) = (q_buffer?, k_cache?, v_cache?);
+                let place = Buffer::new(&[position as i32])?;
+                let tiles = launches::flash_attention_tiles(tokens, group)?;
+                let partial = launches::flash_attention_partial_len(
+                    device()?,
+                    head_dim,
+                    tiles,
+                    head_count_kv,
+                );
+                let partial = Buffer::poisoned(partial * 4)?;
+                let finished = Buffer::zeroed(tiles * head_count_kv * 4)?;
+                let width = head_count * head_dim;
+
+                let attend_on_device = || -> Result<Buffer> {
+                    let out = Buffer::poisoned(chunk.tile_bytes(width))?;
+                    let params = FlashAttentionParams {
+                        q: q_buffer.address(),
+                        k_cache: k_cache.address(),
+                        v_cache: v_cache.address(),
+                        out: out.address(),
+                        position: place.address(),
+                        partial: partial.address(),
+                        finished: finished.address(),
+                        tokens: tokens as i32,
+                        padded_tokens: chunk.padded() as i32,
+                        context: context as i32,
+                        group: group as i32,
+                    };
+                    let launch =
+                        launches::flash_attention(device()?, head_dim, head_count_kv, end, params)?;
+                    // SAFETY: the launch is that of these buffers, which outlive it.
+                    unsafe { run(&launch)? };
+                    let left: Vec<u32> = finished.read()?;
+                    ensure!(left.iter().all(|&count| count == 0), "counters are left");
+                    Ok(out)
+                };
+                let out = attend_on_device()?;
+                let (wide_keys, wide_values) = (widened(&keys), widened(&values));
+                let plane = context * head_dim;
+                let heads = q.par_chunks_exact(head_dim).enumerate();
+                let reference: Vec<f64> = heads
+                    .flat_map_iter(|(i, q)| {
+                        let (token, head_kv) = (i / head_count, i % head_count / group);
+                        let query: Vec<f64> = q.iter().map(|v| v.to_f64()).collect();
+                        let plane = head_kv * plane..(head_kv + 1) * plane;
+                        let (keys, values) = (&wide_keys[plane.clone()], &wide_values[plane]);
+                        attend(&query, keys, values, position + token + 1)
+                    })
+                    .collect();
+                let ours = read_tiles(&mut findings, &case, &out, width, chunk)?;
+                let same =
+                    |a: &[f16], b: &[f16]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+                let values = ours.iter().map(|v| v.to_f64());
+                findings.relative("attention", &case, &reference, values, 1e-3);
+                let again = attend_on_device()?;
+                let again = read_tiles(&mut findings, &case, &again, width, chunk)?;
+                findings.holds(same(&ours, &again), || {
+                    format!("{case}: other bits the second time")
+                });
+            }
+        }
+    }
+    findings.verdict()
+}

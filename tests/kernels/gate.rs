@@ -1,0 +1,46 @@
+//! The gate of a chunk, apart from a GEMM.
+
+use half::f16;
+use sharpi::cuda::launches::{self, Chunk, GATE_SCALE};
+
+use crate::{
+    common::gpu::TestResult,
+    harness::{Buffer, CHUNK_LENS, Findings, device, floats, random, run, silu},
+    tiles::read_tiles,
+};
+
+pub fn gate_tokens_gates_and_stays_finite() -> TestResult {
+    let (mut random, mut findings) = (random(11), Findings::default());
+    for columns in [256, 576, 896, 1056, 4864] {
+        for tokens in CHUNK_LENS {
+            let (case, chunk) = (format!("{columns} x {tokens}"), Chunk { tokens });
+            let mut gate = floats(&mut random, columns * tokens, 3.0);
+            let mut up = floats(&mut random, columns * tokens, 3.0);
+            // Past float16's range, on both sides, and where the exponential is infinite.
+            (gate[0], up[0]) = (1e4, 1e4);
+            (gate[1], up[1]) = (1e4, -1e4);
+            (gate[2], up[2]) = (-1e4, 1e4);
+            let inputs = (Buffer::new(&gate)?, Buffer::new(&up)?);
+            let out = Buffer::poisoned(chunk.tile_bytes(columns))?;
+            let launch = launches::gate_tokens(
+                device()?,
+                inputs.0.address(),
+                inputs.1.address(),
+                out.address(),
+                columns,
+                chunk,
+            )?;
+            // SAFETY: the launch is that of these buffers, which outlive it.
+            unsafe { run(&launch)? };
+            let largest = f16::MAX.to_f64();
+            let pairs = gate.iter().zip(&up);
+            let reference: Vec<f64> = pairs
+                .map(|(&g, &u)| silu(g.into()) * f64::from(u) / f64::from(GATE_SCALE))
+                .map(|v| v.clamp(-largest, largest))
+                .collect();
+            let ours = read_tiles(&mut findings, &case, &out, columns, chunk)?;
+            findings.rounded("gated values", &case, &reference, &ours, 1e-6);
+        }
+    }
+    findings.verdict()
+}

@@ -1,0 +1,72 @@
+//! Each kernel alone against float64 arithmetic on the values that the file's own blocks stand for.
+//!
+//! Inputs are random, by a seed that is printed and that SHARPI_TEST_SEED sets. Outputs begin as 0xff bytes (NaN), and what
+//! lies behind every buffer must stay so.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod attention;
+mod convert;
+mod embed;
+mod gate;
+mod gemm;
+mod gemv;
+mod harness;
+mod heads;
+mod matrices;
+mod norm;
+mod quantized;
+mod rope;
+mod tiles;
+
+use common::gpu::{self, Test};
+
+fn main() {
+    eprintln!("SHARPI_TEST_SEED={}", harness::seed());
+    let tests: [Test; 12] = [
+        (
+            "embed_gives_the_files_values",
+            embed::embed_gives_the_files_values,
+        ),
+        (
+            "gemv_store_multiplies_and_adds_bias",
+            gemv::gemv_store_multiplies_and_adds_bias,
+        ),
+        (
+            "gemv_add_adds_to_the_residual_and_prepares_the_norm",
+            gemv::gemv_add_adds_to_the_residual_and_prepares_the_norm,
+        ),
+        (
+            "gemv_swiglu_gates_and_quantizes",
+            gemv::gemv_swiglu_gates_and_quantizes,
+        ),
+        (
+            "decode_attention_is_softmax_over_the_cache",
+            attention::decode_attention_is_softmax_over_the_cache,
+        ),
+        ("norm_tokens_normalizes", norm::norm_tokens_normalizes),
+        (
+            "rope_tokens_rotates_and_fills_the_cache",
+            rope::rope_tokens_rotates_and_fills_the_cache,
+        ),
+        (
+            "flash_attention_is_causal_softmax_over_the_cache",
+            attention::flash_attention_is_causal_softmax_over_the_cache,
+        ),
+        ("gemm_stores_add_and_gate", gemm::gemm_stores_add_and_gate),
+        (
+            "more_rows_than_blocks_take_at_once_are_multiplied",
+            gemm::more_rows_than_blocks_take_at_once_are_multiplied,
+        ),
+        (
+            "float_to_half_rounds_to_nearest",
+            convert::float_to_half_rounds_to_nearest,
+        ),
+        (
+            "gate_tokens_gates_and_stays_finite",
+            gate::gate_tokens_gates_and_stays_finite,
+        ),
+    ];
+    gpu::run(&tests, &[])
+}
