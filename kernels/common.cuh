@@ -1,9 +1,9 @@
 // What every kernel file shares: dependent launch, asynchronous copies, warp reductions, activation quantization.
 #pragma once
 
-#include <cuda_fp16.h>
+#include "params.h"
+
 #include <cuda_bf16.h>
-#include <cstdint>
 
 constexpr int WARP = 32;
 // Values that share one scale in a quantized activation.
@@ -128,15 +128,6 @@ __device__ __forceinline__ float warp_max(float value) {
     for (int offset = WARP / 2; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
     return value;
 }
-
-// A vector that products read: for each group of 32 values, 8-bit integers and one scale, value = scale * integer with
-// scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to 64 values;
-// what lies past the vector's own length stays zero.
-struct Activation {
-    int8_t *q;     // (length rounded up to 64)
-    float *scale;  // (length rounded up to 64, / 32)
-    float *value;  // (length rounded up to 64)
-};
 
 // The integer for `value` in a group whose largest magnitude is `largest`.
 __device__ __forceinline__ int quantize(float value, float largest) {

@@ -113,7 +113,7 @@ struct ActivationUnit {
     }
 };
 
-__device__ __forceinline__ float2 half2_at(const void *at) { return __half22float2(*static_cast<const __half2 *>(at)); }
+__device__ __forceinline__ float2 half2_at(const void *at) { return __half22float2(*static_cast<const half2 *>(at)); }
 
 // The product of unit `lane` of row `row` of a tile of `n` units, in shared memory, with the lane's activations.
 template <int TYPE>
@@ -152,7 +152,7 @@ __device__ __forceinline__ float dot_unit(const uint8_t *tile, int n, int row, i
             sum[2 + i / 4] = dot4(second, a.x[8 + i], sum[2 + i / 4]);
         }
         const char4 s = *reinterpret_cast<const char4 *>(scales + 4 * lane);
-        const float d = __half2float(reinterpret_cast<const __half *>(tile + F::super_at(n))[row * (n / 4) + lane / 4]);
+        const float d = __half2float(reinterpret_cast<const half *>(tile + F::super_at(n))[row * (n / 4) + lane / 4]);
         return d * (a.scale0 * (s.x * sum[0] + s.y * sum[1]) + a.scale1 * (s.z * sum[2] + s.w * sum[3]));
     } else {
         int first = a.start[0], second = a.start[1];
@@ -176,7 +176,7 @@ __device__ __forceinline__ float dot_unit(const uint8_t *tile, int n, int row, i
             const uint32_t two = __byte_perm(header.y, header.z, u | (u + 4) << 4);
             const uint32_t packed = __byte_perm(two, header.w, 0x7010 | (u + 4) << 8) & 0xffffffu;
             const int scale0 = packed & 63, scale1 = packed >> 6 & 63, min0 = packed >> 12 & 63, min1 = packed >> 18;
-            const float2 d = __half22float2(*reinterpret_cast<const __half2 *>(&header.x));
+            const float2 d = __half22float2(*reinterpret_cast<const half2 *>(&header.x));
             return d.x * (a.scale0 * (scale0 * first) + a.scale1 * (scale1 * second)) - d.y * (a.sum0 * min0 + a.sum1 * min1);
         } else if constexpr (F::scale_bytes == 8) {
             const float2 block0 = half2_at(scales + 8 * lane), block1 = half2_at(scales + 8 * lane + 4);

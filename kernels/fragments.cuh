@@ -150,7 +150,7 @@ struct Decoder {
     static constexpr int pieces = TYPE == F16 ? 4 : R::pieces / 2;
     uint32_t code[4 * pieces];
     uint2 high;
-    __half2 scale[2], minimum[2];  // of the first and the second half; minimum is added
+    half2 scale[2], minimum[2];  // of the first and the second half; minimum is added
 
     // Of row g + 8 h in step `step` of the run at `from`, whose units count from `first_unit` of a slice of `n`.
     __device__ __forceinline__ void load(uint32_t from, const Place<TYPE, MT> &place, int h, int step, int first_unit, int n) {
@@ -174,16 +174,16 @@ struct Decoder {
             const uint4 header = load_shared<uint4>(scales + step / 2 * 16);
             const uint32_t two = __byte_perm(header.y, header.z, place.pick[0] + step % 2 * 0x22);
             const uint32_t packed = __byte_perm(two, header.w, place.pick[1] + step % 2 * 0x200);
-            const __half2 kilo = __half2half2(__ushort_as_half(0x6400));
-            const __half2 two_scales = __hsub2(as_half2(kilo_plus<0x003f003fu>(__byte_perm(packed, packed << 10, 0x7610))), kilo);
-            const __half2 two_minima = __hsub2(as_half2(kilo_plus<0x003f003fu>(__byte_perm(packed >> 12, packed >> 2, 0x7610))), kilo);
-            const __half2 d = as_half2(header.x);
-            const __half2 s = __hmul2(__low2half2(d), two_scales), m = __hmul2(__hneg2(__high2half2(d)), two_minima);
+            const half2 kilo = __half2half2(__ushort_as_half(0x6400));
+            const half2 two_scales = __hsub2(as_half2(kilo_plus<0x003f003fu>(__byte_perm(packed, packed << 10, 0x7610))), kilo);
+            const half2 two_minima = __hsub2(as_half2(kilo_plus<0x003f003fu>(__byte_perm(packed >> 12, packed >> 2, 0x7610))), kilo);
+            const half2 d = as_half2(header.x);
+            const half2 s = __hmul2(__low2half2(d), two_scales), m = __hmul2(__hneg2(__high2half2(d)), two_minima);
             scale[0] = __low2half2(s), scale[1] = __high2half2(s);
             minimum[0] = __low2half2(m), minimum[1] = __high2half2(m);
         } else if constexpr (TYPE == Q6_K) {
             const uint32_t packed = load_shared<uint32_t>(scales + unit * 4);
-            const __half2 supers = load_shared<__half2>(from + R::super_at + ((place.row + h * 8) * (R::units / 4) + unit / 4) * 4);
+            const half2 supers = load_shared<half2>(from + R::super_at + ((place.row + h * 8) * (R::units / 4) + unit / 4) * 4);
             const int index = place.row % TILE_ROWS * (n / 4) + (first_unit + unit) / 4;
             const float d = __half2float(index % 2 ? __high2half(supers) : __low2half(supers));
             scale[0] = __float2half2_rn(d * static_cast<int8_t>(packed >> 8 * place.part));
@@ -193,7 +193,7 @@ struct Decoder {
             scale[0] = __low2half2(as_half2(both.x)), minimum[0] = __high2half2(as_half2(both.x));
             scale[1] = __low2half2(as_half2(both.y)), minimum[1] = __high2half2(as_half2(both.y));
         } else if constexpr (R::scale_bytes == 4) {
-            const __half2 both = load_shared<__half2>(scales + unit * 4);
+            const half2 both = load_shared<half2>(scales + unit * 4);
             scale[0] = __low2half2(both), scale[1] = __high2half2(both);
         }
     }
@@ -207,21 +207,21 @@ struct Decoder {
             even = __byte_perm(first, second, 0x5410), odd = __byte_perm(first, second, 0x7632);
         } else if constexpr (TYPE == Q8_0) {
             const uint32_t c = code[HALF * 4 + w] ^ 0x80808080u;
-            const __half2 offset = __half2half2(__ushort_as_half(0x6480));  // 1,024 + 128
+            const half2 offset = __half2half2(__ushort_as_half(0x6480));  // 1,024 + 128
             even = bits(__hmul2(__hsub2(as_half2(kilo_plus<BYTES>(c)), offset), scale[HALF]));
             odd = bits(__hmul2(__hsub2(as_half2(kilo_plus<BYTES>(c >> 8)), offset), scale[HALF]));
         } else {
             constexpr int zero = TYPE == Q4_0 ? 8 : TYPE == Q5_0 ? 16 : TYPE == Q6_K ? 32 : 0;
             constexpr bool has_minimum = TYPE == Q4_K || TYPE == Q5_K || TYPE == Q4_1 || TYPE == Q5_1;
-            __half2 x, y;
+            half2 x, y;
             if constexpr (R::high_bytes == 0 && HALF == 1) {
                 // 1,024 + 16 times the code.
                 constexpr uint32_t HIGH = 0x00f000f0u;
-                const __half2 sixteenth = __half2half2(__ushort_as_half(0x2c00)), offset = __float2half2_rn(-64.f - zero);
+                const half2 sixteenth = __half2half2(__ushort_as_half(0x2c00)), offset = __float2half2_rn(-64.f - zero);
                 x = __hfma2(as_half2(kilo_plus<HIGH>(code[w])), sixteenth, offset);
                 y = __hfma2(as_half2(kilo_plus<HIGH>(code[w] >> 8)), sixteenth, offset);
             } else {
-                const __half2 offset = __float2half2_rn(1024.f + zero);
+                const half2 offset = __float2half2_rn(1024.f + zero);
                 constexpr uint32_t mask = R::high_bytes > 0 ? BYTES : 0x000f000fu;
                 uint32_t c = code[w];
                 if constexpr (R::high_bytes > 0) {

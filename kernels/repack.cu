@@ -3,6 +3,7 @@
 // Bound: the file's bytes, read once and written once. Grid: 256 threads a block, one thread for each unit of 64 values of
 // row_count + 1 rows; float types: one for each value.
 #include "formats.cuh"
+#include "params.h"
 
 namespace {
 
@@ -91,27 +92,25 @@ __device__ void repack_unit(const uint8_t *in, int blocks, uint8_t *out, size_t 
 
 }  // namespace
 
-// Rows row_begin .. row_begin + row_count of a matrix of matrix_rows, from `in` (their blocks as in the file) to their
-// place in `out` (the whole matrix).
 extern "C" __global__ void __launch_bounds__(256)
-repack(const uint8_t *in, uint8_t *out, int type, int matrix_rows, int columns, int row_begin, int row_count) {
+repack(const __grid_constant__ RepackParams p) {
     const size_t thread = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (is_float(type)) {
-        const size_t row = thread / columns, column = thread % columns;
-        if (row >= size_t(row_count)) return;
-        const int bytes = type == F32 ? 4 : 2;
-        uint8_t *to = out + (row_begin + row) * float_stride(type, columns) + column * bytes;
-        for (int i = 0; i < bytes; i++) to[i] = in[thread * bytes + i];
+    if (is_float(p.type)) {
+        const size_t row = thread / p.columns, column = thread % p.columns;
+        if (row >= size_t(p.row_count)) return;
+        const int bytes = p.type == F32 ? 4 : 2;
+        uint8_t *to = p.out + (p.row_begin + row) * float_stride(p.type, p.columns) + column * bytes;
+        for (int i = 0; i < bytes; i++) to[i] = p.in[thread * bytes + i];
         return;
     }
-    const int units = (columns + UNIT - 1) / UNIT;
+    const int units = (p.columns + UNIT - 1) / UNIT;
     const size_t row = thread / units;
     const int unit = static_cast<int>(thread % units);
-    const bool real = row < size_t(row_count);
-    if (!real && (row_begin + row >= size_t(matrix_rows + 1) / TILE_ROWS * TILE_ROWS || row_begin + row < size_t(matrix_rows))) return;
+    const bool real = row < size_t(p.row_count);
+    if (!real && (p.row_begin + row >= size_t(p.matrix_rows + 1) / TILE_ROWS * TILE_ROWS || p.row_begin + row < size_t(p.matrix_rows))) return;
 #define REPACK(TYPE)                                                                                                        \
-    repack_unit<TYPE>(in + row * (columns / Block<TYPE>::values) * Block<TYPE>::bytes, real ? columns / Block<TYPE>::values : 0, out, \
-                      row_begin + row, unit, units)
-    FOR_QUANTIZED(type, REPACK)
+    repack_unit<TYPE>(p.in + row * (p.columns / Block<TYPE>::values) * Block<TYPE>::bytes, real ? p.columns / Block<TYPE>::values : 0, p.out, \
+                      p.row_begin + row, unit, units)
+    FOR_QUANTIZED(p.type, REPACK)
 #undef REPACK
 }

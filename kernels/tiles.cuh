@@ -34,19 +34,19 @@ __host__ __device__ constexpr int round_up(int value, int multiple) { return (va
 
 // Places are unsigned: divisions by constants are then shifts.
 struct Tiles {
-    __half *data;
+    half *data;
     int tokens;  // rounded up to a multiple of 8
 
     // Where 16-byte piece `piece` (of 8) of a block of a token starts.
-    __device__ __forceinline__ __half *piece(unsigned block, unsigned token, unsigned piece) const {
+    __device__ __forceinline__ half *piece(unsigned block, unsigned token, unsigned piece) const {
         return data + (size_t(block) * tokens + token) * BLOCK_VALUES + (piece ^ token % 8) * 8;
     }
 
     // Where values `column` + odd and `column` + odd + 2 stand, side by side. `column` is a multiple of 4.
-    __device__ __forceinline__ __half2 *pair(unsigned token, unsigned column, unsigned odd) const {
+    __device__ __forceinline__ half2 *pair(unsigned token, unsigned column, unsigned odd) const {
         const unsigned v = column % STEP_VALUES;
         const unsigned lane = v / 64 * 2 + v / 16 % 2, step = v / 4 % 4 * 2 + v / 32 % 2;
-        return reinterpret_cast<__half2 *>(piece(column / STEP_VALUES * 2 + step / 4, token, step % 4 * 2 + odd) + 2 * lane);
+        return reinterpret_cast<half2 *>(piece(column / STEP_VALUES * 2 + step / 4, token, step % 4 * 2 + odd) + 2 * lane);
     }
 
     // Stores values `column` .. + 3.
@@ -61,8 +61,8 @@ __device__ __forceinline__ uint32_t shared_address(const void *at) { return stat
 // The same value, which all lanes share, from a register of another lane: it is kept, and not computed again wherever it is used.
 __device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, 0); }
 
-__device__ __forceinline__ uint32_t bits(__half2 value) { return *reinterpret_cast<const uint32_t *>(&value); }
-__device__ __forceinline__ __half2 as_half2(uint32_t value) { return *reinterpret_cast<const __half2 *>(&value); }
+__device__ __forceinline__ uint32_t bits(half2 value) { return *reinterpret_cast<const uint32_t *>(&value); }
+__device__ __forceinline__ half2 as_half2(uint32_t value) { return *reinterpret_cast<const half2 *>(&value); }
 
 // A barrier in shared memory on which threads wait for copies and arrivals.
 struct Barrier {

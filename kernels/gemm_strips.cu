@@ -1,4 +1,4 @@
-// Products of a quantized matrix with up to 32 tokens, on sm_90a up to 128, as products.cuh has them.
+// Products of a quantized matrix with up to 32 tokens, on sm_90a up to 128, as gemm.cuh has them.
 //
 // Bound: the weights' bytes, each read from memory once. Decoding takes some 30 instructions of a warp for each 256 weights.
 //
@@ -9,7 +9,7 @@
 // meet in `partial`; the warp that ends last adds them in order of columns, so the result does not depend on which it was. On
 // sm_90a four warps multiply together: their number is a multiple of four.
 #include "fragments.cuh"
-#include "products.cuh"
+#include "gemm.cuh"
 
 namespace {
 
@@ -21,18 +21,18 @@ constexpr int MAX_STAGES = 16;
 struct Strip {
     int matrix, row;
 
-    __device__ Strip(const ProductParams &p, int strip) : matrix(0), row(strip * (p.epilogue == Gate ? STRIP / 2 : STRIP)) {
+    __device__ Strip(const GemmParams &p, int strip) : matrix(0), row(strip * (p.epilogue == Gate ? STRIP / 2 : STRIP)) {
         if (p.epilogue == Gate) return;
         while (matrix + 1 < p.matrices && row >= round_up(p.matrix[matrix].rows, STRIP)) row -= round_up(p.matrix[matrix++].rows, STRIP);
     }
-    __device__ static int count(const ProductParams &p) {
+    __device__ static int count(const GemmParams &p) {
         if (p.epilogue == Gate) return round_up(p.matrix[0].rows, STEP_VALUES) / (STRIP / 2);
         int rows = 0;
         for (int i = 0; i < p.matrices; i++) rows += round_up(p.matrix[i].rows, STRIP);
         return rows / STRIP;
     }
     // Where the rows of half h of the fragment begin.
-    __device__ int first(const ProductParams &p, int h) const { return p.epilogue == Gate ? row : row + h * 8; }
+    __device__ int first(const GemmParams &p, int h) const { return p.epilogue == Gate ? row : row + h * 8; }
 };
 
 // How a block that multiplies N tokens at most is made up.
@@ -45,7 +45,7 @@ struct Block {
 
 // Joins a strip's slices. True in the warp that has all of them, in `sum`.
 template <int QUADS>
-__device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&sum)[QUADS][4]) {
+__device__ __forceinline__ bool join(const GemmParams &p, int strip, float (&sum)[QUADS][4]) {
     const unsigned lane = threadIdx.x % WARP, slices = gridDim.y;
     float4 *parts = reinterpret_cast<float4 *>(p.partial) + size_t(strip) * (slices * QUADS * WARP) + lane;
 #pragma unroll
@@ -73,7 +73,7 @@ __device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&
 }
 
 template <int TYPE, int N>
-__device__ __forceinline__ void product(const ProductParams &p) {
+__device__ __forceinline__ void product(const GemmParams &p) {
     using R = Run<TYPE, 1>;
     constexpr int QUADS = N / 8;  // of sums that a lane holds
     constexpr int RING = Block<N>::ring;
@@ -139,7 +139,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
             const Strip next(p, next_strip);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const Matrix &matrix = p.matrix[p.epilogue == Gate ? h : next.matrix];
+                const GemmMatrix &matrix = p.matrix[p.epilogue == Gate ? h : next.matrix];
                 const int first = next.first(p, h);
                 half[h] = {row_start<TYPE>(matrix.weights, first, p.columns), matrix.rows - first};
             }
@@ -201,7 +201,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
 #define PRODUCT(NAME, TYPE, N)                                         \
     extern "C" __global__ void __launch_bounds__(MAX_WARPS * WARP, 1)  \
-    matmul_few_##NAME##_n##N(const __grid_constant__ ProductParams p) { product<TYPE, N>(p); }
+    gemm_strips_##NAME##_n##N(const __grid_constant__ GemmParams p) { product<TYPE, N>(p); }
 
 #if WARPGROUP_MMA
 #define PRODUCTS(NAME, TYPE) PRODUCT(NAME, TYPE, 32) PRODUCT(NAME, TYPE, 64) PRODUCT(NAME, TYPE, 128)

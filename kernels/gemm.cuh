@@ -6,32 +6,10 @@
 //   gate    out[token, row] = silu(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as Tiles
 #pragma once
 
+#include "params.h"
 #include "tiles.cuh"
 
-struct Matrix {
-    const uint8_t *weights;
-    const float *bias;  // (rows) or null
-    float *out;         // (out_stride, tokens); with Gate unused
-    int rows;
-    int out_stride;
-};
-
 enum Epilogue : int { Store = 0, Add = 1, Gate = 2 };
-
-struct ProductParams {
-    Matrix matrix[3];    // of one type; Gate: gate and up, of as many rows
-    const __half *x;     // Tiles (columns, padded_tokens)
-    __half *gated;       // Gate: Tiles (rows, padded_tokens)
-    float *partial;      // scratch, where those who share a tile meet
-    unsigned *finished;  // scratch: one for each shared tile, zero before the first launch; left zero
-    float factor;
-    int matrices;
-    int epilogue;
-    int tokens;
-    int padded_tokens;  // rounded up to a multiple of 8
-    int columns;
-    int stages;  // token tiles in shared memory
-};
 
 // How many arrivals, copies aside, fill a stage of tokens.
 #if __CUDA_ARCH__ >= 900
@@ -42,7 +20,7 @@ constexpr int FETCH_ARRIVALS = WARP;
 
 // Starts copying step `step` of the tokens from `token` on to a stage that `full` guards. By all lanes of a warp.
 template <int N>
-__device__ __forceinline__ void fetch_tokens(const ProductParams &p, uint32_t to, int step, int token, const Barrier &full) {
+__device__ __forceinline__ void fetch_tokens(const GemmParams &p, uint32_t to, int step, int token, const Barrier &full) {
     const int lane = threadIdx.x % WARP, bytes = min(N, p.padded_tokens - token) * 128;
     const uint8_t *from = reinterpret_cast<const uint8_t *>(p.x) + (size_t(2 * step) * p.padded_tokens + token) * 128;
     const size_t block_stride = size_t(p.padded_tokens) * 128;
@@ -66,7 +44,7 @@ __device__ __forceinline__ float finite_half(float x) { return fminf(fmaxf(x, -6
 // Ends the sums of a fragment of 16 rows and N tokens from `first_token` on. This lane's are those of rows `row0` and `row1` of matrix
 // `index`; Gate: of row `row0` of both matrices.
 template <int N>
-__device__ __forceinline__ void finish(const ProductParams &p, int index, int row0, int row1, int first_token, const float (&sum)[N / 8][4]) {
+__device__ __forceinline__ void finish(const GemmParams &p, int index, int row0, int row1, int first_token, const float (&sum)[N / 8][4]) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     if (p.epilogue == Gate) {
         const Tiles gated{p.gated, p.padded_tokens};
@@ -88,7 +66,7 @@ __device__ __forceinline__ void finish(const ProductParams &p, int index, int ro
             }
         }
     } else {
-        const Matrix &matrix = p.matrix[index];
+        const GemmMatrix &matrix = p.matrix[index];
         const unsigned stride = matrix.out_stride;
         float *out = matrix.out + size_t(first_token + 2 * t) * stride;
         const int tokens = p.tokens - first_token - 2 * t;

@@ -1,8 +1,8 @@
 // Matrix-vector products: y[r] = sum over c of W[r, c] * a[c], W in any ggml type, a quantized to 8 bits:
 //
-//   product_store   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix
-//   product_add     x += y; then x * (the next norm's weights), quantized: output and down projections
-//   product_swiglu  silu(y of gate) * (y of up), quantized
+//   gemv_store   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix
+//   gemv_add     x += y; then x * (the next norm's weights), quantized: output and down projections
+//   gemv_swiglu  silu(y of gate) * (y of up), quantized
 //
 // A norm in front of a product needs no kernel and no prologue: W rms_norm(x) = W (x * weight) / rms(x), so whoever writes x also
 // writes x * weight, quantized, and the sums of x^2, and the quotient is taken with the product's own result.
@@ -15,6 +15,7 @@
 // every row and keeps them in registers. Weights go through a ring in shared memory, private to the warp, filled by
 // bulk copies that start before the kernel waits for its predecessor. Each warp leaves one partial sum for each row; after one barrier they are added in slice order.
 #include "formats.cuh"
+#include "params.h"
 
 namespace {
 
@@ -69,7 +70,7 @@ struct Work {
 struct Shared {
     // Dynamic shared memory, in this order.
     uint8_t *ring;   // (warps * ring_bytes)
-    float *partial;  // (slices, rows of the block's tiles; product_swiglu: of both matrices)
+    float *partial;  // (slices, rows of the block's tiles; gemv_swiglu: of both matrices)
 
     int ring_bytes;
     CopyBarrier *arrived;  // of this warp: (MAX_DEPTH), for the first stream and for a second one
@@ -230,7 +231,7 @@ __device__ __forceinline__ void multiply(int type, const Tiles &tiles, const Wor
         if (type == F32) {
             float_multiply<float>(tiles, work, type, a.value, partial);
         } else if (type == F16) {
-            float_multiply<__half>(tiles, work, type, a.value, partial);
+            float_multiply<half>(tiles, work, type, a.value, partial);
         } else {
             float_multiply<__nv_bfloat16>(tiles, work, type, a.value, partial);
         }
@@ -278,44 +279,19 @@ struct RmsScale {
 
 }  // namespace
 
-// A matrix of a launch.
-struct Matrix {
-    const uint8_t *weights;  // (columns, rows)
-    const float *bias;       // (rows) or null, product_store
-    float *out;              // (rows), product_store and product_add
-    int type;
-    int rows;
-    int blocks;  // of the grid that work on it: product_store's sum up to the grid, the others' are the grid
-    int unused;
-};
-
-struct ProductParams {
-    Matrix matrix[3];        // product_store: one to three; product_add: one; product_swiglu: gate and up, of as many rows
-    Activation a;            // (columns)
-    const float *squares;    // (columns / 32): `a` is x * norm weight, these are the sums of x^2, and y is divided by x's rms; or null
-    Activation next;         // (rows): output of product_add (x * next_norm) and product_swiglu
-    const float *next_norm;  // (rows), product_add
-    float *next_squares;     // (rows / 32), product_add: sums of x^2
-    float epsilon;
-    int columns;
-    int ring_bytes;          // of shared memory for each warp's stream
-    int unused;
-};
-static_assert(sizeof(ProductParams) == 208);
-
 namespace {
 
 enum Epilogue { STORE, ADD, SWIGLU };
 
 template <Epilogue EPILOGUE>
-__device__ __forceinline__ void product(const ProductParams &p) {
+__device__ __forceinline__ void product(const GemvParams &p) {
     // What follows QKV reads the position before its wait, and so may start only when all before QKV has ended.
     if (EPILOGUE != STORE) launch_dependents();
     int block = blockIdx.x, s = 0;
     if constexpr (EPILOGUE == STORE) {
         while (s < 2 && block >= p.matrix[s].blocks) block -= p.matrix[s++].blocks;
     }
-    const Matrix matrix = p.matrix[s];
+    const GemvMatrix matrix = p.matrix[s];
     const int up_type = p.matrix[1].type;
     // Blocks own whole groups of an activation that they write.
     constexpr int GRAIN = EPILOGUE == STORE ? 1 : ACTIVATION_GROUP / TILE_ROWS;
@@ -377,6 +353,6 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_store(const __grid_constant__ ProductParams p) { product<STORE>(p); }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_add(const __grid_constant__ ProductParams p) { product<ADD>(p); }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_swiglu(const __grid_constant__ ProductParams p) { product<SWIGLU>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_store(const __grid_constant__ GemvParams p) { product<STORE>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_add(const __grid_constant__ GemvParams p) { product<ADD>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_swiglu(const __grid_constant__ GemvParams p) { product<SWIGLU>(p); }
