@@ -14,7 +14,6 @@
 // the launch is the same for every position. Blocks without a chunk end at once. The block of a head that finishes last adds up the chunks, in
 // order, so the result does not depend on which it was.
 #include "common.cuh"
-#include "params.h"
 
 namespace {
 

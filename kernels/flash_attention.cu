@@ -11,8 +11,9 @@
 // Grid: (tiles of tokens, head_count_kv, splits); two warpgroups of 64 rows multiply, the warps after them fetch keys and
 // values in turn. The visible context is cut into equal chunks, one for each split, but none shorter than MIN_CHUNK; the
 // block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it was.
-#include "params.h"
-#include "tiles.cuh"
+#include "copy.cuh"
+#include "mma.cuh"
+#include "token_tiles.cuh"
 
 namespace {
 

@@ -3,8 +3,7 @@
 //   out[token] = silu(gate[token]) * up[token] * factor, as Tiles
 //
 // Bound: bytes; each input is read once. Grid: (columns rounded up to 128) / 4 threads in blocks of 256 along x, tokens along y.
-#include "params.h"
-#include "tiles.cuh"
+#include "token_tiles.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
 gate_tokens(const __grid_constant__ GateParams p) {

@@ -9,7 +9,6 @@
 // them fetches tokens. A block takes whole tiles (ROWS rows x N tokens) while there are tiles for all blocks, and of the rest an equal
 // share of steps, which may begin and end inside a tile. Parts of such a tile meet in `partial`; the block that ends last
 // adds them in order of columns, so the result does not depend on which it was.
-#include "fragments.cuh"
 #include "gemm.cuh"
 
 namespace {
@@ -81,11 +80,13 @@ struct Tile {
 
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
 
-template <int TYPE, int MT, int N, bool REGISTERS>
+template <typename Type, int MT, int N, bool REGISTERS>
 __device__ __forceinline__ void product(const GemmParams &p) {
+    using Run = typename Type::template Run<MT>;
+    using Fragment = typename Type::template Fragment<MT>;
     constexpr int ROWS = Tile<MT, N>::ROWS;
-    constexpr int WEIGHT_BYTES = CONSUMERS / WARP * MT * Run<TYPE, MT>::bytes;
-    constexpr int STEPS = Run<TYPE, MT>::values / STEP_VALUES;  // of a run
+    constexpr int WEIGHT_BYTES = CONSUMERS / WARP * MT * Run::bytes;
+    constexpr int STEPS = Run::values / STEP_VALUES;  // of a run
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][MAX_STAGES];
     __shared__ bool last;
@@ -105,7 +106,7 @@ __device__ __forceinline__ void product(const GemmParams &p) {
     }
     __syncthreads();
 
-    const Schedule schedule(Tile<MT, N>::count(p), (p.columns + Run<TYPE, MT>::values - 1) / Run<TYPE, MT>::values);
+    const Schedule schedule(Tile<MT, N>::count(p), (p.columns + Run::values - 1) / Run::values);
     const int steps = (p.columns + STEP_VALUES - 1) / STEP_VALUES;
     int stage = 0, parity = 0;
     const auto next_stage = [&] {
@@ -132,8 +133,8 @@ __device__ __forceinline__ void product(const GemmParams &p) {
 
     // Weights run STAGES - 1 runs ahead, past the ends of tiles. They are not written by kernels: no need to wait.
     int ahead = 0, ahead_slot = 0;
-    const uint32_t own_weights = weights + warp * MT * Run<TYPE, MT>::bytes;
-    Half halves[MT][2];
+    const uint32_t own_weights = weights + warp * MT * Run::bytes;
+    RowGroup halves[MT][2];
     Item loading = schedule.item(0);
     const auto load_tile = [&] {
         const Tile<MT, N> tile(p, loading.tile);
@@ -143,7 +144,7 @@ __device__ __forceinline__ void product(const GemmParams &p) {
             for (int h = 0; h < 2; h++) {
                 const GemmMatrix &matrix = p.matrix[p.epilogue == Gate ? h : tile.matrix];
                 const int first = tile.row_of(p, m, h) - lane / 4;
-                halves[m][h] = {row_start<TYPE>(matrix.weights, first, p.columns), matrix.rows - first};
+                halves[m][h] = {Run::row_start(matrix.weights, first, p.columns), matrix.rows - first};
             }
         }
     };
@@ -151,7 +152,7 @@ __device__ __forceinline__ void product(const GemmParams &p) {
         if (loading.begin < loading.end) {
 #pragma unroll
             for (int m = 0; m < MT; m++) {
-                copy_run<TYPE, MT>(own_weights + ahead_slot * WEIGHT_BYTES + m * Run<TYPE, MT>::bytes, halves[m], loading.begin, p.columns);
+                Run::copy(own_weights + ahead_slot * WEIGHT_BYTES + m * Run::bytes, halves[m], loading.begin, p.columns);
             }
             if (++loading.begin == loading.end) {
                 loading = schedule.item(++ahead);
@@ -165,7 +166,7 @@ __device__ __forceinline__ void product(const GemmParams &p) {
     for (int i = 0; i < STAGES - 1; i++) load_run();
     wait_for_predecessor();
 
-    const Place<TYPE, MT> place;
+    const typename Fragment::Lane place;
     int slot = STAGES - 1;  // of the current run
     for (int i = 0;; i++) {
         const Item item = schedule.item(i);
@@ -187,13 +188,13 @@ __device__ __forceinline__ void product(const GemmParams &p) {
                 __syncwarp();
                 if (++slot == STAGES) slot = 0;
             }
-            Decoder<TYPE, MT> row[MT][2];
-            const int first_unit = step / STEPS * Run<TYPE, MT>::units, slice = first_unit / SLICE_UNITS;
+            Fragment row[MT][2];
+            const int first_unit = step / STEPS * Run::units, slice = first_unit / SLICE_UNITS;
 #pragma unroll
             for (int m = 0; m < MT; m++) {
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    row[m][h].load(own_weights + slot * WEIGHT_BYTES + m * Run<TYPE, MT>::bytes, place, h, step % STEPS, first_unit % SLICE_UNITS,
+                    row[m][h].load(own_weights + slot * WEIGHT_BYTES + m * Run::bytes, place, h, step % STEPS, first_unit % SLICE_UNITS,
                                    min((p.columns + UNIT - 1) / UNIT - slice * SLICE_UNITS, SLICE_UNITS));
                 }
             }
@@ -216,7 +217,7 @@ __device__ __forceinline__ void product(const GemmParams &p) {
 #else
                 const int buffer = 0;
 #endif
-                multiply<TYPE, MT, N>(sum, a[buffer], row, w, tile);
+                multiply<MT, N>(sum, a[buffer], row, w, tile);
             }
 #if !WARPGROUP_MMA
             __syncwarp();
@@ -281,8 +282,8 @@ __device__ __forceinline__ void product(const GemmParams &p) {
     NAME(const __grid_constant__ GemmParams p) { product<TYPE, MT, N, THREADS == 3 * WARPGROUP>(p); }
 
 // With 128 tokens a lane of a warpgroup holds 128 sums: a whole warpgroup fetches, to have registers to give away.
-#define PRODUCTS(NAME, TYPE)                                              \
+#define PRODUCTS(NAME, TYPE, NUMBER)                                              \
     PRODUCT(gemm_##NAME##_n64, TYPE, 1, 64, CONSUMERS + WARP)          \
     PRODUCT(gemm_##NAME##_n128, TYPE, WARPGROUP_MMA + 1, 128, 3 * WARPGROUP)
 
-FOR_CHUNK_TYPES(PRODUCTS)
+GEMM_TYPES(PRODUCTS)

@@ -6,8 +6,10 @@
 //   gate    out[token, row] = silu(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as Tiles
 #pragma once
 
-#include "params.h"
-#include "tiles.cuh"
+#include "copy.cuh"
+#include "mma.cuh"
+#include "token_tiles.cuh"
+#include "types/all.cuh"
 
 enum Epilogue : int { Store = 0, Add = 1, Gate = 2 };
 
@@ -36,6 +38,48 @@ __device__ __forceinline__ void fetch_tokens(const GemmParams &p, uint32_t to, i
         copy_or_zero<16>(to + TOKEN_BYTES<N> / 2 + i, from + block_stride + i, true);
     }
     full.arrive_after_copies();
+#endif
+}
+
+// Adds the products of word w of a step's codes, which is two steps of the matrix instruction: MT fragments of rows, decoded to `a`, with the
+// N tokens at `tokens`. On sm_90a the products are only started; `a` and the tokens must stay until they have been waited for.
+template <int MT, int N, typename Fragment>
+__device__ __forceinline__ void multiply(float (&sum)[MT][N / 8][4], uint32_t (&a)[2][MT][4], const Fragment (&row)[MT][2], int w, uint32_t tokens) {
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            row[m][h].template decode<0>(w, a[0][m][h], a[0][m][2 + h]);
+            row[m][h].template decode<1>(w, a[1][m][h], a[1][m][2 + h]);
+        }
+    }
+    const uint32_t block = tokens + w / 2 * (TOKEN_BYTES<N> / 2);
+#if WARPGROUP_MMA
+#pragma unroll
+    for (int i = 0; i < 8 * MT; i++) settle(a[i / (4 * MT)][i / 4 % MT][i % 4]);
+    warpgroup_arrive();
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+#pragma unroll
+        for (int m = 0; m < MT; m++) warpgroup_mma(sum[m], a[k][m], matrix_descriptor(block) + (w % 2 * 2 + k) * 2);
+    }
+    warpgroup_commit();
+#else
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+#pragma unroll
+        for (int j = 0; j < N / 16; j++) {
+            const int token = j * 16 + lane / 16 * 8 + lane % 8, piece = (w % 2 * 2 + k) * 2 + lane / 8 % 2;
+            uint32_t b[4];
+            load_matrices(b, block + token * 128 + (piece ^ token % 8) * 16);
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                mma(sum[m][2 * j], a[k][m], b[0], b[1]);
+                mma(sum[m][2 * j + 1], a[k][m], b[2], b[3]);
+            }
+        }
+    }
 #endif
 }
 

@@ -8,7 +8,6 @@
 // warp's own, filled from before the predecessor has ended, so that a whole small matrix is under way at once. A strip's slices
 // meet in `partial`; the warp that ends last adds them in order of columns, so the result does not depend on which it was. On
 // sm_90a four warps multiply together: their number is a multiple of four.
-#include "fragments.cuh"
 #include "gemm.cuh"
 
 namespace {
@@ -72,12 +71,13 @@ __device__ __forceinline__ bool join(const GemmParams &p, int strip, float (&sum
     return true;
 }
 
-template <int TYPE, int N>
+template <typename Type, int N>
 __device__ __forceinline__ void product(const GemmParams &p) {
-    using R = Run<TYPE, 1>;
+    using Run = typename Type::template Run<1>;
+    using Fragment = typename Type::template Fragment<1>;
     constexpr int QUADS = N / 8;  // of sums that a lane holds
     constexpr int RING = Block<N>::ring;
-    constexpr int STEPS = R::values / STEP_VALUES;  // of a run
+    constexpr int STEPS = Run::values / STEP_VALUES;  // of a run
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][MAX_STAGES];
 
@@ -95,7 +95,7 @@ __device__ __forceinline__ void product(const GemmParams &p) {
 
     const int strips = Strip::count(p), stride = gridDim.x * warps;
     const int units = (p.columns + UNIT - 1) / UNIT;
-    const int steps = (p.columns + STEP_VALUES - 1) / STEP_VALUES, runs = (p.columns + R::values - 1) / R::values;
+    const int steps = (p.columns + STEP_VALUES - 1) / STEP_VALUES, runs = (p.columns + Run::values - 1) / Run::values;
     // The block's slice, in runs.
     const int begin = int(runs * blockIdx.y / gridDim.y), end = int(runs * (blockIdx.y + 1) / gridDim.y);
     int stage = 0, parity = 0;
@@ -120,11 +120,11 @@ __device__ __forceinline__ void product(const GemmParams &p) {
     if constexpr (Block<N>::moves_registers) take_registers<152>();
 
     // Weights run RING - 1 runs ahead, past the ends of strips. They are not written by kernels: no need to wait.
-    const uint32_t ring = first_stage + p.stages * TOKEN_BYTES<N> + warp * RING * R::bytes;
+    const uint32_t ring = first_stage + p.stages * TOKEN_BYTES<N> + warp * RING * Run::bytes;
     int strip = blockIdx.x * warps + warp, run = begin;  // under way
     int next_strip = strip, next_run = end, slot = 0;    // to be loaded next, and where to
-    Half half[2];
-    const Place<TYPE, 1> place;
+    RowGroup half[2];
+    const typename Fragment::Lane place;
     float sum[1][QUADS][4] = {};
     uint32_t a[2][2][1][4];  // two words in turn: products read one while the other is decoded
     int previous = -1;       // the stage of the step before, until it is given back
@@ -141,10 +141,10 @@ __device__ __forceinline__ void product(const GemmParams &p) {
             for (int h = 0; h < 2; h++) {
                 const GemmMatrix &matrix = p.matrix[p.epilogue == Gate ? h : next.matrix];
                 const int first = next.first(p, h);
-                half[h] = {row_start<TYPE>(matrix.weights, first, p.columns), matrix.rows - first};
+                half[h] = {Run::row_start(matrix.weights, first, p.columns), matrix.rows - first};
             }
         }
-        if (next_strip < strips) copy_run<TYPE, 1>(ring + slot * R::bytes, half, next_run, p.columns);
+        if (next_strip < strips) Run::copy(ring + slot * Run::bytes, half, next_run, p.columns);
         next_run++;
         commit_copies();
         if (++slot == RING) slot = 0;
@@ -153,13 +153,13 @@ __device__ __forceinline__ void product(const GemmParams &p) {
 
         wait_for_copies<RING - 1>();
         __syncwarp();
-        const int first_unit = run * R::units, slice = first_unit / SLICE_UNITS;
+        const int first_unit = run * Run::units, slice = first_unit / SLICE_UNITS;
         const int slice_units = min(units - slice * SLICE_UNITS, SLICE_UNITS);
 #pragma unroll 1
         for (int step = 0; step < min(STEPS, steps - run * STEPS); step++) {
-            Decoder<TYPE, 1> row[1][2];
+            Fragment row[1][2];
 #pragma unroll
-            for (int h = 0; h < 2; h++) row[0][h].load(ring + slot * R::bytes, place, h, step, first_unit % SLICE_UNITS, slice_units);
+            for (int h = 0; h < 2; h++) row[0][h].load(ring + slot * Run::bytes, place, h, step, first_unit % SLICE_UNITS, slice_units);
             full(stage).wait(parity);
 #pragma unroll
             for (int w = 0; w < 4; w++) {
@@ -167,7 +167,7 @@ __device__ __forceinline__ void product(const GemmParams &p) {
                 warpgroup_wait<1>();
                 if (w == 1) release(), previous = stage;
 #endif
-                multiply<TYPE, 1, N>(sum, a[w % 2], row, w, first_stage + stage * TOKEN_BYTES<N>);
+                multiply<1, N>(sum, a[w % 2], row, w, first_stage + stage * TOKEN_BYTES<N>);
             }
 #if !WARPGROUP_MMA
             __syncwarp();
@@ -204,9 +204,9 @@ __device__ __forceinline__ void product(const GemmParams &p) {
     gemm_strips_##NAME##_n##N(const __grid_constant__ GemmParams p) { product<TYPE, N>(p); }
 
 #if WARPGROUP_MMA
-#define PRODUCTS(NAME, TYPE) PRODUCT(NAME, TYPE, 32) PRODUCT(NAME, TYPE, 64) PRODUCT(NAME, TYPE, 128)
+#define PRODUCTS(NAME, TYPE, NUMBER) PRODUCT(NAME, TYPE, 32) PRODUCT(NAME, TYPE, 64) PRODUCT(NAME, TYPE, 128)
 #else
-#define PRODUCTS(NAME, TYPE) PRODUCT(NAME, TYPE, 32)
+#define PRODUCTS(NAME, TYPE, NUMBER) PRODUCT(NAME, TYPE, 32)
 #endif
 
-FOR_CHUNK_TYPES(PRODUCTS)
+GEMM_TYPES(PRODUCTS)

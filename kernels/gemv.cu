@@ -14,8 +14,7 @@
 // of a block handles slice w % slices of every (warps / slices)-th tile of two rows, so a lane meets the same 64 activations in
 // every row and keeps them in registers. Weights go through a ring in shared memory, private to the warp, filled by
 // bulk copies that start before the kernel waits for its predecessor. Each warp leaves one partial sum for each row; after one barrier they are added in slice order.
-#include "formats.cuh"
-#include "params.h"
+#include "types/all.cuh"
 
 namespace {
 
@@ -54,7 +53,7 @@ struct Work {
 
     __device__ explicit Work(int columns)
         : columns(columns),
-          units((columns + UNIT - 1) / UNIT),
+          units(unit_count(columns)),
           slices((units + SLICE_UNITS - 1) / SLICE_UNITS),
           // From a register of another lane: a value that is not computed again wherever it is used.
           warp(__shfl_sync(~0u, (threadIdx.y * blockDim.x + threadIdx.x) / WARP, 0)),
@@ -86,9 +85,9 @@ struct Shared {
 
 // One warp's stream of weights: its slice of its tiles, in order, through its ring. Of one matrix it takes every `groups`th row
 // pair; of two, the same pairs of both in turn.
-template <int TYPE>
+template <typename Type>
 struct Stream {
-    using F = Format<TYPE>;
+    using Layout = typename Type::Layout;
 
     const Tiles &tiles;
     const Work &work;
@@ -106,12 +105,12 @@ struct Stream {
           arrived(arrived),
           ring(shared.ring + work.warp * shared.ring_bytes),
           policy(read_once()),
-          tile_bytes(F::tile_bytes(work.slice_units)),
+          tile_bytes(Layout::tile_bytes(work.slice_units)),
           depth(min(quotient(shared.ring_bytes, tile_bytes), MAX_DEPTH)) {
         const int pairs = min(tiles.pairs, (tiles.matrix_rows + TILE_ROWS - 1) / TILE_ROWS - tiles.begin);
         const int mine = quotient(max(pairs - work.group + work.groups - 1, 0), work.groups);
-        const int pair_bytes = F::pair_bytes(work.units), stride = work.groups * pair_bytes;
-        const size_t at = size_t(tiles.begin + work.group) * pair_bytes + work.slice * F::tile_bytes(SLICE_UNITS);
+        const int pair_bytes = Layout::pair_bytes(work.units), stride = work.groups * pair_bytes;
+        const size_t at = size_t(tiles.begin + work.group) * pair_bytes + work.slice * Layout::tile_bytes(SLICE_UNITS);
         count = tiles.interleaved ? 2 * mine : mine;
         next = tiles.first + at;
         second = tiles.interleaved ? tiles.second + at : next + stride;
@@ -120,7 +119,7 @@ struct Stream {
 
     // Starts copying the next tile to place `slot`.
     __device__ __forceinline__ void load(int slot) {
-        arrived[slot].template copy<F::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, next, tile_bytes, policy);
+        arrived[slot].template copy<Layout::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, next, tile_bytes, policy);
         const uint8_t *after = next + step;
         next = second;
         second = after;
@@ -145,7 +144,7 @@ struct Stream {
         __syncwarp();
         prefetch(0, EARLY_TILES);
         request();
-        ActivationUnit<TYPE> a;
+        typename Type::Activations a;
         const int n = work.slice_units, lane = min(work.lane, n - 1);  // lanes without a unit multiply another's by zero
         {
             const int unit = work.slice * SLICE_UNITS + lane;
@@ -173,7 +172,7 @@ struct Stream {
                     arrived[slot].wait(parity);
                     const uint8_t *tile = ring + slot * tile_bytes;
 #pragma unroll
-                    for (int r = 0; r < TILE_ROWS; r++) sum[b][r] = dot_unit<TYPE>(tile, n, r, lane, a);
+                    for (int r = 0; r < TILE_ROWS; r++) sum[b][r] = Type::dot(tile, n, r, lane, a);
                     __syncwarp();
                     if (i + b + depth < count) load(slot);
                     if (++slot == depth) slot = 0, parity ^= 1;
@@ -208,14 +207,14 @@ __device__ float float_dot(const T *row, const float *a, int columns, int lane) 
     return warp_sum(sum);
 }
 
-template <typename T>
-__device__ void float_multiply(const Tiles &tiles, const Work &work, int type, const float *a, float *partial) {
+template <typename Type>
+__device__ void float_multiply(const Tiles &tiles, const Work &work, const float *a, float *partial) {
     const int warps = work.threads / WARP;
     for (int i = work.warp; i < tiles.rows(); i += warps) {
         const int tile = i / TILE_ROWS, pair = tiles.interleaved ? tile / 2 : tile;
         const int row = min((tiles.begin + pair) * TILE_ROWS + i % TILE_ROWS, tiles.matrix_rows - 1);
-        const uint8_t *weights = (tiles.interleaved && tile % 2 ? tiles.second : tiles.first) + row * float_stride(type, work.columns);
-        const float sum = float_dot(reinterpret_cast<const T *>(weights), a, work.columns, work.lane);
+        const uint8_t *weights = (tiles.interleaved && tile % 2 ? tiles.second : tiles.first) + row * Type::stride(work.columns);
+        const float sum = float_dot(reinterpret_cast<const typename Type::Value *>(weights), a, work.columns, work.lane);
         if (work.lane == 0) partial[i] = sum;
     }
 }
@@ -228,16 +227,11 @@ __device__ __forceinline__ void multiply(int type, const Tiles &tiles, const Wor
     if (is_float(type)) {
         request();
         use();
-        if (type == F32) {
-            float_multiply<float>(tiles, work, type, a.value, partial);
-        } else if (type == F16) {
-            float_multiply<half>(tiles, work, type, a.value, partial);
-        } else {
-            float_multiply<__nv_bfloat16>(tiles, work, type, a.value, partial);
-        }
+        for_float(type, [&](auto chosen) { float_multiply<decltype(chosen)>(tiles, work, a.value, partial); });
     } else {
         float *sums = partial + work.slice * tiles.rows();
-#define MULTIPLY(TYPE) Stream<TYPE>(tiles, work, shared, arrived).multiply(a.q, a.scale, sums, request, use)
+#define MULTIPLY(NAME, TYPE, NUMBER) \
+    case NUMBER: Stream<TYPE>(tiles, work, shared, arrived).multiply(a.q, a.scale, sums, request, use); break;
         FOR_QUANTIZED(type, MULTIPLY)
 #undef MULTIPLY
     }

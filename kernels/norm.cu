@@ -3,8 +3,7 @@
 //   out[token] = x[token] / sqrt(mean(x[token]^2) + epsilon) * weight, as Tiles
 //
 // Bound: bytes; x is read once. Grid: a block of whole warps for each token, best with a thread for 4 values.
-#include "params.h"
-#include "tiles.cuh"
+#include "token_tiles.cuh"
 
 extern "C" __global__ void __launch_bounds__(1024)
 norm_tokens(const __grid_constant__ NormParams p) {

@@ -5,7 +5,6 @@
 //
 // Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp for each head.
 #include "common.cuh"
-#include "params.h"
 
 namespace {
 
