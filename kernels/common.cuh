@@ -1,11 +1,14 @@
-// What every kernel file shares: dependent launch, asynchronous copies, warp reductions, activation quantization.
+// What every kernel file shares: dependent launch, warps, activation quantization.
 #pragma once
 
-#include <cuda_fp16.h>
+#include "params.h"
+
 #include <cuda_bf16.h>
-#include <cstdint>
 
 constexpr int WARP = 32;
+constexpr int WARPGROUP = 4 * WARP;
+__host__ __device__ constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
 // Values that share one scale in a quantized activation.
 constexpr int ACTIVATION_GROUP = 32;
 
@@ -29,13 +32,6 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// The cache policy of data that is used once: it leaves the L2 cache first, so that activations and code stay.
-__device__ __forceinline__ uint64_t read_once() {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
 // True in one lane of a whole warp. From sm_90 in a way that tells the compiler that a branch on it has one thread: what takes its
 // operands from uniform registers (barriers, bulk copies) then needs no loop over lanes.
 __device__ __forceinline__ bool elect() {
@@ -48,67 +44,11 @@ __device__ __forceinline__ bool elect() {
 #endif
 }
 
-// A barrier in shared memory that the copies of one warp complete: the copy engine's from sm_90, before it the lanes' own.
-struct CopyBarrier {
-    uint64_t state;
+// The same value, which all lanes share, from a register of another lane: it is kept, and not computed again wherever it is used.
+__device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, 0); }
 
-    __device__ __forceinline__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(&state)); }
-
-    // By one lane; then publish(), before any use.
-    __device__ __forceinline__ void init() {
-#if __CUDA_ARCH__ >= 900
-        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address()) : "memory");
-#else
-        asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(address()) : "memory");
-#endif
-    }
-
-    // Lets the copy engine see what init() did.
-    static __device__ __forceinline__ void publish() {
-#if __CUDA_ARCH__ >= 900
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-    }
-
-    // Starts copying `bytes` (a multiple of 16, at most MOST) from global to shared memory as the barrier's next phase. By all
-    // lanes of a warp.
-    template <int MOST>
-    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes, uint64_t policy) {
-        const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-#if __CUDA_ARCH__ >= 900
-        if (elect()) {
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-                         "l"(global), "r"(bytes), "r"(address()), "l"(policy)
-                         : "memory");
-        }
-#else
-        const int lane = threadIdx.x % WARP;
-#pragma unroll
-        for (int at = 0; at < MOST; at += WARP * 16) {
-            const int from = at + lane * 16;
-            if (from < bytes) {
-                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + from), "l"(global + from), "l"(policy) : "memory");
-            }
-        }
-        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
-#endif
-    }
-
-    // Waits for the end of a phase of this parity.
-    __device__ __forceinline__ void wait(uint32_t parity) {
-        uint32_t done;
-        do {
-#if __CUDA_ARCH__ >= 900
-            asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
-#else
-            asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
-#endif
-        } while (!done);
-    }
-};
+__device__ __forceinline__ uint32_t bits(half2 value) { return *reinterpret_cast<const uint32_t *>(&value); }
+__device__ __forceinline__ half2 as_half2(uint32_t value) { return *reinterpret_cast<const half2 *>(&value); }
 
 // c + the sum of four products, unsigned bytes of `a` times signed bytes of `b`.
 __device__ __forceinline__ int dot4(uint32_t a, int b, int c) {
@@ -128,15 +68,6 @@ __device__ __forceinline__ float warp_max(float value) {
     for (int offset = WARP / 2; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
     return value;
 }
-
-// A vector that products read: for each group of 32 values, 8-bit integers and one scale, value = scale * integer with
-// scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to 64 values;
-// what lies past the vector's own length stays zero.
-struct Activation {
-    int8_t *q;     // (length rounded up to 64)
-    float *scale;  // (length rounded up to 64, / 32)
-    float *value;  // (length rounded up to 64)
-};
 
 // The integer for `value` in a group whose largest magnitude is `largest`.
 __device__ __forceinline__ int quantize(float value, float largest) {

@@ -11,21 +11,9 @@
 // Grid: (tiles of tokens, head_count_kv, splits); two warpgroups of 64 rows multiply, the warps after them fetch keys and
 // values in turn. The visible context is cut into equal chunks, one for each split, but none shorter than MIN_CHUNK; the
 // block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it was.
-#include "tiles.cuh"
-
-struct FlashParams {
-    const __half *q;        // (head_dim, head_count, tokens), from rope_tokens
-    const __half *k_cache;  // (head_dim, context, head_count_kv), of this layer
-    const __half *v_cache;  // likewise
-    __half *out;            // Tiles (head_count * head_dim, padded_tokens)
-    const int *position;    // of the first token
-    float *partial;         // scratch: (head_dim + 2, 128 rows, splits, head_count_kv, tiles); unused with one split
-    unsigned *finished;     // scratch: (head_count_kv * tiles), zero before the first launch; left zero
-    int tokens;
-    int padded_tokens;  // rounded up to a multiple of 8
-    int context;
-    int group;  // query heads of a key/value head; at most 128
-};
+#include "copy.cuh"
+#include "mma.cuh"
+#include "token_tiles.cuh"
 
 namespace {
 
@@ -121,7 +109,7 @@ __device__ __forceinline__ void wait_products() {
 }
 
 template <int D>
-__device__ __forceinline__ void attend(const FlashParams &p) {
+__device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     constexpr int KEYS = Shape<D>::keys, SLOT = Shape<D>::slot_bytes;
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][SLOTS];
@@ -161,7 +149,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
         const size_t first_value = (size_t(head_kv) * p.context + begin + key) * D + piece * 8;
         for (int i = 0; i < 2 * steps; i++) {
             if (i >= SLOTS) empty(i % SLOTS).wait((i / SLOTS - 1) & 1);
-            const __half *from = (i % 2 ? p.v_cache : p.k_cache) + first_value + size_t(i / 2) * KEYS * D;
+            const half *from = (i % 2 ? p.v_cache : p.k_cache) + first_value + size_t(i / 2) * KEYS * D;
             const uint32_t to = slots + i % SLOTS * SLOT + piece / 8 * (KEYS * 128) + key * 128;
             const int left = end - begin - i / 2 * KEYS - key;
 #pragma unroll
@@ -330,7 +318,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const float scale = __fdividef(1.f, exponentials[h]);
-            __half2 pair[D / 8];
+            half2 pair[D / 8];
 #pragma unroll
             for (int j = 0; j < D / 8; j++) {
                 const float a = out[j][2 * h] * scale, b = out[j][2 * h + 1] * scale;
@@ -389,7 +377,7 @@ __device__ __forceinline__ void attend(const FlashParams &p) {
 // 128 threads fetch.
 #define ATTENTION(D)                                                        \
     extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)  \
-    flash_attention_d##D(const __grid_constant__ FlashParams p) { attend<D>(p); }
+    flash_attention_d##D(const __grid_constant__ FlashAttentionParams p) { attend<D>(p); }
 ATTENTION(64)
 ATTENTION(128)
 ATTENTION(256)

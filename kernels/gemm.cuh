@@ -6,32 +6,12 @@
 //   gate    out[token, row] = silu(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as Tiles
 #pragma once
 
-#include "tiles.cuh"
-
-struct Matrix {
-    const uint8_t *weights;
-    const float *bias;  // (rows) or null
-    float *out;         // (out_stride, tokens); with Gate unused
-    int rows;
-    int out_stride;
-};
+#include "copy.cuh"
+#include "mma.cuh"
+#include "token_tiles.cuh"
+#include "types/all.cuh"
 
 enum Epilogue : int { Store = 0, Add = 1, Gate = 2 };
-
-struct ProductParams {
-    Matrix matrix[3];    // of one type; Gate: gate and up, of as many rows
-    const __half *x;     // Tiles (columns, padded_tokens)
-    __half *gated;       // Gate: Tiles (rows, padded_tokens)
-    float *partial;      // scratch, where those who share a tile meet
-    unsigned *finished;  // scratch: one for each shared tile, zero before the first launch; left zero
-    float factor;
-    int matrices;
-    int epilogue;
-    int tokens;
-    int padded_tokens;  // rounded up to a multiple of 8
-    int columns;
-    int stages;  // token tiles in shared memory
-};
 
 // How many arrivals, copies aside, fill a stage of tokens.
 #if __CUDA_ARCH__ >= 900
@@ -42,7 +22,7 @@ constexpr int FETCH_ARRIVALS = WARP;
 
 // Starts copying step `step` of the tokens from `token` on to a stage that `full` guards. By all lanes of a warp.
 template <int N>
-__device__ __forceinline__ void fetch_tokens(const ProductParams &p, uint32_t to, int step, int token, const Barrier &full) {
+__device__ __forceinline__ void fetch_tokens(const GemmParams &p, uint32_t to, int step, int token, const Barrier &full) {
     const int lane = threadIdx.x % WARP, bytes = min(N, p.padded_tokens - token) * 128;
     const uint8_t *from = reinterpret_cast<const uint8_t *>(p.x) + (size_t(2 * step) * p.padded_tokens + token) * 128;
     const size_t block_stride = size_t(p.padded_tokens) * 128;
@@ -61,12 +41,54 @@ __device__ __forceinline__ void fetch_tokens(const ProductParams &p, uint32_t to
 #endif
 }
 
+// Adds the products of word w of a step's codes, which is two steps of the matrix instruction: MT fragments of rows, decoded to `a`, with the
+// N tokens at `tokens`. On sm_90a the products are only started; `a` and the tokens must stay until they have been waited for.
+template <int MT, int N, typename Fragment>
+__device__ __forceinline__ void multiply(float (&sum)[MT][N / 8][4], uint32_t (&a)[2][MT][4], const Fragment (&row)[MT][2], int w, uint32_t tokens) {
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            row[m][h].template decode<0>(w, a[0][m][h], a[0][m][2 + h]);
+            row[m][h].template decode<1>(w, a[1][m][h], a[1][m][2 + h]);
+        }
+    }
+    const uint32_t block = tokens + w / 2 * (TOKEN_BYTES<N> / 2);
+#if WARPGROUP_MMA
+#pragma unroll
+    for (int i = 0; i < 8 * MT; i++) settle(a[i / (4 * MT)][i / 4 % MT][i % 4]);
+    warpgroup_arrive();
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+#pragma unroll
+        for (int m = 0; m < MT; m++) warpgroup_mma(sum[m], a[k][m], matrix_descriptor(block) + (w % 2 * 2 + k) * 2);
+    }
+    warpgroup_commit();
+#else
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+#pragma unroll
+        for (int j = 0; j < N / 16; j++) {
+            const int token = j * 16 + lane / 16 * 8 + lane % 8, piece = (w % 2 * 2 + k) * 2 + lane / 8 % 2;
+            uint32_t b[4];
+            load_matrices(b, block + token * 128 + (piece ^ token % 8) * 16);
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                mma(sum[m][2 * j], a[k][m], b[0], b[1]);
+                mma(sum[m][2 * j + 1], a[k][m], b[2], b[3]);
+            }
+        }
+    }
+#endif
+}
+
 __device__ __forceinline__ float finite_half(float x) { return fminf(fmaxf(x, -65504.f), 65504.f); }
 
 // Ends the sums of a fragment of 16 rows and N tokens from `first_token` on. This lane's are those of rows `row0` and `row1` of matrix
 // `index`; Gate: of row `row0` of both matrices.
 template <int N>
-__device__ __forceinline__ void finish(const ProductParams &p, int index, int row0, int row1, int first_token, const float (&sum)[N / 8][4]) {
+__device__ __forceinline__ void finish(const GemmParams &p, int index, int row0, int row1, int first_token, const float (&sum)[N / 8][4]) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     if (p.epilogue == Gate) {
         const Tiles gated{p.gated, p.padded_tokens};
@@ -88,7 +110,7 @@ __device__ __forceinline__ void finish(const ProductParams &p, int index, int ro
             }
         }
     } else {
-        const Matrix &matrix = p.matrix[index];
+        const GemmMatrix &matrix = p.matrix[index];
         const unsigned stride = matrix.out_stride;
         float *out = matrix.out + size_t(first_token + 2 * t) * stride;
         const int tokens = p.tokens - first_token - 2 * t;

@@ -1,4 +1,4 @@
-// Products of a quantized matrix with a chunk of tokens, as products.cuh has them. matmul_few.cu is for few tokens.
+// Products of a quantized matrix with a chunk of tokens, as gemm.cuh has them. gemm_strips.cu is for few tokens.
 //
 // Weights are decoded to f16 in registers, as the first operand of m16n8k16 (sm_90a: m64nNk16), and meet a tile of tokens in
 // shared memory; sums are f32.
@@ -9,8 +9,7 @@
 // them fetches tokens. A block takes whole tiles (ROWS rows x N tokens) while there are tiles for all blocks, and of the rest an equal
 // share of steps, which may begin and end inside a tile. Parts of such a tile meet in `partial`; the block that ends last
 // adds them in order of columns, so the result does not depend on which it was.
-#include "fragments.cuh"
-#include "products.cuh"
+#include "gemm.cuh"
 
 namespace {
 
@@ -54,7 +53,7 @@ struct Tile {
     static constexpr int ROWS = 2 * 64 * MT;
     int matrix, row, token;  // Gate: rows row .. + ROWS / 2 of both matrices
 
-    __device__ Tile(const ProductParams &p, int tile) {
+    __device__ Tile(const GemmParams &p, int tile) {
         const int token_tiles = (p.tokens + N - 1) / N;
         token = tile % token_tiles * N;
         row = tile / token_tiles * (p.epilogue == Gate ? ROWS / 2 : ROWS);
@@ -62,7 +61,7 @@ struct Tile {
         if (p.epilogue == Gate) return;
         while (matrix + 1 < p.matrices && row >= round_up(p.matrix[matrix].rows, ROWS)) row -= round_up(p.matrix[matrix++].rows, ROWS);
     }
-    __device__ static int count(const ProductParams &p) {
+    __device__ static int count(const GemmParams &p) {
         int rows = 0;
         if (p.epilogue == Gate) {
             rows = round_up(round_up(p.matrix[0].rows, STEP_VALUES), ROWS / 2) * 2;
@@ -72,7 +71,7 @@ struct Tile {
         return rows / ROWS * ((p.tokens + N - 1) / N);
     }
     // The row that registers of fragment m, half h belong to. Gate: h is the matrix.
-    __device__ int row_of(const ProductParams &p, int m, int h) const {
+    __device__ int row_of(const GemmParams &p, int m, int h) const {
         const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4;
         const int fragment = warp / 4 * MT * 4 + m * 4 + warp % 4;
         return p.epilogue == Gate ? row + fragment * 8 + g : row + fragment * 16 + h * 8 + g;
@@ -81,11 +80,13 @@ struct Tile {
 
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
 
-template <int TYPE, int MT, int N, bool REGISTERS>
-__device__ __forceinline__ void product(const ProductParams &p) {
+template <typename Type, int MT, int N, bool REGISTERS>
+__device__ __forceinline__ void product(const GemmParams &p) {
+    using Run = typename Type::template Run<MT>;
+    using Fragment = typename Type::template Fragment<MT>;
     constexpr int ROWS = Tile<MT, N>::ROWS;
-    constexpr int WEIGHT_BYTES = CONSUMERS / WARP * MT * Run<TYPE, MT>::bytes;
-    constexpr int STEPS = Run<TYPE, MT>::values / STEP_VALUES;  // of a run
+    constexpr int WEIGHT_BYTES = CONSUMERS / WARP * MT * Run::bytes;
+    constexpr int STEPS = Run::values / STEP_VALUES;  // of a run
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][MAX_STAGES];
     __shared__ bool last;
@@ -105,7 +106,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     }
     __syncthreads();
 
-    const Schedule schedule(Tile<MT, N>::count(p), (p.columns + Run<TYPE, MT>::values - 1) / Run<TYPE, MT>::values);
+    const Schedule schedule(Tile<MT, N>::count(p), (p.columns + Run::values - 1) / Run::values);
     const int steps = (p.columns + STEP_VALUES - 1) / STEP_VALUES;
     int stage = 0, parity = 0;
     const auto next_stage = [&] {
@@ -132,8 +133,8 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
     // Weights run STAGES - 1 runs ahead, past the ends of tiles. They are not written by kernels: no need to wait.
     int ahead = 0, ahead_slot = 0;
-    const uint32_t own_weights = weights + warp * MT * Run<TYPE, MT>::bytes;
-    Half halves[MT][2];
+    const uint32_t own_weights = weights + warp * MT * Run::bytes;
+    RowGroup halves[MT][2];
     Item loading = schedule.item(0);
     const auto load_tile = [&] {
         const Tile<MT, N> tile(p, loading.tile);
@@ -141,9 +142,9 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         for (int m = 0; m < MT; m++) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const Matrix &matrix = p.matrix[p.epilogue == Gate ? h : tile.matrix];
+                const GemmMatrix &matrix = p.matrix[p.epilogue == Gate ? h : tile.matrix];
                 const int first = tile.row_of(p, m, h) - lane / 4;
-                halves[m][h] = {row_start<TYPE>(matrix.weights, first, p.columns), matrix.rows - first};
+                halves[m][h] = {Run::row_start(matrix.weights, first, p.columns), matrix.rows - first};
             }
         }
     };
@@ -151,7 +152,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
         if (loading.begin < loading.end) {
 #pragma unroll
             for (int m = 0; m < MT; m++) {
-                copy_run<TYPE, MT>(own_weights + ahead_slot * WEIGHT_BYTES + m * Run<TYPE, MT>::bytes, halves[m], loading.begin, p.columns);
+                Run::copy(own_weights + ahead_slot * WEIGHT_BYTES + m * Run::bytes, halves[m], loading.begin, p.columns);
             }
             if (++loading.begin == loading.end) {
                 loading = schedule.item(++ahead);
@@ -165,7 +166,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     for (int i = 0; i < STAGES - 1; i++) load_run();
     wait_for_predecessor();
 
-    const Place<TYPE, MT> place;
+    const typename Fragment::Lane place;
     int slot = STAGES - 1;  // of the current run
     for (int i = 0;; i++) {
         const Item item = schedule.item(i);
@@ -187,13 +188,13 @@ __device__ __forceinline__ void product(const ProductParams &p) {
                 __syncwarp();
                 if (++slot == STAGES) slot = 0;
             }
-            Decoder<TYPE, MT> row[MT][2];
-            const int first_unit = step / STEPS * Run<TYPE, MT>::units, slice = first_unit / SLICE_UNITS;
+            Fragment row[MT][2];
+            const int first_unit = step / STEPS * Run::units, slice = first_unit / SLICE_UNITS;
 #pragma unroll
             for (int m = 0; m < MT; m++) {
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    row[m][h].load(own_weights + slot * WEIGHT_BYTES + m * Run<TYPE, MT>::bytes, place, h, step % STEPS, first_unit % SLICE_UNITS,
+                    row[m][h].load(own_weights + slot * WEIGHT_BYTES + m * Run::bytes, place, h, step % STEPS, first_unit % SLICE_UNITS,
                                    min((p.columns + UNIT - 1) / UNIT - slice * SLICE_UNITS, SLICE_UNITS));
                 }
             }
@@ -216,7 +217,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 #else
                 const int buffer = 0;
 #endif
-                multiply<TYPE, MT, N>(sum, a[buffer], row, w, tile);
+                multiply<MT, N>(sum, a[buffer], row, w, tile);
             }
 #if !WARPGROUP_MMA
             __syncwarp();
@@ -278,11 +279,11 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 // MT: fragments of 16 rows that a warp holds.
 #define PRODUCT(NAME, TYPE, MT, N, THREADS)                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                      \
-    NAME(const __grid_constant__ ProductParams p) { product<TYPE, MT, N, THREADS == 3 * WARPGROUP>(p); }
+    NAME(const __grid_constant__ GemmParams p) { product<TYPE, MT, N, THREADS == 3 * WARPGROUP>(p); }
 
 // With 128 tokens a lane of a warpgroup holds 128 sums: a whole warpgroup fetches, to have registers to give away.
-#define PRODUCTS(NAME, TYPE)                                              \
-    PRODUCT(matmul_##NAME##_n64, TYPE, 1, 64, CONSUMERS + WARP)          \
-    PRODUCT(matmul_##NAME##_n128, TYPE, WARPGROUP_MMA + 1, 128, 3 * WARPGROUP)
+#define PRODUCTS(NAME, TYPE, NUMBER)                                              \
+    PRODUCT(gemm_##NAME##_n64, TYPE, 1, 64, CONSUMERS + WARP)          \
+    PRODUCT(gemm_##NAME##_n128, TYPE, WARPGROUP_MMA + 1, 128, 3 * WARPGROUP)
 
-FOR_CHUNK_TYPES(PRODUCTS)
+GEMM_TYPES(PRODUCTS)

@@ -1,8 +1,8 @@
 // Matrix-vector products: y[r] = sum over c of W[r, c] * a[c], W in any ggml type, a quantized to 8 bits:
 //
-//   product_store   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix
-//   product_add     x += y; then x * (the next norm's weights), quantized: output and down projections
-//   product_swiglu  silu(y of gate) * (y of up), quantized
+//   gemv_store   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix
+//   gemv_add     x += y; then x * (the next norm's weights), quantized: output and down projections
+//   gemv_swiglu  silu(y of gate) * (y of up), quantized
 //
 // A norm in front of a product needs no kernel and no prologue: W rms_norm(x) = W (x * weight) / rms(x), so whoever writes x also
 // writes x * weight, quantized, and the sums of x^2, and the quotient is taken with the product's own result.
@@ -14,7 +14,7 @@
 // of a block handles slice w % slices of every (warps / slices)-th tile of two rows, so a lane meets the same 64 activations in
 // every row and keeps them in registers. Weights go through a ring in shared memory, private to the warp, filled by
 // bulk copies that start before the kernel waits for its predecessor. Each warp leaves one partial sum for each row; after one barrier they are added in slice order.
-#include "formats.cuh"
+#include "types/all.cuh"
 
 namespace {
 
@@ -53,7 +53,7 @@ struct Work {
 
     __device__ explicit Work(int columns)
         : columns(columns),
-          units((columns + UNIT - 1) / UNIT),
+          units(unit_count(columns)),
           slices((units + SLICE_UNITS - 1) / SLICE_UNITS),
           // From a register of another lane: a value that is not computed again wherever it is used.
           warp(__shfl_sync(~0u, (threadIdx.y * blockDim.x + threadIdx.x) / WARP, 0)),
@@ -69,7 +69,7 @@ struct Work {
 struct Shared {
     // Dynamic shared memory, in this order.
     uint8_t *ring;   // (warps * ring_bytes)
-    float *partial;  // (slices, rows of the block's tiles; product_swiglu: of both matrices)
+    float *partial;  // (slices, rows of the block's tiles; gemv_swiglu: of both matrices)
 
     int ring_bytes;
     CopyBarrier *arrived;  // of this warp: (MAX_DEPTH), for the first stream and for a second one
@@ -85,9 +85,9 @@ struct Shared {
 
 // One warp's stream of weights: its slice of its tiles, in order, through its ring. Of one matrix it takes every `groups`th row
 // pair; of two, the same pairs of both in turn.
-template <int TYPE>
+template <typename Type>
 struct Stream {
-    using F = Format<TYPE>;
+    using Layout = typename Type::Layout;
 
     const Tiles &tiles;
     const Work &work;
@@ -105,12 +105,12 @@ struct Stream {
           arrived(arrived),
           ring(shared.ring + work.warp * shared.ring_bytes),
           policy(read_once()),
-          tile_bytes(F::tile_bytes(work.slice_units)),
+          tile_bytes(Layout::tile_bytes(work.slice_units)),
           depth(min(quotient(shared.ring_bytes, tile_bytes), MAX_DEPTH)) {
         const int pairs = min(tiles.pairs, (tiles.matrix_rows + TILE_ROWS - 1) / TILE_ROWS - tiles.begin);
         const int mine = quotient(max(pairs - work.group + work.groups - 1, 0), work.groups);
-        const int pair_bytes = F::pair_bytes(work.units), stride = work.groups * pair_bytes;
-        const size_t at = size_t(tiles.begin + work.group) * pair_bytes + work.slice * F::tile_bytes(SLICE_UNITS);
+        const int pair_bytes = Layout::pair_bytes(work.units), stride = work.groups * pair_bytes;
+        const size_t at = size_t(tiles.begin + work.group) * pair_bytes + work.slice * Layout::tile_bytes(SLICE_UNITS);
         count = tiles.interleaved ? 2 * mine : mine;
         next = tiles.first + at;
         second = tiles.interleaved ? tiles.second + at : next + stride;
@@ -119,7 +119,7 @@ struct Stream {
 
     // Starts copying the next tile to place `slot`.
     __device__ __forceinline__ void load(int slot) {
-        arrived[slot].template copy<F::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, next, tile_bytes, policy);
+        arrived[slot].template copy<Layout::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, next, tile_bytes, policy);
         const uint8_t *after = next + step;
         next = second;
         second = after;
@@ -144,7 +144,7 @@ struct Stream {
         __syncwarp();
         prefetch(0, EARLY_TILES);
         request();
-        ActivationUnit<TYPE> a;
+        typename Type::Activations a;
         const int n = work.slice_units, lane = min(work.lane, n - 1);  // lanes without a unit multiply another's by zero
         {
             const int unit = work.slice * SLICE_UNITS + lane;
@@ -172,7 +172,7 @@ struct Stream {
                     arrived[slot].wait(parity);
                     const uint8_t *tile = ring + slot * tile_bytes;
 #pragma unroll
-                    for (int r = 0; r < TILE_ROWS; r++) sum[b][r] = dot_unit<TYPE>(tile, n, r, lane, a);
+                    for (int r = 0; r < TILE_ROWS; r++) sum[b][r] = Type::dot(tile, n, r, lane, a);
                     __syncwarp();
                     if (i + b + depth < count) load(slot);
                     if (++slot == depth) slot = 0, parity ^= 1;
@@ -207,14 +207,14 @@ __device__ float float_dot(const T *row, const float *a, int columns, int lane) 
     return warp_sum(sum);
 }
 
-template <typename T>
-__device__ void float_multiply(const Tiles &tiles, const Work &work, int type, const float *a, float *partial) {
+template <typename Type>
+__device__ void float_multiply(const Tiles &tiles, const Work &work, const float *a, float *partial) {
     const int warps = work.threads / WARP;
     for (int i = work.warp; i < tiles.rows(); i += warps) {
         const int tile = i / TILE_ROWS, pair = tiles.interleaved ? tile / 2 : tile;
         const int row = min((tiles.begin + pair) * TILE_ROWS + i % TILE_ROWS, tiles.matrix_rows - 1);
-        const uint8_t *weights = (tiles.interleaved && tile % 2 ? tiles.second : tiles.first) + row * float_stride(type, work.columns);
-        const float sum = float_dot(reinterpret_cast<const T *>(weights), a, work.columns, work.lane);
+        const uint8_t *weights = (tiles.interleaved && tile % 2 ? tiles.second : tiles.first) + row * Type::stride(work.columns);
+        const float sum = float_dot(reinterpret_cast<const typename Type::Value *>(weights), a, work.columns, work.lane);
         if (work.lane == 0) partial[i] = sum;
     }
 }
@@ -227,16 +227,11 @@ __device__ __forceinline__ void multiply(int type, const Tiles &tiles, const Wor
     if (is_float(type)) {
         request();
         use();
-        if (type == F32) {
-            float_multiply<float>(tiles, work, type, a.value, partial);
-        } else if (type == F16) {
-            float_multiply<__half>(tiles, work, type, a.value, partial);
-        } else {
-            float_multiply<__nv_bfloat16>(tiles, work, type, a.value, partial);
-        }
+        for_float(type, [&](auto chosen) { float_multiply<decltype(chosen)>(tiles, work, a.value, partial); });
     } else {
         float *sums = partial + work.slice * tiles.rows();
-#define MULTIPLY(TYPE) Stream<TYPE>(tiles, work, shared, arrived).multiply(a.q, a.scale, sums, request, use)
+#define MULTIPLY(NAME, TYPE, NUMBER) \
+    case NUMBER: Stream<TYPE>(tiles, work, shared, arrived).multiply(a.q, a.scale, sums, request, use); break;
         FOR_QUANTIZED(type, MULTIPLY)
 #undef MULTIPLY
     }
@@ -278,44 +273,19 @@ struct RmsScale {
 
 }  // namespace
 
-// A matrix of a launch.
-struct Matrix {
-    const uint8_t *weights;  // (columns, rows)
-    const float *bias;       // (rows) or null, product_store
-    float *out;              // (rows), product_store and product_add
-    int type;
-    int rows;
-    int blocks;  // of the grid that work on it: product_store's sum up to the grid, the others' are the grid
-    int unused;
-};
-
-struct ProductParams {
-    Matrix matrix[3];        // product_store: one to three; product_add: one; product_swiglu: gate and up, of as many rows
-    Activation a;            // (columns)
-    const float *squares;    // (columns / 32): `a` is x * norm weight, these are the sums of x^2, and y is divided by x's rms; or null
-    Activation next;         // (rows): output of product_add (x * next_norm) and product_swiglu
-    const float *next_norm;  // (rows), product_add
-    float *next_squares;     // (rows / 32), product_add: sums of x^2
-    float epsilon;
-    int columns;
-    int ring_bytes;          // of shared memory for each warp's stream
-    int unused;
-};
-static_assert(sizeof(ProductParams) == 208);
-
 namespace {
 
 enum Epilogue { STORE, ADD, SWIGLU };
 
 template <Epilogue EPILOGUE>
-__device__ __forceinline__ void product(const ProductParams &p) {
+__device__ __forceinline__ void product(const GemvParams &p) {
     // What follows QKV reads the position before its wait, and so may start only when all before QKV has ended.
     if (EPILOGUE != STORE) launch_dependents();
     int block = blockIdx.x, s = 0;
     if constexpr (EPILOGUE == STORE) {
         while (s < 2 && block >= p.matrix[s].blocks) block -= p.matrix[s++].blocks;
     }
-    const Matrix matrix = p.matrix[s];
+    const GemvMatrix matrix = p.matrix[s];
     const int up_type = p.matrix[1].type;
     // Blocks own whole groups of an activation that they write.
     constexpr int GRAIN = EPILOGUE == STORE ? 1 : ACTIVATION_GROUP / TILE_ROWS;
@@ -377,6 +347,6 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_store(const __grid_constant__ ProductParams p) { product<STORE>(p); }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_add(const __grid_constant__ ProductParams p) { product<ADD>(p); }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) product_swiglu(const __grid_constant__ ProductParams p) { product<SWIGLU>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_store(const __grid_constant__ GemvParams p) { product<STORE>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_add(const __grid_constant__ GemvParams p) { product<ADD>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_swiglu(const __grid_constant__ GemvParams p) { product<SWIGLU>(p); }

@@ -1,4 +1,4 @@
-// Products of a quantized matrix with up to 32 tokens, on sm_90a up to 128, as products.cuh has them.
+// Products of a quantized matrix with up to 32 tokens, on sm_90a up to 128, as gemm.cuh has them.
 //
 // Bound: the weights' bytes, each read from memory once. Decoding takes some 30 instructions of a warp for each 256 weights.
 //
@@ -8,8 +8,7 @@
 // warp's own, filled from before the predecessor has ended, so that a whole small matrix is under way at once. A strip's slices
 // meet in `partial`; the warp that ends last adds them in order of columns, so the result does not depend on which it was. On
 // sm_90a four warps multiply together: their number is a multiple of four.
-#include "fragments.cuh"
-#include "products.cuh"
+#include "gemm.cuh"
 
 namespace {
 
@@ -21,18 +20,18 @@ constexpr int MAX_STAGES = 16;
 struct Strip {
     int matrix, row;
 
-    __device__ Strip(const ProductParams &p, int strip) : matrix(0), row(strip * (p.epilogue == Gate ? STRIP / 2 : STRIP)) {
+    __device__ Strip(const GemmParams &p, int strip) : matrix(0), row(strip * (p.epilogue == Gate ? STRIP / 2 : STRIP)) {
         if (p.epilogue == Gate) return;
         while (matrix + 1 < p.matrices && row >= round_up(p.matrix[matrix].rows, STRIP)) row -= round_up(p.matrix[matrix++].rows, STRIP);
     }
-    __device__ static int count(const ProductParams &p) {
+    __device__ static int count(const GemmParams &p) {
         if (p.epilogue == Gate) return round_up(p.matrix[0].rows, STEP_VALUES) / (STRIP / 2);
         int rows = 0;
         for (int i = 0; i < p.matrices; i++) rows += round_up(p.matrix[i].rows, STRIP);
         return rows / STRIP;
     }
     // Where the rows of half h of the fragment begin.
-    __device__ int first(const ProductParams &p, int h) const { return p.epilogue == Gate ? row : row + h * 8; }
+    __device__ int first(const GemmParams &p, int h) const { return p.epilogue == Gate ? row : row + h * 8; }
 };
 
 // How a block that multiplies N tokens at most is made up.
@@ -45,7 +44,7 @@ struct Block {
 
 // Joins a strip's slices. True in the warp that has all of them, in `sum`.
 template <int QUADS>
-__device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&sum)[QUADS][4]) {
+__device__ __forceinline__ bool join(const GemmParams &p, int strip, float (&sum)[QUADS][4]) {
     const unsigned lane = threadIdx.x % WARP, slices = gridDim.y;
     float4 *parts = reinterpret_cast<float4 *>(p.partial) + size_t(strip) * (slices * QUADS * WARP) + lane;
 #pragma unroll
@@ -72,12 +71,13 @@ __device__ __forceinline__ bool join(const ProductParams &p, int strip, float (&
     return true;
 }
 
-template <int TYPE, int N>
-__device__ __forceinline__ void product(const ProductParams &p) {
-    using R = Run<TYPE, 1>;
+template <typename Type, int N>
+__device__ __forceinline__ void product(const GemmParams &p) {
+    using Run = typename Type::template Run<1>;
+    using Fragment = typename Type::template Fragment<1>;
     constexpr int QUADS = N / 8;  // of sums that a lane holds
     constexpr int RING = Block<N>::ring;
-    constexpr int STEPS = R::values / STEP_VALUES;  // of a run
+    constexpr int STEPS = Run::values / STEP_VALUES;  // of a run
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][MAX_STAGES];
 
@@ -95,7 +95,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
     const int strips = Strip::count(p), stride = gridDim.x * warps;
     const int units = (p.columns + UNIT - 1) / UNIT;
-    const int steps = (p.columns + STEP_VALUES - 1) / STEP_VALUES, runs = (p.columns + R::values - 1) / R::values;
+    const int steps = (p.columns + STEP_VALUES - 1) / STEP_VALUES, runs = (p.columns + Run::values - 1) / Run::values;
     // The block's slice, in runs.
     const int begin = int(runs * blockIdx.y / gridDim.y), end = int(runs * (blockIdx.y + 1) / gridDim.y);
     int stage = 0, parity = 0;
@@ -120,11 +120,11 @@ __device__ __forceinline__ void product(const ProductParams &p) {
     if constexpr (Block<N>::moves_registers) take_registers<152>();
 
     // Weights run RING - 1 runs ahead, past the ends of strips. They are not written by kernels: no need to wait.
-    const uint32_t ring = first_stage + p.stages * TOKEN_BYTES<N> + warp * RING * R::bytes;
+    const uint32_t ring = first_stage + p.stages * TOKEN_BYTES<N> + warp * RING * Run::bytes;
     int strip = blockIdx.x * warps + warp, run = begin;  // under way
     int next_strip = strip, next_run = end, slot = 0;    // to be loaded next, and where to
-    Half half[2];
-    const Place<TYPE, 1> place;
+    RowGroup half[2];
+    const typename Fragment::Lane place;
     float sum[1][QUADS][4] = {};
     uint32_t a[2][2][1][4];  // two words in turn: products read one while the other is decoded
     int previous = -1;       // the stage of the step before, until it is given back
@@ -139,12 +139,12 @@ __device__ __forceinline__ void product(const ProductParams &p) {
             const Strip next(p, next_strip);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const Matrix &matrix = p.matrix[p.epilogue == Gate ? h : next.matrix];
+                const GemmMatrix &matrix = p.matrix[p.epilogue == Gate ? h : next.matrix];
                 const int first = next.first(p, h);
-                half[h] = {row_start<TYPE>(matrix.weights, first, p.columns), matrix.rows - first};
+                half[h] = {Run::row_start(matrix.weights, first, p.columns), matrix.rows - first};
             }
         }
-        if (next_strip < strips) copy_run<TYPE, 1>(ring + slot * R::bytes, half, next_run, p.columns);
+        if (next_strip < strips) Run::copy(ring + slot * Run::bytes, half, next_run, p.columns);
         next_run++;
         commit_copies();
         if (++slot == RING) slot = 0;
@@ -153,13 +153,13 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
         wait_for_copies<RING - 1>();
         __syncwarp();
-        const int first_unit = run * R::units, slice = first_unit / SLICE_UNITS;
+        const int first_unit = run * Run::units, slice = first_unit / SLICE_UNITS;
         const int slice_units = min(units - slice * SLICE_UNITS, SLICE_UNITS);
 #pragma unroll 1
         for (int step = 0; step < min(STEPS, steps - run * STEPS); step++) {
-            Decoder<TYPE, 1> row[1][2];
+            Fragment row[1][2];
 #pragma unroll
-            for (int h = 0; h < 2; h++) row[0][h].load(ring + slot * R::bytes, place, h, step, first_unit % SLICE_UNITS, slice_units);
+            for (int h = 0; h < 2; h++) row[0][h].load(ring + slot * Run::bytes, place, h, step, first_unit % SLICE_UNITS, slice_units);
             full(stage).wait(parity);
 #pragma unroll
             for (int w = 0; w < 4; w++) {
@@ -167,7 +167,7 @@ __device__ __forceinline__ void product(const ProductParams &p) {
                 warpgroup_wait<1>();
                 if (w == 1) release(), previous = stage;
 #endif
-                multiply<TYPE, 1, N>(sum, a[w % 2], row, w, first_stage + stage * TOKEN_BYTES<N>);
+                multiply<1, N>(sum, a[w % 2], row, w, first_stage + stage * TOKEN_BYTES<N>);
             }
 #if !WARPGROUP_MMA
             __syncwarp();
@@ -201,12 +201,12 @@ __device__ __forceinline__ void product(const ProductParams &p) {
 
 #define PRODUCT(NAME, TYPE, N)                                         \
     extern "C" __global__ void __launch_bounds__(MAX_WARPS * WARP, 1)  \
-    matmul_few_##NAME##_n##N(const __grid_constant__ ProductParams p) { product<TYPE, N>(p); }
+    gemm_strips_##NAME##_n##N(const __grid_constant__ GemmParams p) { product<TYPE, N>(p); }
 
 #if WARPGROUP_MMA
-#define PRODUCTS(NAME, TYPE) PRODUCT(NAME, TYPE, 32) PRODUCT(NAME, TYPE, 64) PRODUCT(NAME, TYPE, 128)
+#define PRODUCTS(NAME, TYPE, NUMBER) PRODUCT(NAME, TYPE, 32) PRODUCT(NAME, TYPE, 64) PRODUCT(NAME, TYPE, 128)
 #else
-#define PRODUCTS(NAME, TYPE) PRODUCT(NAME, TYPE, 32)
+#define PRODUCTS(NAME, TYPE, NUMBER) PRODUCT(NAME, TYPE, 32)
 #endif
 
-FOR_CHUNK_TYPES(PRODUCTS)
+GEMM_TYPES(PRODUCTS)

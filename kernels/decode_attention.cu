@@ -26,31 +26,6 @@ constexpr int MAX_SPLITS = 64;
 constexpr int AT_ONCE = 16;      // chunks whose sums a thread loads together
 constexpr float NO_SCORE = -1e30f;
 
-}  // namespace
-
-struct AttentionParams {
-    const float *q;            // (head_count * head_dim)
-    const float *k;            // (head_count_kv * head_dim)
-    const float *v;            // (head_count_kv * head_dim)
-    const float *q_norm;       // (head_dim) or null
-    const float *k_norm;       // (head_dim) or null
-    const float *frequencies;  // (rope_dims / 2): radians a position
-    __half *k_cache;           // (head_dim, context, head_count_kv), of this layer
-    __half *v_cache;           // likewise
-    const int *position;       // of the new token; less than context
-    float *partial;            // scratch: (head_dim + 2, head_count, splits)
-    unsigned *finished;        // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
-    Activation out;            // (head_count * head_dim)
-    float epsilon;
-    int context;               // tokens that the cache holds
-    int group;                 // query heads of a key/value head
-    int rope_dims;             // leading values of a head that turn
-    int interleaved;           // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
-};
-static_assert(sizeof(AttentionParams) == 136);
-
-namespace {
-
 // c += a b: 16 x 16 (rows of a) times 16 x 8, f16 with f32 sums.
 __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -58,8 +33,8 @@ __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ uint32_t pack(__half low, __half high) {
-    const __half2 both = __halves2half2(low, high);
+__device__ __forceinline__ uint32_t pack(half low, half high) {
+    const half2 both = __halves2half2(low, high);
     return *reinterpret_cast<const uint32_t *>(&both);
 }
 
@@ -69,7 +44,7 @@ struct Turn {
     float query_norm[D / WARP], key_norm[D / WARP];
     float2 turn[D / 2 / WARP];
 
-    __device__ __forceinline__ Turn(const AttentionParams &p, int position) {
+    __device__ __forceinline__ Turn(const DecodeAttentionParams &p, int position) {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
         for (int i = 0; i < D / WARP; i++) {
@@ -86,7 +61,7 @@ struct Turn {
     // Gives the head `in`, normalized (if `normalize`) and turned, value by value to `store(d, value)`. By one warp; `row` is
     // float[D] of its own in shared memory.
     template <typename Store>
-    __device__ __forceinline__ void operator()(const float *in, bool normalize, const float (&norm)[D / WARP], const AttentionParams &p, float *row, Store store) const {
+    __device__ __forceinline__ void operator()(const float *in, bool normalize, const float (&norm)[D / WARP], const DecodeAttentionParams &p, float *row, Store store) const {
         const int lane = threadIdx.x % WARP;
         float value[D / WARP], squares = 0.f;
 #pragma unroll
@@ -114,7 +89,7 @@ struct Turn {
 };
 
 template <int D>
-__device__ __forceinline__ void attend(const AttentionParams &p) {
+__device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     // Query heads as matrix fragments: for each 16 values the 32 lanes' four registers, high and low parts in turn.
     __shared__ __align__(16) uint4 query[D / 16][WARP];
     __shared__ float row[WARPS][D];
@@ -141,8 +116,8 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
         return;
     }
     const bool newest = end == tokens;
-    __half *k_cache = p.k_cache + size_t(head_kv) * p.context * D;
-    __half *v_cache = p.v_cache + size_t(head_kv) * p.context * D;
+    half *k_cache = p.k_cache + size_t(head_kv) * p.context * D;
+    half *v_cache = p.v_cache + size_t(head_kv) * p.context * D;
 
     // Of 16 tokens: 16-byte pieces of keys (tokens g and 8 + g) and values (2t, 2t + 1, 8 + 2t, 9 + 2t). Plain loads: this
     // block writes the newest token.
@@ -150,7 +125,7 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
     auto load_keys = [&](int from) {
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {
-            const __half *at = k_cache + size_t(min(from + tile * 8 + g, end - 1)) * D + t * 8;
+            const half *at = k_cache + size_t(min(from + tile * 8 + g, end - 1)) * D + t * 8;
 #pragma unroll
             for (int c = 0; c < D / 32; c++) key[tile][c] = *reinterpret_cast<const uint4 *>(at + c * 32);
         }
@@ -158,7 +133,7 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
     auto load_values = [&](int from) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const __half *at = v_cache + size_t(min(from + i / 2 * 8 + t * 2 + i % 2, end - 1)) * D + g * 8;
+            const half *at = v_cache + size_t(min(from + i / 2 * 8 + t * 2 + i % 2, end - 1)) * D + g * 8;
 #pragma unroll
             for (int c = 0; c < D / 64; c++) value[c][i] = *reinterpret_cast<const uint4 *>(at + c * 64);
         }
@@ -178,14 +153,14 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
     if (newest && threadIdx.x < D) v_cache[size_t(position) * D + threadIdx.x] = __float2half_rn(p.v[head_kv * D + threadIdx.x]);
     const float to_log2 = rsqrtf(float(D)) * 1.44269504f;
     auto store_query = [&](int d, float x) {
-        const __half high = __float2half_rn(x * to_log2), low = __float2half_rn(x * to_log2 - __half2float(high));
+        const half high = __float2half_rn(x * to_log2), low = __float2half_rn(x * to_log2 - __half2float(high));
         // Value d of a lane's 8 consecutive ones (of 32) goes to matrix d / 4 % 2, register pair d / 2 % 2.
-        __half *at = reinterpret_cast<__half *>(&query[d / 32 * 2 + d / 4 % 2][warp * 4 + d / 8 % 4]) + d / 2 % 2 * 4 + d % 2;
+        half *at = reinterpret_cast<half *>(&query[d / 32 * 2 + d / 4 % 2][warp * 4 + d / 8 % 4]) + d / 2 % 2 * 4 + d % 2;
         at[0] = high;
         at[2] = low;
     };
     if (for_key) {
-        __half *to = k_cache + size_t(position) * D;
+        half *to = k_cache + size_t(position) * D;
         turn(p.k + head_kv * D, p.k_norm, turn.key_norm, p, row[warp], [&](int d, float x) { to[d] = __float2half_rn(x); });
     }
     if (warp < heads) {
@@ -229,7 +204,7 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
         const float shrink = exp2f(largest - top);
         largest = top;
         exponentials *= shrink;
-        __half high[4], low[4];
+        half high[4], low[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             probability[i] = exp2f(probability[i] - top);
@@ -351,6 +326,6 @@ __device__ __forceinline__ void attend(const AttentionParams &p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 2) attention_64(const __grid_constant__ AttentionParams p) { attend<64>(p); }
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) attention_128(const __grid_constant__ AttentionParams p) { attend<128>(p); }
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) attention_256(const __grid_constant__ AttentionParams p) { attend<256>(p); }
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 2) decode_attention_d64(const __grid_constant__ DecodeAttentionParams p) { attend<64>(p); }
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) decode_attention_d128(const __grid_constant__ DecodeAttentionParams p) { attend<128>(p); }
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) decode_attention_d256(const __grid_constant__ DecodeAttentionParams p) { attend<256>(p); }

@@ -1,0 +1,35 @@
+// The beginning of a decode step: x[c] = E[token, c], and x * (the first norm's weights), quantized, for the first product.
+//
+// Without norm weights only x, for a chunk of tokens.
+//
+// Bound: latency; a row is a few kilobytes. Grid: one thread for each value, 256 a block along x; tokens along y.
+#include "types/all.cuh"
+
+extern "C" __global__ void __launch_bounds__(256)
+embed(const __grid_constant__ EmbedParams p) {
+    wait_for_predecessor();
+    launch_dependents();
+    const int column = blockIdx.x * blockDim.x + threadIdx.x;
+    if (column >= p.columns) return;
+    const size_t row = p.token[blockIdx.y];
+    const int units = unit_count(p.columns);
+    float value = 0.f;
+    if (is_float(p.type)) {
+        for_float(p.type, [&](auto type) {
+            using Type = decltype(type);
+            const uint8_t *values = p.weights + row * Type::stride(p.columns);
+            value = static_cast<float>(reinterpret_cast<const typename Type::Value *>(values)[column]);
+        });
+    } else {
+#define VALUE(NAME, TYPE, NUMBER) \
+    case NUMBER: value = TYPE::value(unit_at<TYPE::Layout>(p.weights, units, row, column / UNIT), column % UNIT); break;
+        FOR_QUANTIZED(p.type, VALUE)
+#undef VALUE
+    }
+    p.x[size_t(blockIdx.y) * p.columns + column] = value;
+    if (!p.norm) return;
+    const int group = column / ACTIVATION_GROUP;
+    store_group(p.next, group, value * p.norm[column]);
+    const float squares = warp_sum(value * value);
+    if (threadIdx.x % WARP == 0) p.next_squares[group] = squares;
+}

@@ -1,0 +1,32 @@
+// RMS norm of the tokens of a chunk:
+//
+//   out[token] = x[token] / sqrt(mean(x[token]^2) + epsilon) * weight, as Tiles
+//
+// Bound: bytes; x is read once. Grid: a block of whole warps for each token, best with a thread for 4 values.
+#include "token_tiles.cuh"
+
+extern "C" __global__ void __launch_bounds__(1024)
+norm_tokens(const __grid_constant__ NormParams p) {
+    __shared__ float part[WARP];
+    launch_dependents();
+    const int columns = p.columns, token = blockIdx.x, first = threadIdx.x * 4, stride = blockDim.x * 4;
+    const auto load = [&](const float *from, int c) { return c < columns ? *reinterpret_cast<const float4 *>(from + c) : float4{}; };
+    const float4 first_weight = load(p.weight, first);  // no kernel writes it
+    wait_for_predecessor();
+    const float *x = p.x + size_t(token) * columns;
+    const float4 first_value = load(x, first);
+    const auto squares_of = [](float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; };
+    float squares = squares_of(first_value);
+    for (int c = first + stride; c < columns; c += stride) squares += squares_of(load(x, c));
+    squares = warp_sum(squares);
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = squares;
+    __syncthreads();
+    squares = warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.f);
+    const float scale = 1.f / sqrtf(squares / columns + p.epsilon);
+
+    const Tiles tiles{p.out, p.padded_tokens};
+    for (int c = first; c < round_up(columns, STEP_VALUES); c += stride) {
+        const float4 v = c == first ? first_value : load(x, c), w = c == first ? first_weight : load(p.weight, c);
+        tiles.store(token, c, {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w});
+    }
+}

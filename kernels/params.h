@@ -1,0 +1,327 @@
+// What crosses from the host to a kernel: each kernel takes exactly one of these structs, by value. The host declares the same
+// structs and asserts the same sizes and offsets.
+//
+// Pointers are device pointers. A shape names the contiguous dimension first. Fields called `unused` make the padding explicit;
+// what a launch does not use is null or 0. `type` is ggml's number for a tensor type (types/all.cuh); weights lie as types/type.cuh
+// describes, 16-byte aligned.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define FIELD(STRUCT, NAME, OFFSET) static_assert(offsetof(STRUCT, NAME) == OFFSET, #STRUCT "." #NAME)
+
+// A vector that matrix-vector products read: for each group of 32 values, 8-bit integers and one scale, value = scale * integer
+// with scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to 64 values; what
+// lies past the vector's own length stays zero.
+struct Activation {
+    int8_t *q;     // (length rounded up to 64)
+    float *scale;  // (length rounded up to 64, / 32)
+    float *value;  // (length rounded up to 64)
+};
+static_assert(sizeof(Activation) == 24, "Activation");
+FIELD(Activation, q, 0);
+FIELD(Activation, scale, 8);
+FIELD(Activation, value, 16);
+
+// embed
+struct EmbedParams {
+    const uint8_t *weights;  // (columns, vocabulary)
+    const int *token;        // (tokens)
+    float *x;                // (columns, tokens)
+    const float *norm;       // (columns), the first layer's; null for a chunk of tokens, of which only x is wanted
+    Activation next;         // (columns): x * norm, of one token
+    float *next_squares;     // (columns / 32): sums of x^2, of one token
+    int type;
+    int columns;  // a multiple of 32
+};
+static_assert(sizeof(EmbedParams) == 72, "EmbedParams");
+FIELD(EmbedParams, weights, 0);
+FIELD(EmbedParams, token, 8);
+FIELD(EmbedParams, x, 16);
+FIELD(EmbedParams, norm, 24);
+FIELD(EmbedParams, next, 32);
+FIELD(EmbedParams, next_squares, 56);
+FIELD(EmbedParams, type, 64);
+FIELD(EmbedParams, columns, 68);
+
+// A matrix of a gemv_* launch.
+struct GemvMatrix {
+    const uint8_t *weights;  // (columns, rows)
+    const float *bias;       // (rows) or null, gemv_store
+    float *out;              // (rows), gemv_store and gemv_add
+    int type;
+    int rows;
+    int blocks;  // of the grid that work on it: gemv_store's sum up to the grid, the others' are the grid
+    int unused;
+};
+static_assert(sizeof(GemvMatrix) == 40, "GemvMatrix");
+FIELD(GemvMatrix, weights, 0);
+FIELD(GemvMatrix, bias, 8);
+FIELD(GemvMatrix, out, 16);
+FIELD(GemvMatrix, type, 24);
+FIELD(GemvMatrix, rows, 28);
+FIELD(GemvMatrix, blocks, 32);
+FIELD(GemvMatrix, unused, 36);
+
+// gemv_store, gemv_add, gemv_swiglu
+struct GemvParams {
+    GemvMatrix matrix[3];    // gemv_store: one to three; gemv_add: one; gemv_swiglu: gate and up, of as many rows
+    Activation a;            // (columns)
+    const float *squares;    // (columns / 32): `a` is x * norm weight, these are the sums of x^2, and y is divided by x's rms; or null
+    Activation next;         // (rows): output of gemv_add (x * next_norm) and gemv_swiglu
+    const float *next_norm;  // (rows), gemv_add
+    float *next_squares;     // (rows / 32), gemv_add: sums of x^2
+    float epsilon;
+    int columns;
+    int ring_bytes;  // of shared memory for each warp's stream of weights
+    int unused;
+};
+static_assert(sizeof(GemvParams) == 208, "GemvParams");
+FIELD(GemvParams, matrix, 0);
+FIELD(GemvParams, a, 120);
+FIELD(GemvParams, squares, 144);
+FIELD(GemvParams, next, 152);
+FIELD(GemvParams, next_norm, 176);
+FIELD(GemvParams, next_squares, 184);
+FIELD(GemvParams, epsilon, 192);
+FIELD(GemvParams, columns, 196);
+FIELD(GemvParams, ring_bytes, 200);
+FIELD(GemvParams, unused, 204);
+
+// A matrix of a gemm_* launch.
+struct GemmMatrix {
+    const uint8_t *weights;  // (columns, rows)
+    const float *bias;       // (rows) or null
+    float *out;              // (out_stride, tokens); with the epilogue Gate unused
+    int rows;
+    int out_stride;
+};
+static_assert(sizeof(GemmMatrix) == 32, "GemmMatrix");
+FIELD(GemmMatrix, weights, 0);
+FIELD(GemmMatrix, bias, 8);
+FIELD(GemmMatrix, out, 16);
+FIELD(GemmMatrix, rows, 24);
+FIELD(GemmMatrix, out_stride, 28);
+
+// gemm_*, gemm_strips_*
+struct GemmParams {
+    GemmMatrix matrix[3];  // of one type; Gate: gate and up, of as many rows
+    const half *x;         // Tiles (columns, padded_tokens)
+    half *gated;           // Gate: Tiles (rows, padded_tokens)
+    float *partial;        // split-K workspace: partial sums of what several blocks share
+    unsigned *finished;    // split-K workspace: one count for each shared part, zero before the first launch; left zero
+    float factor;          // of the products
+    int matrices;
+    int epilogue;  // 0 Store, 1 Add, 2 Gate
+    int tokens;
+    int padded_tokens;  // rounded up to a multiple of 8
+    int columns;
+    int stages;  // token tiles in shared memory
+    int unused;
+};
+static_assert(sizeof(GemmParams) == 160, "GemmParams");
+FIELD(GemmParams, matrix, 0);
+FIELD(GemmParams, x, 96);
+FIELD(GemmParams, gated, 104);
+FIELD(GemmParams, partial, 112);
+FIELD(GemmParams, finished, 120);
+FIELD(GemmParams, factor, 128);
+FIELD(GemmParams, matrices, 132);
+FIELD(GemmParams, epilogue, 136);
+FIELD(GemmParams, tokens, 140);
+FIELD(GemmParams, padded_tokens, 144);
+FIELD(GemmParams, columns, 148);
+FIELD(GemmParams, stages, 152);
+FIELD(GemmParams, unused, 156);
+
+// decode_attention_*
+struct DecodeAttentionParams {
+    const float *q;            // (head_count * head_dim)
+    const float *k;            // (head_count_kv * head_dim)
+    const float *v;            // (head_count_kv * head_dim)
+    const float *q_norm;       // (head_dim) or null
+    const float *k_norm;       // (head_dim) or null
+    const float *frequencies;  // (rope_dims / 2): radians a position
+    half *k_cache;             // (head_dim, context, head_count_kv), of this layer
+    half *v_cache;             // likewise
+    const int *position;       // of the new token; less than context
+    float *partial;            // scratch: (head_dim + 2, head_count, splits)
+    unsigned *finished;        // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
+    Activation out;            // (head_count * head_dim)
+    float epsilon;
+    int context;      // tokens that the cache holds
+    int group;        // query heads of a key/value head
+    int rope_dims;    // leading values of a head that are rotated
+    int interleaved;  // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
+    int unused;
+};
+static_assert(sizeof(DecodeAttentionParams) == 136, "DecodeAttentionParams");
+FIELD(DecodeAttentionParams, q, 0);
+FIELD(DecodeAttentionParams, k, 8);
+FIELD(DecodeAttentionParams, v, 16);
+FIELD(DecodeAttentionParams, q_norm, 24);
+FIELD(DecodeAttentionParams, k_norm, 32);
+FIELD(DecodeAttentionParams, frequencies, 40);
+FIELD(DecodeAttentionParams, k_cache, 48);
+FIELD(DecodeAttentionParams, v_cache, 56);
+FIELD(DecodeAttentionParams, position, 64);
+FIELD(DecodeAttentionParams, partial, 72);
+FIELD(DecodeAttentionParams, finished, 80);
+FIELD(DecodeAttentionParams, out, 88);
+FIELD(DecodeAttentionParams, epsilon, 112);
+FIELD(DecodeAttentionParams, context, 116);
+FIELD(DecodeAttentionParams, group, 120);
+FIELD(DecodeAttentionParams, rope_dims, 124);
+FIELD(DecodeAttentionParams, interleaved, 128);
+FIELD(DecodeAttentionParams, unused, 132);
+
+// rope_tokens_*
+struct RopeParams {
+    const float *q;            // (head_count * head_dim, tokens)
+    const float *k;            // (head_count_kv * head_dim, tokens)
+    const float *v;            // (head_count_kv * head_dim, tokens)
+    const float *q_norm;       // (head_dim) or null
+    const float *k_norm;       // (head_dim) or null
+    const float *frequencies;  // (rope_dims / 2): radians a position
+    half *q_out;               // (head_dim, head_count, tokens), times log2(e) / sqrt(head_dim)
+    half *k_cache;             // (head_dim, context, head_count_kv), of this layer
+    half *v_cache;             // likewise
+    const int *position;       // of the first token; position + tokens is at most context
+    float epsilon;
+    int context;
+    int head_count;
+    int head_count_kv;
+    int rope_dims;    // leading values of a head that are rotated
+    int interleaved;  // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
+};
+static_assert(sizeof(RopeParams) == 104, "RopeParams");
+FIELD(RopeParams, q, 0);
+FIELD(RopeParams, k, 8);
+FIELD(RopeParams, v, 16);
+FIELD(RopeParams, q_norm, 24);
+FIELD(RopeParams, k_norm, 32);
+FIELD(RopeParams, frequencies, 40);
+FIELD(RopeParams, q_out, 48);
+FIELD(RopeParams, k_cache, 56);
+FIELD(RopeParams, v_cache, 64);
+FIELD(RopeParams, position, 72);
+FIELD(RopeParams, epsilon, 80);
+FIELD(RopeParams, context, 84);
+FIELD(RopeParams, head_count, 88);
+FIELD(RopeParams, head_count_kv, 92);
+FIELD(RopeParams, rope_dims, 96);
+FIELD(RopeParams, interleaved, 100);
+
+// flash_attention_*
+struct FlashAttentionParams {
+    const half *q;        // (head_dim, head_count, tokens), from rope_tokens
+    const half *k_cache;  // (head_dim, context, head_count_kv), of this layer
+    const half *v_cache;  // likewise
+    half *out;            // Tiles (head_count * head_dim, padded_tokens)
+    const int *position;  // of the first token
+    float *partial;       // scratch: (head_dim + 2, 128 rows, splits, head_count_kv, tiles); unused with one split
+    unsigned *finished;   // scratch: (head_count_kv * tiles), zero before the first launch; left zero
+    int tokens;
+    int padded_tokens;  // rounded up to a multiple of 8
+    int context;
+    int group;  // query heads of a key/value head; at most 128
+};
+static_assert(sizeof(FlashAttentionParams) == 72, "FlashAttentionParams");
+FIELD(FlashAttentionParams, q, 0);
+FIELD(FlashAttentionParams, k_cache, 8);
+FIELD(FlashAttentionParams, v_cache, 16);
+FIELD(FlashAttentionParams, out, 24);
+FIELD(FlashAttentionParams, position, 32);
+FIELD(FlashAttentionParams, partial, 40);
+FIELD(FlashAttentionParams, finished, 48);
+FIELD(FlashAttentionParams, tokens, 56);
+FIELD(FlashAttentionParams, padded_tokens, 60);
+FIELD(FlashAttentionParams, context, 64);
+FIELD(FlashAttentionParams, group, 68);
+
+// norm_tokens
+struct NormParams {
+    const float *x;       // (columns, tokens)
+    const float *weight;  // (columns)
+    half *out;            // Tiles (columns, padded_tokens)
+    float epsilon;
+    int columns;
+    int padded_tokens;  // rounded up to a multiple of 8
+    int unused;
+};
+static_assert(sizeof(NormParams) == 40, "NormParams");
+FIELD(NormParams, x, 0);
+FIELD(NormParams, weight, 8);
+FIELD(NormParams, out, 16);
+FIELD(NormParams, epsilon, 24);
+FIELD(NormParams, columns, 28);
+FIELD(NormParams, padded_tokens, 32);
+FIELD(NormParams, unused, 36);
+
+// gate_tokens
+struct GateParams {
+    const float *gate;  // (columns, tokens)
+    const float *up;    // (columns, tokens)
+    half *out;          // Tiles (columns, padded_tokens)
+    float factor;
+    int columns;
+    int padded_tokens;  // rounded up to a multiple of 8
+    int unused;
+};
+static_assert(sizeof(GateParams) == 40, "GateParams");
+FIELD(GateParams, gate, 0);
+FIELD(GateParams, up, 8);
+FIELD(GateParams, out, 16);
+FIELD(GateParams, factor, 24);
+FIELD(GateParams, columns, 28);
+FIELD(GateParams, padded_tokens, 32);
+FIELD(GateParams, unused, 36);
+
+// float_to_half
+struct ConvertParams {
+    const uint8_t *weights;  // (columns, rows), F32 or BF16
+    half *out;               // (columns, rows) as F16: rows filled up to a multiple of 16 bytes
+    int type;
+    int columns;
+};
+static_assert(sizeof(ConvertParams) == 24, "ConvertParams");
+FIELD(ConvertParams, weights, 0);
+FIELD(ConvertParams, out, 8);
+FIELD(ConvertParams, type, 16);
+FIELD(ConvertParams, columns, 20);
+
+// repack
+struct RepackParams {
+    const uint8_t *in;  // rows row_begin .. row_begin + row_count of a matrix: their blocks as in the file
+    uint8_t *out;       // the whole matrix, as types/type.cuh describes
+    int type;
+    int matrix_rows;
+    int columns;
+    int row_begin;
+    int row_count;
+    int unused;
+};
+static_assert(sizeof(RepackParams) == 40, "RepackParams");
+FIELD(RepackParams, in, 0);
+FIELD(RepackParams, out, 8);
+FIELD(RepackParams, type, 16);
+FIELD(RepackParams, matrix_rows, 20);
+FIELD(RepackParams, columns, 24);
+FIELD(RepackParams, row_begin, 28);
+FIELD(RepackParams, row_count, 32);
+FIELD(RepackParams, unused, 36);
+
+// read_all
+struct ReadParams {
+    const uint4 *from;  // (count)
+    size_t count;
+    uint32_t *sum;
+};
+static_assert(sizeof(ReadParams) == 24, "ReadParams");
+FIELD(ReadParams, from, 0);
+FIELD(ReadParams, count, 8);
+FIELD(ReadParams, sum, 16);
+
+#undef FIELD

@@ -1,0 +1,35 @@
+// The tensor types. A new one: its file here, and its line in the list.
+#pragma once
+
+#include "float.cuh"
+#include "q4_0.cuh"
+#include "q4_1.cuh"
+#include "q4_k.cuh"
+#include "q5_0.cuh"
+#include "q5_1.cuh"
+#include "q5_k.cuh"
+#include "q6_k.cuh"
+#include "q8_0.cuh"
+
+// CALL(name in entry points, type, ggml's number)
+#define QUANTIZED_TYPES(CALL) \
+    CALL(q4_k, Q4_K, 12)      \
+    CALL(q6_k, Q6_K, 14)      \
+    CALL(q5_k, Q5_K, 13)      \
+    CALL(q8_0, Q8_0, 8)       \
+    CALL(q4_0, Q4_0, 2)       \
+    CALL(q4_1, Q4_1, 3)       \
+    CALL(q5_0, Q5_0, 6)       \
+    CALL(q5_1, Q5_1, 7)
+
+// Those that GEMM takes.
+#define GEMM_TYPES(CALL)  \
+    QUANTIZED_TYPES(CALL) \
+    CALL(f16, F16, 1)
+
+// Runs the case of the quantized type that `type` numbers: CASE(NAME, TYPE, NUMBER) is `case NUMBER: ...; break;`.
+#define FOR_QUANTIZED(type, CASE) \
+    switch (type) {               \
+        QUANTIZED_TYPES(CASE)     \
+        default: break;           \
+    }
