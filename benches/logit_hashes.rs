@@ -75,7 +75,7 @@ fn on_gpu(device: &Arc<Device>, model: &Arc<Model>, chunk_len: usize) -> Result<
     let options = Options {
         context_len: Some(CONTEXT_LEN),
         chunk_len: Some(chunk_len),
-        no_graph: false,
+        graph_disabled: None,
     };
     CudaBackend::new(device.clone(), model.clone(), &options, &mut |_, _| {})
 }

@@ -94,7 +94,7 @@ fn demo() -> Arc<Model> {
 fn backend(model: &Arc<Model>, no_graph: bool) -> CudaBackend {
     let options = Options {
         context_len: Some(2048),
-        no_graph,
+        graph_disabled: no_graph.then(|| "a test".to_owned()),
         ..Options::default()
     };
     open(model, &options).expect("the model runs on CUDA")
@@ -113,7 +113,7 @@ fn chunked(
     let options = Options {
         context_len: Some(context_len),
         chunk_len: Some(chunk_len),
-        no_graph: false,
+        graph_disabled: None,
     };
     open(model, &options)
 }
@@ -345,7 +345,7 @@ fn a_context_that_does_not_fit_is_refused_with_every_part() -> TestResult {
         "Q8_1 activations",
         "logits",
         "free are",
-        "largest --ctx-size",
+        "largest context",
     ] {
         check(
             message.contains(part),

@@ -5,6 +5,9 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
+/// The longest context that a flag can ask for: a GPU counts positions in 32 bits.
+pub const MOST_TOKENS: usize = i32::MAX as usize;
+
 const EXAMPLES: &str = "\
 Examples:
   sharpi run -p \"Write a story about a fox and a lantern.\"
@@ -114,7 +117,7 @@ pub struct RunArgs {
         default_value_t = 0,
         help_heading = "Generation",
         allow_negative_numbers = true,
-        value_parser = count
+        value_parser = tokens
     )]
     pub ctx_size: usize,
 
@@ -159,7 +162,9 @@ pub struct BenchArgs {
         long,
         value_name = "N,...",
         value_delimiter = ',',
-        default_value = "512"
+        default_value = "512",
+        allow_negative_numbers = true,
+        value_parser = tokens
     )]
     pub n_prompt: Vec<usize>,
 
@@ -169,7 +174,9 @@ pub struct BenchArgs {
         long,
         value_name = "N,...",
         value_delimiter = ',',
-        default_value = "128"
+        default_value = "128",
+        allow_negative_numbers = true,
+        value_parser = tokens
     )]
     pub n_gen: Vec<usize>,
 
@@ -179,16 +186,18 @@ pub struct BenchArgs {
         long,
         value_name = "N,...",
         value_delimiter = ',',
-        default_value = "0"
+        default_value = "0",
+        allow_negative_numbers = true,
+        value_parser = tokens
     )]
     pub n_depth: Vec<usize>,
 
     /// Repeat every measurement N times
-    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    #[arg(short, long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = at_least_one)]
     pub repetitions: usize,
 
     /// Measure decoding with CUDA graphs off and on
-    #[arg(long, conflicts_with = "no_cuda_graph")]
+    #[arg(long)]
     pub compare_graph: bool,
 
     /// Print one JSON object (docs/json.md describes it)
@@ -210,7 +219,7 @@ pub struct PerplexityArgs {
     pub file: PathBuf,
 
     /// Tokens that are read together; the second half of them is predicted
-    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = at_least_four)]
+    #[arg(short, long, value_name = "N", default_value_t = 512, allow_negative_numbers = true, value_parser = window)]
     pub ctx_size: usize,
 
     /// Compare every prediction with the CPU's
@@ -238,7 +247,7 @@ pub struct VerifyArgs {
     pub prompt: String,
 
     /// Decode N tokens
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = some_tokens)]
     pub max_tokens: usize,
 
     /// Compare with the CPU even if the model is large
@@ -290,7 +299,7 @@ pub struct MachineArgs {
     pub threads: Option<usize>,
 
     /// Tokens of a prompt that a GPU reads at once; for perplexity, 1 decodes them [default: 2048]
-    #[arg(long, visible_alias = "ubatch-size", value_name = "N", allow_negative_numbers = true, value_parser = at_least_one)]
+    #[arg(long, visible_alias = "ubatch-size", value_name = "N", allow_negative_numbers = true, value_parser = some_tokens)]
     pub ubatch: Option<usize>,
 
     /// Launch CUDA kernels one by one instead of replaying a graph (as SHARPI_CUDA_GRAPH=0 does)
@@ -390,7 +399,9 @@ impl FromStr for Device {
             "cuda" => Ok(Self::Cuda(0)),
             _ => {
                 let index = text.strip_prefix("cuda:").ok_or(expected)?;
-                index.parse().map(Self::Cuda).map_err(|_| expected)
+                // No wider than any driver counts: a number that it cuts would open another GPU.
+                let index: u16 = index.parse().map_err(|_| expected)?;
+                Ok(Self::Cuda(index.into()))
             }
         }
     }
@@ -434,9 +445,17 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     whole_number(text, 1, usize::MAX)
 }
 
+fn tokens(text: &str) -> Result<usize, String> {
+    whole_number(text, 0, MOST_TOKENS)
+}
+
+fn some_tokens(text: &str) -> Result<usize, String> {
+    whole_number(text, 1, MOST_TOKENS)
+}
+
 /// Half of a window is predicted, and its last token has no successor.
-fn at_least_four(text: &str) -> Result<usize, String> {
-    whole_number(text, 4, usize::MAX)
+fn window(text: &str) -> Result<usize, String> {
+    whole_number(text, 4, MOST_TOKENS)
 }
 
 /// More threads than this is a slip of the finger, and would only run into the system's own limit.

@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, thread};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use super::{args::Device, context, progress::CountBar};
 use crate::{
     cpu::CpuBackend,
-    cuda::{self, CudaBackend},
+    cuda::{self, CudaBackend, Gpus},
     engine::Backend,
     model::Model,
 };
@@ -18,12 +18,14 @@ pub struct Compute {
     pub device: Device,
     /// Worker threads on the CPU; 0: one per core.
     pub threads: usize,
-    /// Launch kernels one by one on a GPU.
-    pub no_cuda_graph: bool,
+    /// The flag or variable that forbids the CUDA graph, as messages name it; `None`: decoding is captured.
+    pub graph_disabled: Option<String>,
     /// Tokens of a prompt that a GPU reads at once; `None`: the backend's own choice.
     pub ubatch: Option<usize>,
     /// Tokens of prompt and text; `None`: as many as are sensible.
     pub context_len: Option<usize>,
+    /// The flags of this command that decide about `context_len`, as messages name them.
+    pub context_flags: &'static str,
     pub show_progress: bool,
 }
 
@@ -40,9 +42,7 @@ impl Compute {
         let ordinal = match self.device {
             Device::Cpu => None,
             Device::Cuda(ordinal) => Some(ordinal),
-            Device::Auto => cuda::list()
-                .ok()
-                .and_then(|gpus| gpus.first().map(|gpu| gpu.ordinal)),
+            Device::Auto => first_gpu(),
         };
         Opening {
             compute: self,
@@ -60,7 +60,8 @@ impl Opening {
         let opened = opening
             .join()
             .map_err(|_| anyhow!("opening the GPU ended the thread that did it"))?;
-        Ok(Some(opened?))
+        let gpu = opened.context("the GPU cannot be used (`sharpi devices` shows what can)")?;
+        Ok(Some(gpu))
     }
 
     /// Brings the model onto the device. Where that was left to us, the CPU stands in for a GPU that cannot take it.
@@ -81,6 +82,21 @@ impl Opening {
     }
 }
 
+/// The first GPU. The CPU stands in where there is none, and, with a warning, where the driver fails.
+fn first_gpu() -> Option<usize> {
+    match cuda::list() {
+        Ok(Gpus::Here(gpus)) => gpus.first().map(|gpu| gpu.ordinal),
+        Ok(Gpus::Absent(why)) => {
+            tracing::debug!("running on the CPU: {why}");
+            None
+        }
+        Err(error) => {
+            tracing::warn!("running on the CPU, because the GPU's driver fails: {error:#}");
+            None
+        }
+    }
+}
+
 /// Brings the model onto a GPU.
 pub fn on_gpu(
     gpu: Arc<cuda::Device>,
@@ -90,21 +106,23 @@ pub fn on_gpu(
     let options = cuda::Options {
         context_len: compute.context_len,
         chunk_len: compute.ubatch,
-        no_graph: compute.no_cuda_graph,
+        graph_disabled: compute.graph_disabled.clone(),
     };
-    context::warn_if_untrained(compute.context_len, &model.config);
+    context::warn_if_untrained(compute, &model.config);
     let mut bar = CountBar::bytes(compute.show_progress, "uploading the weights");
     CudaBackend::new(gpu, Arc::clone(model), &options, &mut |done, total| {
         bar.update(done, total)
     })
+    .with_context(|| format!("preparing the GPU (context: {})", compute.context_flags))
 }
 
 /// Brings the model to the CPU.
 pub fn on_cpu(compute: &Compute, model: &Arc<Model>) -> Result<Box<dyn Backend>> {
-    let context_len = context::choose(compute.context_len, &model.config)?;
-    Ok(Box::new(CpuBackend::new(
-        Arc::clone(model),
-        context_len,
-        compute.threads,
-    )?))
+    let context_len = context::choose(compute, &model.config)?;
+    let backend =
+        CpuBackend::new(Arc::clone(model), context_len, compute.threads).with_context(|| {
+            let flags = compute.context_flags;
+            format!("preparing the CPU (context: {flags}, threads: --threads)")
+        })?;
+    Ok(Box::new(backend))
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{
     backend::{self, Compute},
+    escape::escaped,
     exit::Outcome,
     output::{WRITING, write_json_line},
     resolve::ModelSource,
@@ -168,7 +169,7 @@ impl Row {
 }
 
 fn write_head(out: &mut impl Write, report: &Report) -> io::Result<()> {
-    writeln!(out, "model   {}", report.model)?;
+    writeln!(out, "model   {}", escaped(&report.model))?;
     writeln!(out, "device  {}, {}", report.backend, report.device)?;
     if let Some(ceiling) = report.read_ceiling_gb_per_second {
         writeln!(out, "reads   {ceiling:.0} GB/s at best, measured here")?;

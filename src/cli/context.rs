@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use indicatif::HumanBytes;
 
-use super::system;
+use super::{backend::Compute, system};
 use crate::model::Config;
 
 /// Tokens of context on the CPU. Asked for none, the length that the model was trained for, as far as the cache takes
@@ -11,32 +11,36 @@ use crate::model::Config;
 ///
 /// # Errors
 /// A context that this machine's memory could never hold.
-pub fn choose(asked: Option<usize>, config: &Config) -> Result<usize> {
+pub fn choose(compute: &Compute, config: &Config) -> Result<usize> {
     let per_token = kv_bytes_per_token(config);
-    let Some(asked) = asked else {
+    let Some(asked) = compute.context_len else {
         return Ok(automatic(config.context_length, per_token));
     };
     if let Some(total) = system::total_memory_bytes() {
         let most = total / per_token;
         if asked as u64 > most {
             bail!(
-                "--ctx-size {asked}: its KV cache takes {} a token, and this machine has {} of memory: at most {most} fit",
+                "a context of {asked} tokens ({}): its KV cache takes {} a token, and this machine has {} of memory: at \
+                 most {most} fit",
+                compute.context_flags,
                 HumanBytes(per_token),
                 HumanBytes(total)
             );
         }
     }
-    warn_if_untrained(Some(asked), config);
+    warn_if_untrained(compute, config);
     Ok(asked)
 }
 
 /// Says so where the context is longer than the model was trained for.
-pub fn warn_if_untrained(asked: Option<usize>, config: &Config) {
-    if let Some(asked) = asked
+pub fn warn_if_untrained(compute: &Compute, config: &Config) {
+    if let Some(asked) = compute.context_len
         && asked > config.context_length
     {
         tracing::warn!(
-            "--ctx-size {asked} is more than the {} tokens that the model was trained for; the text may become nonsense",
+            "a context of {asked} tokens ({}) is more than the {} that the model was trained for; the text may become \
+             nonsense",
+            compute.context_flags,
             config.context_length
         );
     }

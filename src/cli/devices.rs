@@ -5,11 +5,14 @@ use std::io::{self, Write};
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 
-use super::{exit::Outcome, system};
-use crate::{cpu, cuda};
+use super::{exit::Outcome, output::WRITING, system};
+use crate::{
+    cpu,
+    cuda::{self, Gpus},
+};
 
 pub fn run() -> Result<Outcome> {
-    write(&mut io::stdout().lock()).context("writing to standard output")?;
+    write(&mut io::stdout().lock()).context(WRITING)?;
     Ok(Outcome::Done)
 }
 
@@ -21,7 +24,7 @@ fn write(out: &mut impl Write) -> io::Result<()> {
     }
     writeln!(out)?;
     match cuda::list() {
-        Ok(gpus) => {
+        Ok(Gpus::Here(gpus)) => {
             for gpu in gpus {
                 let (major, minor) = gpu.compute_capability;
                 writeln!(
@@ -34,7 +37,8 @@ fn write(out: &mut impl Write) -> io::Result<()> {
                 )?;
             }
         }
-        Err(error) => writeln!(out, "cuda  none: {error:#}")?,
+        Ok(Gpus::Absent(why)) => writeln!(out, "cuda  none: {why}")?,
+        Err(error) => writeln!(out, "cuda  the driver fails: {error:#}")?,
     }
     out.flush()
 }

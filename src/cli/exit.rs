@@ -6,9 +6,11 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Error, Result};
+use anyhow::{Context, Error, Result};
 
-const FAILURE: u8 = 1;
+use super::{escape::escaped_lines, output::WRITING, stdout};
+
+pub const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 /// 128 + SIGINT, as shells report a command that Ctrl-C ended.
 pub const INTERRUPTED: u8 = 130;
@@ -46,11 +48,10 @@ pub fn code(result: Result<Outcome>) -> ExitCode {
     }
     // clap has its own layout, and sends --help and --version this way too.
     if let Some(error) = error.downcast_ref::<clap::Error>() {
-        let printed = error.print();
-        return match printed
-            .map_err(|error| Error::new(error).context("writing to standard output"))
-        {
-            Ok(()) => ExitCode::from(if error.use_stderr() { USAGE } else { 0 }),
+        let usage = error.use_stderr();
+        let there = if usage { Ok(()) } else { stdout::check() };
+        return match there.and_then(|()| error.print().context(WRITING)) {
+            Ok(()) => ExitCode::from(if usage { USAGE } else { 0 }),
             Err(error) => code(Err(error)),
         };
     }
@@ -61,7 +62,8 @@ pub fn code(result: Result<Outcome>) -> ExitCode {
         ""
     };
     // A standard error that cannot be written to is no reason to panic, as eprintln! would.
-    let _ = writeln!(io::stderr(), "error: {error:#}{hint}");
+    let message = escaped_lines(&format!("{error:#}"));
+    let _ = writeln!(io::stderr(), "error: {message}{hint}");
     ExitCode::from(if usage { USAGE } else { FAILURE })
 }
 

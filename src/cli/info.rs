@@ -10,7 +10,12 @@ use anyhow::{Context, Result};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
-use super::{exit::Outcome, output::write_json_line, resolve::ModelSource};
+use super::{
+    escape::escaped,
+    exit::Outcome,
+    output::{WRITING, write_json_line},
+    resolve::ModelSource,
+};
 use crate::{
     model::{Gguf, Model},
     quant::TensorType,
@@ -77,7 +82,7 @@ pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
         true => write_json_line(&mut out, &info),
         false => info.write_table(&mut out),
     };
-    written.context("writing to standard output")?;
+    written.context(WRITING)?;
     Ok(Outcome::Done)
 }
 
@@ -204,7 +209,7 @@ impl<'a> Info<'a> {
             if self.chat_template {
                 "yes"
             } else {
-                "no: takes --raw prompts only"
+                "no: `run` takes --raw prompts only"
             },
         )?;
         for (key, value) in &self.sampling {
@@ -233,5 +238,5 @@ fn count_types(gguf: &Gguf) -> Vec<TypeCount> {
 }
 
 fn row(out: &mut impl Write, label: &str, value: impl Display) -> io::Result<()> {
-    writeln!(out, "{label:<20} {value}")
+    writeln!(out, "{label:<20} {}", escaped(&value.to_string()))
 }

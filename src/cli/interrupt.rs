@@ -1,4 +1,5 @@
-//! Ctrl-C: a request to end the text early. Before there is any text, and the second time, it ends the process.
+//! Ctrl-C: a request to end the text early. Before there is any text, and the second time, it ends the process. Where the
+//! parent process has SIGINT ignored, as for a job in a script's background, it stays ignored.
 
 use std::{
     process,
@@ -21,11 +22,11 @@ const REQUESTED: u8 = 2;
 pub struct Interrupt(Arc<AtomicU8>);
 
 impl Interrupt {
-    /// Catches Ctrl-C from here on. A process does this once.
+    /// Catches Ctrl-C from here on, unless it is ignored. A process does this once.
     pub fn catch() -> Result<Self> {
         let state = Arc::new(AtomicU8::new(PREPARING));
         let shared = Arc::clone(&state);
-        ctrlc::set_handler(move || {
+        let caught = ctrlc::try_set_handler(move || {
             let asked = shared.compare_exchange(
                 GENERATING,
                 REQUESTED,
@@ -35,9 +36,12 @@ impl Interrupt {
             if asked.is_err() {
                 process::exit(exit::INTERRUPTED.into());
             }
-        })
-        .context("installing the Ctrl-C handler")?;
-        Ok(Self(state))
+        });
+        match caught {
+            // Some disposition other than the default was inherited, and only ignoring is.
+            Ok(()) | Err(ctrlc::Error::MultipleHandlers) => Ok(Self(state)),
+            Err(error) => Err(error).context("installing the Ctrl-C handler"),
+        }
     }
 
     /// From here on, the first Ctrl-C is a request.

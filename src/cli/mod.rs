@@ -9,6 +9,7 @@ mod backend;
 mod bench;
 mod context;
 mod devices;
+mod escape;
 mod exit;
 mod info;
 mod interrupt;
@@ -18,8 +19,11 @@ mod perplexity;
 mod progress;
 mod resolve;
 mod run;
+mod stdout;
 mod system;
 mod tokenize;
+#[cfg(unix)]
+mod truncation;
 mod verify;
 
 use std::process::ExitCode;
@@ -38,7 +42,11 @@ pub fn main() -> ExitCode {
 fn dispatch() -> Result<Outcome> {
     let cli = args::Cli::try_parse()?;
     messages::init(&cli.verbosity);
-    match resolve::resolve(cli.command, &cli.verbosity)? {
+    let request = resolve::resolve(cli.command, &cli.verbosity)?;
+    stdout::check()?;
+    #[cfg(unix)]
+    truncation::catch()?;
+    match request {
         Request::Run(request) => run::run(*request),
         Request::Info { model, json } => info::run(&model, json),
         Request::Tokenize(request) => tokenize::run(&request),

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     backend::{self, Compute},
@@ -38,6 +38,12 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
     let tokens = model.tokenizer.encode(&Prompt::raw(&request.text))?;
     // What an empty text begins with is what every window should begin with.
     let bos = model.tokenizer.encode(&Prompt::raw(""))?.first().copied();
+    ensure!(
+        tokens.len() >= request.window,
+        "the text is {} tokens long, and one window takes {}: give a longer text or a smaller --ctx-size",
+        tokens.len(),
+        request.window
+    );
     let mut backend = opening.load(&model)?;
     let mut reference: Option<Box<dyn Backend>> = match request.kl {
         true => Some(backend::on_cpu(&request.compute, &model)?),

@@ -2,7 +2,7 @@
 //! this layer asks the command line anything.
 
 use std::{
-    fs,
+    env, fs,
     hash::{BuildHasher, Hasher, RandomState},
     io::{self, Read},
     path::{Path, PathBuf},
@@ -12,8 +12,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{
     args::{
-        self, BenchArgs, MachineArgs, ModelArgs, PromptArgs, RunArgs, SamplingArgs, TokenizeArgs,
-        VerbosityArgs,
+        self, BenchArgs, Device, MOST_TOKENS, MachineArgs, ModelArgs, PromptArgs, RunArgs,
+        SamplingArgs, TokenizeArgs, VerbosityArgs,
     },
     backend::Compute,
     bench::BenchRequest,
@@ -135,13 +135,16 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
         args::Command::Perplexity(args) => Request::Perplexity(PerplexityRequest {
             text: read_text("--file", &args.file)?,
             model: model(args.model),
-            compute: compute(args.machine, Some(args.ctx_size), verbosity),
+            compute: compute(args.machine, Some(args.ctx_size), "--ctx-size", verbosity),
             window: args.ctx_size,
             kl: args.kl,
         }),
         args::Command::Verify(args) => Request::Verify(VerifyRequest {
+            compute: with_graph(
+                "verify",
+                compute(args.machine, None, "--prompt and --max-tokens", verbosity),
+            )?,
             model: model(args.model),
-            compute: compute(args.machine, None, verbosity),
             cpu: args.cpu,
             tokens: args.max_tokens,
             prompt: args.prompt,
@@ -171,20 +174,55 @@ fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
         compute: compute(
             args.machine,
             (args.ctx_size > 0).then_some(args.ctx_size),
+            "--ctx-size",
             verbosity,
         ),
     })
 }
 
-fn compute(args: MachineArgs, context_len: Option<usize>, verbosity: &VerbosityArgs) -> Compute {
+fn compute(
+    args: MachineArgs,
+    context_len: Option<usize>,
+    context_flags: &'static str,
+    verbosity: &VerbosityArgs,
+) -> Compute {
     Compute {
         device: args.device,
         threads: args.threads.unwrap_or(0),
-        no_cuda_graph: args.no_cuda_graph,
+        graph_disabled: graph_disabled(args.no_cuda_graph),
         ubatch: args.ubatch,
         context_len,
+        context_flags,
         show_progress: progress::wanted(verbosity),
     }
+}
+
+/// What forbids the CUDA graph: the flag, or else the environment.
+fn graph_disabled(flag: bool) -> Option<String> {
+    let variable = || env::var_os("SHARPI_CUDA_GRAPH").is_some_and(|value| value == "0");
+    match flag {
+        true => Some("--no-cuda-graph".to_owned()),
+        false => variable().then(|| "SHARPI_CUDA_GRAPH=0".to_owned()),
+    }
+}
+
+/// For `what` compares a graph with direct launches: a GPU, and nothing that forbids the graph.
+fn with_graph(what: &str, compute: Compute) -> Result<Compute> {
+    if let Some(forbids) = &compute.graph_disabled {
+        return Err(usage(&format!(
+            "{what} compares the CUDA graph with direct launches, and {forbids} forbids the graph: use one or the other"
+        )));
+    }
+    let device = match compute.device {
+        Device::Cpu => {
+            return Err(usage(&format!(
+                "{what} compares ways of computing on a GPU, and --device cpu asks for none: use one or the other"
+            )));
+        }
+        Device::Auto => Device::Cuda(0),
+        gpu => gpu,
+    };
+    Ok(Compute { device, ..compute })
 }
 
 /// The rows of a benchmark: for each depth all prompts, then all generations.
@@ -203,15 +241,27 @@ fn bench(args: BenchArgs, verbosity: &VerbosityArgs) -> Result<BenchRequest> {
             }));
         }
     }
-    let context_len = workloads.iter().map(|w| w.depth + w.tokens).max();
-    let Some(context_len) = context_len else {
+    let Some(longest) = workloads.iter().max_by_key(|w| w.depth + w.tokens) else {
         return Err(usage(
             "nothing to measure: give --n-prompt or --n-gen a number above 0",
         ));
     };
+    let context_len = longest.depth + longest.tokens;
+    if context_len > MOST_TOKENS {
+        return Err(usage(&format!(
+            "{} takes a context of {context_len} tokens, and at most {MOST_TOKENS} are possible: lower --n-depth, \
+             --n-prompt or --n-gen",
+            longest.name()
+        )));
+    }
+    let flags = "--n-depth, --n-prompt and --n-gen";
+    let compute = compute(args.machine, Some(context_len), flags, verbosity);
     Ok(BenchRequest {
+        compute: match args.compare_graph {
+            true => with_graph("--compare-graph", compute)?,
+            false => compute,
+        },
         model: model(args.model),
-        compute: compute(args.machine, Some(context_len), verbosity),
         workloads,
         repetitions: args.repetitions,
         compare_graph: args.compare_graph,

@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
+    escape::escaped,
     exit::Outcome,
     interrupt::Interrupt,
     output::{JsonOutput, ModelFacts, Output, RunFacts, Start, TextOutput, WRITING},
@@ -26,7 +27,7 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
     let opening = request.compute.clone().open();
     let spinner = Spinner::new(
         request.compute.show_progress,
-        format!("loading {}", request.model.name()),
+        format!("loading {}", escaped(&request.model.name())),
     );
     let model = request.model.open()?;
     let prompt = model.tokenizer.encode(&request.input.render(&model)?)?;
@@ -37,6 +38,11 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
     let sampling = request.sampling.resolve(&model.gguf, context_len)?;
     tracing::debug!("{sampling:?}");
     let seed = sampling.seed;
+    ensure!(
+        prompt.len() <= context_len,
+        "the prompt is {} tokens long, but the context holds {context_len}: shorten it, or raise --ctx-size",
+        prompt.len()
+    );
     let load = loading.elapsed();
     tracing::debug!(
         "context: {context_len} tokens, of which the prompt takes {}",

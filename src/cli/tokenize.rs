@@ -5,7 +5,12 @@ use std::io::{self, BufWriter, Write};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::{exit::Outcome, output::write_json_line, resolve::TokenizeRequest};
+use super::{
+    escape::escaped,
+    exit::Outcome,
+    output::{WRITING, write_json_line},
+    resolve::TokenizeRequest,
+};
 use crate::model::Tokenizer;
 
 #[derive(Serialize)]
@@ -29,21 +34,14 @@ pub fn run(request: &TokenizeRequest) -> Result<Outcome> {
         ),
         false => write_lines(&mut out, &model.tokenizer, &ids),
     };
-    written.context("writing to standard output")?;
+    written.context(WRITING)?;
     Ok(Outcome::Done)
 }
 
 /// One token a line, `id<TAB>piece`. Control characters in a piece are escaped, so that a line is a line.
 fn write_lines(out: &mut impl Write, tokenizer: &Tokenizer, ids: &[u32]) -> io::Result<()> {
     for &id in ids {
-        write!(out, "{id}\t")?;
-        for character in tokenizer.piece(id).chars() {
-            match character.is_control() {
-                true => write!(out, "{}", character.escape_default())?,
-                false => write!(out, "{character}")?,
-            }
-        }
-        writeln!(out)?;
+        writeln!(out, "{id}\t{}", escaped(tokenizer.piece(id)))?;
     }
     out.flush()
 }

@@ -6,12 +6,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use indicatif::HumanBytes;
 
 use super::{
     backend::{self, Compute},
     exit::Outcome,
     output::WRITING,
     resolve::ModelSource,
+    system,
 };
 use crate::{
     engine::{Backend, Comparison, Trace},
@@ -34,10 +36,9 @@ pub struct VerifyRequest {
 pub fn run(request: &VerifyRequest) -> Result<Outcome> {
     let mut opening = request.compute.clone().open();
     let model = Arc::new(request.model.open()?);
-    let Some(gpu) = opening.gpu()? else {
-        bail!("verify compares ways of computing on a GPU, and `sharpi devices` shows none");
-    };
+    let gpu = opening.gpu()?.context("verify runs on a GPU only")?;
     let prompt = prompt(&model, &request.prompt)?;
+    check_memory(request.tokens, model.config.vocab_size)?;
     let compute = Compute {
         context_len: Some(prompt.len() + request.tokens),
         ..request.compute.clone()
@@ -70,6 +71,24 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
         }
         None => Ok(Outcome::Done),
     }
+}
+
+/// Refuses more tokens than this machine can keep the logits of: float32, of each way that is compared.
+fn check_memory(tokens: usize, vocab_size: usize) -> Result<()> {
+    const WAYS: usize = 3;
+    let per_token = (WAYS * vocab_size * size_of::<f32>()) as u64;
+    if let Some(total) = system::total_memory_bytes()
+        && tokens as u64 > total / per_token
+    {
+        bail!(
+            "--max-tokens {tokens}: the logits that are compared take {} a token, and this machine has {} of memory: \
+             at most {} fit",
+            HumanBytes(per_token),
+            HumanBytes(total),
+            total / per_token
+        );
+    }
+    Ok(())
 }
 
 /// The text's tokens, at least one.

@@ -61,8 +61,7 @@ impl CpuBackend {
         let config = &model.config;
         let no_memory = || {
             format!(
-                "cannot allocate the KV cache for a context of {context_len} tokens ({} bytes a token); ask for a \
-                 shorter one with --ctx-size",
+                "cannot allocate the KV cache for a context of {context_len} tokens ({} bytes a token)",
                 2 * config.block_count * config.head_count_kv * config.head_dim * size_of::<f32>(),
             )
         };
@@ -102,8 +101,7 @@ impl CpuBackend {
             position
                 .checked_add(tokens.len())
                 .is_some_and(|end| end <= self.context_len),
-            "{} tokens from position {position} on do not fit into a context of {}; ask for a longer one with \
-             --ctx-size",
+            "{} tokens from position {position} on do not fit into a context of {}",
             tokens.len(),
             self.context_len
         );

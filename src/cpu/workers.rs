@@ -25,9 +25,7 @@ impl<S: Send> Workers<S> {
             .num_threads(threads)
             .thread_name(|index| format!("cpu-{index}"))
             .build()
-            .with_context(|| {
-                format!("cannot start {threads} threads; ask for fewer with --threads")
-            })?;
+            .with_context(|| format!("cannot start {threads} threads"))?;
         let scratch = (0..pool.current_num_threads())
             .map(|_| Mutex::new(scratch()))
             .collect();

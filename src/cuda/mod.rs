@@ -34,7 +34,7 @@ use crate::{
 };
 
 pub use ceiling::{gemm_ceiling, read_ceiling};
-pub use device::{ARCHS, Device, DeviceInfo, list};
+pub use device::{ARCHS, Device, DeviceInfo, Gpus, list};
 pub use tensor_types::UNIT;
 pub use weights::Matrix;
 
@@ -49,8 +49,8 @@ pub struct Options {
     pub context_len: Option<usize>,
     /// Tokens of a prompt that are read at once; `None`: [`DEFAULT_CHUNK_LEN`]. No more than the context are used.
     pub chunk_len: Option<usize>,
-    /// Always launch kernels one by one.
-    pub no_graph: bool,
+    /// Why decoding must not be captured into a graph, if so; `None`: it is.
+    pub graph_disabled: Option<String>,
 }
 
 /// Computes logits on a GPU.
@@ -82,18 +82,6 @@ enum GraphState {
     Ready(Graph),
     /// Direct launches for good.
     Ineligible,
-}
-
-/// Why the decode region must not be captured: the one place that decides it. KV formats and evictions whose launches
-/// change from token to token will ask here as well.
-fn graph_ineligible(options: &Options) -> Option<String> {
-    if options.no_graph {
-        return Some("--no-cuda-graph".to_owned());
-    }
-    if std::env::var_os("SHARPI_CUDA_GRAPH").is_some_and(|value| value == "0") {
-        return Some("SHARPI_CUDA_GRAPH=0".to_owned());
-    }
-    None
 }
 
 impl CudaBackend {
@@ -152,7 +140,7 @@ impl CudaBackend {
             logits,
             model,
         };
-        backend.set_graph(graph_ineligible(options));
+        backend.set_graph(options.graph_disabled.clone());
         Ok(backend)
     }
 

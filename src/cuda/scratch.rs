@@ -70,7 +70,7 @@ impl Sizing {
             let advice = match fits {
                 0 => "not even a context of one token fits: use a smaller model, free memory on the GPU, or --device cpu"
                     .to_owned(),
-                _ => format!("the largest --ctx-size that fits is {fits}"),
+                _ => format!("the largest context that fits is {fits} tokens"),
             };
             bail!(
                 "a context of {} tokens does not fit on the GPU: {parts}, kept free for the driver {}; free are {}; {advice}",

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 
 use super::Backend;
 
@@ -51,14 +51,15 @@ pub fn measure(
         tokens,
         depth,
     } = workload;
-    ensure!(
-        depth + tokens <= backend.context_len(),
-        "{} takes a context of {} tokens, and this one holds {}",
-        workload.name(),
-        depth + tokens,
-        backend.context_len()
-    );
-    let text = made_up_tokens(depth + tokens, vocab_size);
+    let context_len = backend.context_len();
+    let end = depth.checked_add(tokens).filter(|&end| end <= context_len);
+    let end = end.with_context(|| {
+        format!(
+            "{} takes a context of {depth} and {tokens} tokens, and this one holds {context_len}",
+            workload.name()
+        )
+    })?;
+    let text = made_up_tokens(end, vocab_size);
     prompt(backend, &text[..depth], 0)?;
     let mut run = || {
         let start = Instant::now();

@@ -119,7 +119,7 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     ensure!(
         tokens.len() >= window,
-        "the text is {} tokens long, and one window takes {window}: give a longer text or a smaller --ctx-size",
+        "the text is {} tokens long, and one window takes {window}",
         tokens.len()
     );
     let mut evaluation = Evaluation {

@@ -50,7 +50,7 @@ impl Session {
         let context_len = self.backend.context_len();
         ensure!(
             prompt.len() <= context_len,
-            "the prompt is {} tokens long, but the context holds {context_len}: shorten it, or raise --ctx-size",
+            "the prompt is {} tokens long, but the context holds {context_len}",
             prompt.len()
         );
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b);

@@ -1,6 +1,7 @@
 //! The GGUF container: mapped into memory, checked for everything that a file can lie about, and parsed by gguf-rs.
 
 mod header;
+mod mapping;
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +16,10 @@ use anyhow::{Context, Result, bail, ensure};
 use gguf_rs::{ByteOrder, GGUFContainer, GGUFModel};
 use serde_json::Value;
 
+use self::mapping::Mapping;
 use crate::quant::TensorType;
+
+pub use mapping::mapped_file;
 
 /// A parsed and checked GGUF file (all parts of a split one).
 pub struct Gguf {
@@ -369,10 +373,8 @@ fn map(path: &Path) -> Result<FileBytes> {
     );
     ensure!(kind.len() > 0, "the file is empty");
     let file = File::open(path)?;
-    // SAFETY: the mapping is private and read-only. What is left is the limit that every mapping has: someone else who
-    // changes the file while it is mapped changes the weights, and truncating it ends the process with SIGBUS.
-    let map = unsafe { memmap2::Mmap::map(&file) }.context("cannot map it into memory")?;
-    Ok(FileBytes(Arc::new(map)))
+    let mapping = Mapping::new(&file, format!("{path:?}")).context("cannot map it into memory")?;
+    Ok(FileBytes(Arc::new(mapping)))
 }
 
 /// A file name of the form `<prefix>-00001-of-00003.gguf`, as llama.cpp's gguf-split writes it.

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::{Dir, Ran, json::valid, model, sharpi};
+use sharpi::quant::TensorType;
+
+use crate::{Dir, Ran, common::gguf_writer::RandomModel, json::valid, model, sharpi};
 
 fn json(ran: &Ran) -> Value {
     serde_json::from_str(ran.stdout()).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
@@ -148,12 +150,131 @@ fn devices_lists_the_processor_and_what_the_binary_was_built_for() {
     );
     // What it was built for is known here, what the machine has is not.
     let expected = match sharpi::cuda::ARCHS {
-        "" => ["built without CUDA", "built without CUDA"],
-        _ => ["no NVIDIA driver", "compute capability"],
+        "" => &["built without CUDA"][..],
+        _ => &["no NVIDIA driver", "shows no GPU", "compute capability"],
     };
     assert!(
         lines[1].starts_with("cuda") && expected.iter().any(|part| lines[1].contains(part)),
         "{}",
         ran.stdout
     );
+}
+
+/// A name, a key or a piece that a stranger wrote must not command the terminal; JSON has them as they are.
+#[test]
+fn control_characters_from_a_file_are_escaped_for_people() {
+    const HOSTILE: &str = "a\u{1b}]0;title\u{7}b\u{9b}31mc\nd\u{7f}";
+    let dir = Dir::new();
+    let mut file = RandomModel::new("llama", TensorType::F32).file();
+    file.set("general.name", HOSTILE);
+    file.set(&format!("general.sampling.{HOSTILE}"), HOSTILE);
+    let tokens = file
+        .metadata
+        .iter_mut()
+        .find(|(key, _)| key == "tokenizer.ggml.tokens");
+    let Some((_, crate::common::gguf_writer::Value::Strings(tokens))) = tokens else {
+        panic!("the vocabulary is a list of strings")
+    };
+    *tokens.last_mut().expect("a token") = HOSTILE.to_owned();
+    dir.file("m.gguf", file.to_bytes());
+    let clean = |text: &str| {
+        assert!(
+            !text.contains(|c: char| c.is_control() && c != '\n'),
+            "{text:?}"
+        )
+    };
+
+    let table = dir.run(&["info", "-m", "m.gguf"]);
+    clean(table.stdout());
+    assert!(
+        table
+            .stdout
+            .contains(r"a\u{1b}]0;title\u{7}b\u{9b}31mc\nd\u{7f}"),
+        "{}",
+        table.stdout
+    );
+    let info = valid(
+        "info.json",
+        dir.run(&["info", "-m", "m.gguf", "--json"]).stdout(),
+    );
+    assert_eq!(info["name"], HOSTILE);
+    assert_eq!(info["sampling"][HOSTILE], HOSTILE);
+    let ends = info["tokenizer"]["end_of_generation"].to_string();
+    assert!(
+        ends.contains("title"),
+        "the hostile piece is among them: {ends}"
+    );
+
+    // In error messages, too: a template that refuses, and a type that does not exist.
+    file.set(
+        "tokenizer.chat_template",
+        "{{ raise_exception('\u{1b}[31mno\u{9b}31m') }}",
+    );
+    dir.file("m.gguf", file.to_bytes());
+    let refused = dir.run(&["run", "-m", "m.gguf", "-p", "x"]);
+    clean(refused.error(1));
+    file.set("general.architecture", HOSTILE);
+    dir.file("m.gguf", file.to_bytes());
+    clean(dir.run(&["info", "-m", "m.gguf"]).error(1));
+    // And in the name that it goes by.
+    let name = "m\u{1b}[31m.gguf";
+    dir.file(name, "no model");
+    clean(dir.run(&["info", "-m", name]).error(1));
+}
+
+/// A library that answers as a driver would, in the place where it is looked for.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_driver_that_fails_is_told_and_none_at_all_is_not() {
+    let dir = Dir::new();
+    let run = |code: &str, args: &[&str]| {
+        let source = format!(
+            "int cuInit(unsigned flags) {{ return {code}; }}
+             int cuGetErrorString(int e, const char **s) {{ *s = \"it is broken\"; return 0; }}
+             int cuGetErrorName(int e, const char **s) {{ *s = \"CUDA_ERROR_UNKNOWN\"; return 0; }}"
+        );
+        let source = dir.file("driver.c", source);
+        let built = std::process::Command::new("cc")
+            .args(["-shared", "-fPIC", "-o", "libcuda.so"])
+            .arg(source)
+            .current_dir(dir.path())
+            .status()
+            .expect("starting cc");
+        assert!(built.success());
+        let mut command = dir.command(args);
+        command.env("LD_LIBRARY_PATH", dir.path());
+        Ran::from(command.output().expect("starting sharpi"))
+    };
+    let text = ["run", "-p", "x", "-n", "1"];
+    let warnings = |ran: &Ran| {
+        ran.stdout();
+        let warnings = ran
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with("warning: "));
+        warnings.map(str::to_owned).collect::<Vec<_>>()
+    };
+    const NO_DEVICE: &str = "100";
+    const UNKNOWN: &str = "999";
+    assert_eq!(warnings(&run(NO_DEVICE, &text)), [""; 0]);
+    let told = run(NO_DEVICE, &[&text[..], &["-v"]].concat());
+    let told = told
+        .stderr
+        .lines()
+        .find(|line| line.starts_with("debug: running on the CPU"));
+    assert!(told.is_some());
+
+    let broken = warnings(&run(UNKNOWN, &text));
+    let devices = run(UNKNOWN, &["devices"]);
+    if sharpi::cuda::ARCHS.is_empty() {
+        // Without kernels, no driver is asked.
+        assert_eq!(broken, [""; 0]);
+        return;
+    }
+    assert_eq!(broken.len(), 1, "{broken:?}");
+    assert!(
+        broken[0].contains("CPU") && broken[0].contains("it is broken"),
+        "{broken:?}"
+    );
+    assert!(devices.stdout().contains("it is broken"), "{devices:?}");
 }

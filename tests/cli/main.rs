@@ -5,6 +5,7 @@ mod common;
 
 mod commands;
 mod json;
+mod measure;
 mod model;
 mod pipes;
 mod text;

@@ -33,6 +33,8 @@ fn wrong_usage_exits_2_before_any_model_is_loaded() {
         (&["run", "-p", "x", "--stop", ""], "--stop"),
         (&["run", "-p", "x", "--device", "nonsense"], "cuda:N"),
         (&["run", "-p", "x", "--device", "cuda:x"], "cuda:N"),
+        // A driver counts in 32 bits, in which this would be 0.
+        (&["run", "-p", "x", "--device", "cuda:4294967296"], "cuda:N"),
         (&["run", "-p", "x", "--logprobs", "3"], "--json"),
         (
             &["run", "-p", "x", "--json", "--logprobs", "0"],
@@ -60,6 +62,58 @@ fn wrong_usage_exits_2_before_any_model_is_loaded() {
     }
     let ran = sharpi(&["nonsense"]);
     assert!(ran.error(2).contains("nonsense"));
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused_by_flag_value_and_limit() {
+    const HUGE: &str = "18446744073709551615";
+    const MOST: &str = "2147483647";
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["bench", "-p", HUGE, "-d", "1"], &["--n-prompt", HUGE]),
+        (&["bench", "-n", HUGE], &["--n-gen", HUGE]),
+        (&["bench", "-d", HUGE], &["--n-depth", HUGE]),
+        (&["bench", "-p", "1,-1"], &["--n-prompt", "-1"]),
+        (
+            &["bench", "-p", MOST, "-d", "1"],
+            &["pp2147483647@d1", "--n-prompt", "--n-depth", "2147483648"],
+        ),
+        (&["verify", "-n", HUGE], &["--max-tokens", HUGE]),
+        (
+            &["perplexity", "-f", "x", "-c", HUGE],
+            &["--ctx-size", HUGE],
+        ),
+        (&["run", "-p", "x", "-c", HUGE], &["--ctx-size", HUGE]),
+        (&["run", "-p", "x", "--ubatch", HUGE], &["--ubatch", HUGE]),
+        (
+            &["bench", "-p", "2147483648"],
+            &["--n-prompt", "2147483648"],
+        ),
+    ];
+    for (args, expected) in cases {
+        let ran = sharpi(&[args, &["-m", "missing.gguf"][..]].concat());
+        let message = ran.error(2);
+        for part in expected.iter().chain(&[MOST]) {
+            assert!(
+                message.contains(part),
+                "{args:?} does not say {part}: {message}"
+            );
+        }
+    }
+}
+
+/// Where a number only has to be reached, any number will do.
+#[test]
+fn a_limit_beyond_all_sizes_is_no_limit() {
+    let dir = Dir::new();
+    dir.file("m.gguf", model::answers("bcd"));
+    let huge = "18446744073709551615";
+    let run = ["run", "-m", "m.gguf", "--raw", "-p", "a", "--temp", "0"];
+    for flag in ["-n", "--top-k"] {
+        let ran = dir.run(&[&run[..], &[flag, huge, "--device", "cpu"]].concat());
+        assert_eq!(ran.stdout(), "bcd\n", "{flag}");
+    }
+    let json = ["--json", "--logprobs", huge, "--device", "cpu"];
+    dir.run(&[&run[..], &json].concat()).stdout();
 }
 
 #[test]
@@ -118,12 +172,17 @@ fn failures_exit_1_and_say_what_is_wrong_and_with_what() {
         ),
         (
             &["run", "-p", "x", "--device", "cuda:99"],
-            &["--device cpu"],
+            &["GPU 99", "sharpi devices"],
         ),
         (&["run", "--raw", "-p", ""], &["no tokens"]),
+        // No machine has the memory. Each command names flags that it has.
         (
-            &["run", "-p", "x", "-c", "999999999999"],
-            &["--ctx-size", "999999999999"],
+            &["run", "-p", "x", "-c", "2147483647", "--device", "cpu"],
+            &["--ctx-size", "2147483647", "at most"],
+        ),
+        (
+            &["bench", "-d", "2147483000", "--device", "cpu"],
+            &["--n-depth", "2147483512", "at most"],
         ),
     ];
     for (args, expected) in cases {

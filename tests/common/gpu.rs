@@ -3,7 +3,7 @@
 use std::env;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use sharpi::cuda;
+use sharpi::cuda::{self, Gpus};
 
 pub type TestResult = Result<(), Failed>;
 pub type Test = (&'static str, fn() -> TestResult);
@@ -12,8 +12,8 @@ pub type Test = (&'static str, fn() -> TestResult);
 /// that is a failure. Those named in `lacking` are ignored in any case: a file that they need is not here.
 pub fn run(tests: &[Test], lacking: &[&str]) -> ! {
     let missing = match cuda::list() {
-        Ok(devices) if devices.is_empty() => Some("the driver shows no GPU".to_owned()),
-        Ok(_) => None,
+        Ok(Gpus::Here(_)) => None,
+        Ok(Gpus::Absent(reason)) => Some(reason.to_owned()),
         Err(error) => Some(format!("{error:#}")),
     };
     let required = env::var_os("SHARPI_REQUIRE_CUDA").is_some_and(|value| value == "1");

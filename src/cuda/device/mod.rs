@@ -16,7 +16,7 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use cudarc::{
     driver::{
         CudaContext, CudaEvent, CudaModule, CudaStream, DriverError, result,
@@ -56,10 +56,10 @@ pub struct Device {
 impl Device {
     /// Opens GPU `ordinal` and loads the kernels into it.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
-        require_driver()?;
-        let doing = || {
-            format!("opening GPU {ordinal} (`sharpi devices` lists them, --device cpu needs none)")
-        };
+        let doing = || format!("opening GPU {ordinal}");
+        if let Some(lacking) = lacking() {
+            return Err(anyhow!(lacking)).with_context(doing);
+        }
         let context = CudaContext::new(ordinal)
             .map_err(explain)
             .with_context(doing)?;
@@ -182,13 +182,37 @@ pub struct DeviceInfo {
     pub compute_capability: (i32, i32),
 }
 
+/// The GPUs of this machine.
+pub enum Gpus {
+    /// At least one.
+    Here(Vec<DeviceInfo>),
+    /// None, and why: no kernels in this executable, no driver, or a driver that shows no GPU.
+    Absent(&'static str),
+}
+
 /// All GPUs that the driver shows.
 ///
 /// # Errors
-/// One that says why there are none: no driver, or no kernels in this executable.
-pub fn list() -> Result<Vec<DeviceInfo>> {
-    require_driver()?;
-    result::init().map_err(explain)?;
+/// A driver that is there but fails.
+pub fn list() -> Result<Gpus> {
+    const NONE_SHOWN: Gpus = Gpus::Absent("the NVIDIA driver shows no GPU");
+    if let Some(lacking) = lacking() {
+        return Ok(Gpus::Absent(lacking));
+    }
+    match result::init() {
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(NONE_SHOWN),
+        started => started
+            .map_err(explain)
+            .context("starting the NVIDIA driver")?,
+    }
+    let gpus = describe_all().context("asking the NVIDIA driver for its GPUs")?;
+    Ok(match gpus.is_empty() {
+        true => NONE_SHOWN,
+        false => Gpus::Here(gpus),
+    })
+}
+
+fn describe_all() -> Result<Vec<DeviceInfo>> {
     (0..result::device::get_count().map_err(explain)?)
         .map(|ordinal| {
             let device = result::device::get(ordinal).map_err(explain)?;
@@ -209,20 +233,19 @@ pub fn list() -> Result<Vec<DeviceInfo>> {
         .collect()
 }
 
-fn require_driver() -> Result<()> {
+/// What every use of a GPU lacks here; `None` where there is a driver to ask.
+fn lacking() -> Option<&'static str> {
     if ARCHS.is_empty() {
-        bail!(
+        return Some(
             "this executable was built without CUDA, because the build found no nvcc: install the CUDA toolkit, or name \
-             its compiler in NVCC, and build again; --device cpu runs without it"
+             its compiler in NVCC, and build again",
         );
     }
     // SAFETY: loads the driver's library, which is what every CUDA program does.
-    if !unsafe { sys::is_culib_present() } {
-        bail!(
-            "no NVIDIA driver was found (libcuda.so.1): install it, or run on the CPU with --device cpu"
-        );
+    match unsafe { sys::is_culib_present() } {
+        true => None,
+        false => Some("no NVIDIA driver was found (libcuda.so.1): install it"),
     }
-    Ok(())
 }
 
 /// The driver's name for an error, and its text.
