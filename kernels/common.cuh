@@ -82,12 +82,3 @@ __device__ __forceinline__ void store_group(const Activation &out, int group, fl
     out.value[group * ACTIVATION_GROUP + lane] = value;
     if (lane == 0) out.scale[group] = largest * (1.f / 127.f);
 }
-
-// cos and sin of position * frequency, for rotary embeddings. The angle is reduced in double precision; the fast functions are good to
-// 4e-7 within a turn.
-__device__ __forceinline__ float2 rotation(int position, float frequency) {
-    constexpr double TURN = 6.283185307179586476925;
-    const double angle = double(position) * double(frequency);
-    const float reduced = static_cast<float>(angle - TURN * rint(angle * (1 / TURN)));
-    return {__cosf(reduced), __sinf(reduced)};
-}

@@ -13,7 +13,8 @@
 // `splits` blocks, but no smaller than MIN_CHUNK tokens; what a chunk is follows from the position in device memory, so
 // the launch is the same for every position. Blocks without a chunk end at once. The block of a head that finishes last adds up the chunks, in
 // order, so the result does not depend on which it was.
-#include "common.cuh"
+#include "kv_cache.cuh"
+#include "rope.cuh"
 
 namespace {
 
@@ -90,6 +91,7 @@ struct Turn {
 
 template <int D>
 __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
+    using Cache = KvCache<D>;
     // Query heads as matrix fragments: for each 16 values the 32 lanes' four registers, high and low parts in turn.
     __shared__ __align__(16) uint4 query[D / 16][WARP];
     __shared__ float row[WARPS][D];
@@ -116,8 +118,8 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
         return;
     }
     const bool newest = end == tokens;
-    half *k_cache = p.k_cache + size_t(head_kv) * p.context * D;
-    half *v_cache = p.v_cache + size_t(head_kv) * p.context * D;
+    half *k_cache = p.k_cache + Cache::row(head_kv, 0, p.context) * D;
+    half *v_cache = p.v_cache + Cache::row(head_kv, 0, p.context) * D;
 
     // Of 16 tokens: 16-byte pieces of keys (tokens g and 8 + g) and values (2t, 2t + 1, 8 + 2t, 9 + 2t). Plain loads: this
     // block writes the newest token.
@@ -125,17 +127,18 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     auto load_keys = [&](int from) {
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {
-            const half *at = k_cache + size_t(min(from + tile * 8 + g, end - 1)) * D + t * 8;
+            const half *at = k_cache + size_t(Cache::slot_of(min(from + tile * 8 + g, end - 1), p.context)) * D + t * 8;
 #pragma unroll
-            for (int c = 0; c < D / 32; c++) key[tile][c] = *reinterpret_cast<const uint4 *>(at + c * 32);
+            for (int c = 0; c < D / 32; c++) key[tile][c] = Cache::load(at + c * 32);
         }
     };
     auto load_values = [&](int from) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const half *at = v_cache + size_t(min(from + i / 2 * 8 + t * 2 + i % 2, end - 1)) * D + g * 8;
+            const int token = min(from + i / 2 * 8 + t * 2 + i % 2, end - 1);
+            const half *at = v_cache + size_t(Cache::slot_of(token, p.context)) * D + g * 8;
 #pragma unroll
-            for (int c = 0; c < D / 64; c++) value[c][i] = *reinterpret_cast<const uint4 *>(at + c * 64);
+            for (int c = 0; c < D / 64; c++) value[c][i] = Cache::load(at + c * 64);
         }
     };
     int from = begin + warp * STEP;
@@ -150,7 +153,8 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     const Turn<D> turn(p, position);
     wait_for_predecessor();
     launch_dependents();
-    if (newest && threadIdx.x < D) v_cache[size_t(position) * D + threadIdx.x] = __float2half_rn(p.v[head_kv * D + threadIdx.x]);
+    const int slot = Cache::slot_of(position, p.context);
+    if (newest && threadIdx.x < D) Cache::store(v_cache + size_t(slot) * D + threadIdx.x, p.v[head_kv * D + threadIdx.x]);
     const float to_log2 = rsqrtf(float(D)) * 1.44269504f;
     auto store_query = [&](int d, float x) {
         const half high = __float2half_rn(x * to_log2), low = __float2half_rn(x * to_log2 - __half2float(high));
@@ -160,8 +164,8 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
         at[2] = low;
     };
     if (for_key) {
-        half *to = k_cache + size_t(position) * D;
-        turn(p.k + head_kv * D, p.k_norm, turn.key_norm, p, row[warp], [&](int d, float x) { to[d] = __float2half_rn(x); });
+        half *to = k_cache + size_t(slot) * D;
+        turn(p.k + head_kv * D, p.k_norm, turn.key_norm, p, row[warp], [&](int d, float x) { Cache::store(to + d, x); });
     }
     if (warp < heads) {
         turn(p.q + (first_head + warp) * D, p.q_norm, turn.query_norm, p, row[warp], store_query);

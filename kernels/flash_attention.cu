@@ -12,6 +12,7 @@
 // values in turn. The visible context is cut into equal chunks, one for each split, but none shorter than MIN_CHUNK; the
 // block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it was.
 #include "copy.cuh"
+#include "kv_cache.cuh"
 #include "mma.cuh"
 #include "token_tiles.cuh"
 
@@ -146,7 +147,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         give_registers<40>();
         constexpr int PIECES = D / 8, PASS = WARPGROUP / PIECES;  // of 16 bytes a key; keys that the threads copy at once
         const int thread = threadIdx.x - CONSUMERS, key = thread / PIECES, piece = thread % PIECES;
-        const size_t first_value = (size_t(head_kv) * p.context + begin + key) * D + piece * 8;
+        const int first_slot = KvCache<D>::slot_of(begin, p.context);
+        const size_t first_value = (KvCache<D>::row(head_kv, first_slot, p.context) + key) * D + piece * 8;
         for (int i = 0; i < 2 * steps; i++) {
             if (i >= SLOTS) empty(i % SLOTS).wait((i / SLOTS - 1) & 1);
             const half *from = (i % 2 ? p.v_cache : p.k_cache) + first_value + size_t(i / 2) * KEYS * D;

@@ -4,17 +4,20 @@
 //   out[token] = q * log2(e) / sqrt(head_dim); cache[position + token] = k, v   (f16)
 //
 // Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp for each head.
-#include "common.cuh"
+#include "kv_cache.cuh"
+#include "rope.cuh"
 
 namespace {
 
 template <int D>
 __device__ __forceinline__ void rope(const RopeParams &p) {
+    using Cache = KvCache<D>;
     __shared__ float2 turn[D / 2];
     __shared__ float row[8][D];
     launch_dependents();
     wait_for_predecessor();
     const int token = blockIdx.x, position = *p.position + token;
+    const int slot = Cache::slot_of(position, p.context);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int pairs = p.rope_dims / 2;
     for (int i = threadIdx.x; i < pairs; i += blockDim.x) turn[i] = rotation(position, p.frequencies[i]);
@@ -25,13 +28,13 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
         const int kv = head - p.head_count, v = kv - p.head_count_kv;
         if (v >= 0) {
             const float *in = p.v + (size_t(token) * p.head_count_kv + v) * D;
-            half *to = p.v_cache + (size_t(v) * p.context + position) * D;
-            for (int d = lane * 2; d < D; d += WARP * 2) *reinterpret_cast<half2 *>(to + d) = __floats2half2_rn(in[d], in[d + 1]);
+            half *to = p.v_cache + Cache::row(v, slot, p.context) * D;
+            for (int d = lane * 2; d < D; d += WARP * 2) Cache::store(to + d, in[d], in[d + 1]);
             continue;
         }
         const float *in = kv >= 0 ? p.k + (size_t(token) * p.head_count_kv + kv) * D : p.q + (size_t(token) * p.head_count + head) * D;
         const float *norm = kv >= 0 ? p.k_norm : p.q_norm;
-        half *to = kv >= 0 ? p.k_cache + (size_t(kv) * p.context + position) * D : p.q_out + (size_t(token) * p.head_count + head) * D;
+        half *to = kv >= 0 ? p.k_cache + Cache::row(kv, slot, p.context) * D : p.q_out + (size_t(token) * p.head_count + head) * D;
         const float factor = kv >= 0 ? 1.f : rsqrtf(float(D)) * 1.44269504f;
 
         float value[D / WARP], squares = 0.f;
