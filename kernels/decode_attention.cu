@@ -2,7 +2,7 @@
 //
 //   q, k = rope(rms_norm(q)), rope(rms_norm(k))       (the norms where the model has them)
 //   cache[position] = k, v                            (f16)
-//   out[head] = sum over t <= position of softmax(q . K[t] / sqrt(head_dim)) V[t], quantized
+//   out[head] = sum over t <= position of softmax(scale * q . K[t]) V[t], quantized
 //
 // Bound: 4 * head_dim bytes for each cached token and key/value head, each read once: a block serves all query heads of its
 // key/value head (8 at most; more take another layer of blocks). The products run on tensor cores (m16n8k16): 8 heads
@@ -155,9 +155,8 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     launch_dependents();
     const int slot = Cache::slot_of(position, p.context);
     if (newest && threadIdx.x < D) Cache::store(v_cache + size_t(slot) * D + threadIdx.x, p.v[head_kv * D + threadIdx.x]);
-    const float to_log2 = rsqrtf(float(D)) * 1.44269504f;
     auto store_query = [&](int d, float x) {
-        const half high = __float2half_rn(x * to_log2), low = __float2half_rn(x * to_log2 - __half2float(high));
+        const half high = __float2half_rn(x), low = __float2half_rn(x - __half2float(high));
         // Value d of a lane's 8 consecutive ones (of 32) goes to matrix d / 4 % 2, register pair d / 2 % 2.
         half *at = reinterpret_cast<half *>(&query[d / 32 * 2 + d / 4 % 2][warp * 4 + d / 8 % 4]) + d / 2 % 2 * 4 + d % 2;
         at[0] = high;
@@ -168,7 +167,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
         turn(p.k + head_kv * D, p.k_norm, turn.key_norm, p, row[warp], [&](int d, float x) { Cache::store(to + d, x); });
     }
     if (warp < heads) {
-        turn(p.q + (first_head + warp) * D, p.q_norm, turn.query_norm, p, row[warp], store_query);
+        turn(p.q + (first_head + warp) * D, p.q_norm, turn.query_norm, p, row[warp], [&](int d, float x) { store_query(d, x * p.scale); });
     } else {
         for (int d = lane; d < D; d += WARP) store_query(d, 0.f);
     }

@@ -2,7 +2,7 @@
 //
 //   out[token, head] = sum over s <= position + token of softmax(q[token, head] . K[s]) V[s], as Tiles
 //
-// with q scaled by log2(e) / sqrt(head_dim). Scores exist as fragments in registers only; sums are f32.
+// with q scaled by rope_tokens. Scores exist as fragments in registers only; sums are f32.
 //
 // Bound: 4 * head_dim operations for each visible (token, head, s) on the matrix units; for a handful of tokens by the
 // cache's bytes. All query heads of a key/value head share what a block loads: the 128 rows of a block are

@@ -155,7 +155,7 @@ struct DecodeAttentionParams {
     int group;        // query heads of a key/value head
     int rope_dims;    // leading values of a head that are rotated
     int interleaved;  // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
-    int unused;
+    float scale;      // of scores, times log2(e)
 };
 static_assert(sizeof(DecodeAttentionParams) == 136, "DecodeAttentionParams");
 FIELD(DecodeAttentionParams, q, 0);
@@ -175,7 +175,7 @@ FIELD(DecodeAttentionParams, context, 116);
 FIELD(DecodeAttentionParams, group, 120);
 FIELD(DecodeAttentionParams, rope_dims, 124);
 FIELD(DecodeAttentionParams, interleaved, 128);
-FIELD(DecodeAttentionParams, unused, 132);
+FIELD(DecodeAttentionParams, scale, 132);
 
 // rope_tokens_*
 struct RopeParams {
@@ -185,7 +185,7 @@ struct RopeParams {
     const float *q_norm;       // (head_dim) or null
     const float *k_norm;       // (head_dim) or null
     const float *frequencies;  // (rope_dims / 2): radians a position
-    half *q_out;               // (head_dim, head_count, tokens), times log2(e) / sqrt(head_dim)
+    half *q_out;               // (head_dim, head_count, tokens), times scale
     half *k_cache;             // (head_dim, context, head_count_kv), of this layer
     half *v_cache;             // likewise
     const int *position;       // of the first token; position + tokens is at most context
@@ -195,8 +195,10 @@ struct RopeParams {
     int head_count_kv;
     int rope_dims;    // leading values of a head that are rotated
     int interleaved;  // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
+    float scale;      // of scores, times log2(e)
+    int unused;
 };
-static_assert(sizeof(RopeParams) == 104, "RopeParams");
+static_assert(sizeof(RopeParams) == 112, "RopeParams");
 FIELD(RopeParams, q, 0);
 FIELD(RopeParams, k, 8);
 FIELD(RopeParams, v, 16);
@@ -213,6 +215,8 @@ FIELD(RopeParams, head_count, 88);
 FIELD(RopeParams, head_count_kv, 92);
 FIELD(RopeParams, rope_dims, 96);
 FIELD(RopeParams, interleaved, 100);
+FIELD(RopeParams, scale, 104);
+FIELD(RopeParams, unused, 108);
 
 // flash_attention_*
 struct FlashAttentionParams {

@@ -1,7 +1,7 @@
 // Rotary embedding of a chunk's queries and keys, and its keys and values to the cache:
 //
 //   q, k = rope(rms_norm(q)), rope(rms_norm(k))   (the norms where the model has them)
-//   out[token] = q * log2(e) / sqrt(head_dim); cache[position + token] = k, v   (f16)
+//   out[token] = q * scale; cache[position + token] = k, v   (f16)
 //
 // Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp for each head.
 #include "kv_cache.cuh"
@@ -35,7 +35,7 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
         const float *in = kv >= 0 ? p.k + (size_t(token) * p.head_count_kv + kv) * D : p.q + (size_t(token) * p.head_count + head) * D;
         const float *norm = kv >= 0 ? p.k_norm : p.q_norm;
         half *to = kv >= 0 ? p.k_cache + Cache::row(kv, slot, p.context) * D : p.q_out + (size_t(token) * p.head_count + head) * D;
-        const float factor = kv >= 0 ? 1.f : rsqrtf(float(D)) * 1.44269504f;
+        const float factor = kv >= 0 ? 1.f : p.scale;
 
         float value[D / WARP], squares = 0.f;
 #pragma unroll
