@@ -45,7 +45,7 @@ __device__ __forceinline__ bool elect() {
 }
 
 // The same value, which all lanes share, from a register of another lane: it is kept, and not computed again wherever it is used.
-__device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, 0); }
+__device__ __forceinline__ uint32_t warp_uniform(uint32_t value) { return __shfl_sync(~0u, value, 0); }
 
 __device__ __forceinline__ uint32_t bits(half2 value) { return *reinterpret_cast<const uint32_t *>(&value); }
 __device__ __forceinline__ half2 as_half2(uint32_t value) { return *reinterpret_cast<const half2 *>(&value); }

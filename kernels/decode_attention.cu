@@ -39,13 +39,13 @@ __device__ __forceinline__ uint32_t pack(half low, half high) {
     return *reinterpret_cast<const uint32_t *>(&both);
 }
 
-// What normalizing and turning a query and a key head take, loaded once for a lane's values.
+// Norm and rotation of a query and a key head: what they take, loaded once for a lane's values.
 template <int D>
-struct Turn {
+struct HeadRope {
     float query_norm[D / WARP], key_norm[D / WARP];
-    float2 turn[D / 2 / WARP];
+    float2 rotations[D / 2 / WARP];
 
-    __device__ __forceinline__ Turn(const DecodeAttentionParams &p, int position) {
+    __device__ __forceinline__ HeadRope(const DecodeAttentionParams &p, int position) {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
         for (int i = 0; i < D / WARP; i++) {
@@ -55,11 +55,11 @@ struct Turn {
 #pragma unroll
         for (int i = 0; i < D / 2 / WARP; i++) {
             const int pair = i * WARP + lane;
-            turn[i] = pair < p.rope_dims / 2 ? rotation(position, p.frequencies[pair]) : float2{1.f, 0.f};
+            rotations[i] = pair < p.rope_dims / 2 ? rotation(position, p.frequencies[pair]) : float2{1.f, 0.f};
         }
     }
 
-    // Gives the head `in`, normalized (if `normalize`) and turned, value by value to `store(d, value)`. By one warp; `row` is
+    // Gives the head `in`, normalized (if `normalize`) and rotated, value by value to `store(d, value)`. By one warp; `row` is
     // float[D] of its own in shared memory.
     template <typename Store>
     __device__ __forceinline__ void operator()(const float *in, bool normalize, const float (&norm)[D / WARP], const DecodeAttentionParams &p, float *row, Store store) const {
@@ -80,8 +80,8 @@ struct Turn {
             if (pair < half) {
                 const int first = p.interleaved ? 2 * pair : pair, second = p.interleaved ? 2 * pair + 1 : pair + half;
                 const float a = row[first], b = row[second];
-                store(first, a * turn[i].x - b * turn[i].y);
-                store(second, a * turn[i].y + b * turn[i].x);
+                store(first, a * rotations[i].x - b * rotations[i].y);
+                store(second, a * rotations[i].y + b * rotations[i].x);
             }
         }
         for (int d = p.rope_dims + lane; d < D; d += WARP) store(d, row[d]);
@@ -148,9 +148,9 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
         load_values(from);
     }
 
-    // One warp turns the new key, and after it the last query head of a full group.
+    // One warp rotates the new key, and after it the last query head of a full group.
     const bool for_key = newest && warp == WARPS - 1;
-    const Turn<D> turn(p, position);
+    const HeadRope<D> head_rope(p, position);
     wait_for_predecessor();
     launch_dependents();
     const int slot = Cache::slot_of(position, p.context);
@@ -164,10 +164,10 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     };
     if (for_key) {
         half *to = k_cache + size_t(slot) * D;
-        turn(p.k + head_kv * D, p.k_norm, turn.key_norm, p, row[warp], [&](int d, float x) { Cache::store(to + d, x); });
+        head_rope(p.k + head_kv * D, p.k_norm, head_rope.key_norm, p, row[warp], [&](int d, float x) { Cache::store(to + d, x); });
     }
     if (warp < heads) {
-        turn(p.q + (first_head + warp) * D, p.q_norm, turn.query_norm, p, row[warp], [&](int d, float x) { store_query(d, x * p.scale); });
+        head_rope(p.q + (first_head + warp) * D, p.q_norm, head_rope.query_norm, p, row[warp], [&](int d, float x) { store_query(d, x * p.scale); });
     } else {
         for (int d = lane; d < D; d += WARP) store_query(d, 0.f);
     }

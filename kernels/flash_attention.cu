@@ -1,6 +1,6 @@
 // Causal attention of a chunk of tokens over the cache, which holds their own keys and values already:
 //
-//   out[token, head] = sum over s <= position + token of softmax(q[token, head] . K[s]) V[s], as Tiles
+//   out[token, head] = sum over s <= position + token of softmax(q[token, head] . K[s]) V[s], as TokenTiles
 //
 // with q scaled by rope_tokens. Scores exist as fragments in registers only; sums are f32.
 //
@@ -25,7 +25,7 @@ constexpr int MIN_CHUNK = 256;
 constexpr float NO_SCORE = -1e30f;
 
 template <int D>
-struct Shape {
+struct Config {
     static constexpr bool warpgroup = WARPGROUP_MMA && D <= 128;
     static constexpr int keys = warpgroup ? 128 : D <= 128 ? 64 : 32;  // of a slot
     static constexpr int slot_bytes = keys * D * 2;
@@ -45,7 +45,7 @@ template <int D, int KEYS>
 __device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32_t q_shared, const uint32_t (&q)[D / 16][4],
                                              const uint32_t *const (&q_row)[2], uint32_t keys) {
 #if WARPGROUP_MMA
-    if constexpr (Shape<D>::warpgroup) {
+    if constexpr (Config<D>::warpgroup) {
         warpgroup_arrive();
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
@@ -79,7 +79,7 @@ __device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32
 template <int D, int KEYS>
 __device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint32_t (&p)[KEYS / 16][4], uint32_t values) {
 #if WARPGROUP_MMA
-    if constexpr (Shape<D>::warpgroup) {
+    if constexpr (Config<D>::warpgroup) {
         warpgroup_arrive();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++) warpgroup_mma<1>(out, p[k], matrix_descriptor(values, KEYS * 128) + k * 128);
@@ -105,20 +105,20 @@ __device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint3
 template <int D, int PENDING>
 __device__ __forceinline__ void wait_products() {
 #if WARPGROUP_MMA
-    if constexpr (Shape<D>::warpgroup) warpgroup_wait<PENDING>();
+    if constexpr (Config<D>::warpgroup) warpgroup_wait<PENDING>();
 #endif
 }
 
 template <int D>
 __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
-    constexpr int KEYS = Shape<D>::keys, SLOT = Shape<D>::slot_bytes;
+    constexpr int KEYS = Config<D>::keys, SLOT = Config<D>::slot_bytes;
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][SLOTS];
     __shared__ bool last;
 
     launch_dependents();
-    const int warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const uint32_t first_barrier = keep(shared_address(barriers)), slots = keep(shared_address(shared));
+    const int warp = warp_uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    const uint32_t first_barrier = warp_uniform(shared_address(barriers)), slots = warp_uniform(shared_address(shared));
     const auto full = [&](int slot) { return Barrier{first_barrier + slot * 8}; };
     const auto empty = [&](int slot) { return Barrier{first_barrier + (SLOTS + slot) * 8}; };
     if (threadIdx.x == 0) {
@@ -177,7 +177,7 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     }
     uint32_t q[D / 16][4];
     const uint32_t q_shared = slots + SLOTS * SLOT;
-    if constexpr (Shape<D>::warpgroup) {
+    if constexpr (Config<D>::warpgroup) {
         for (int i = threadIdx.x; i < ROWS * D / 8; i += CONSUMERS) {
             const int row = i / (D / 8), piece = i % (D / 8);
             const int token = min(first + row / p.group, p.tokens - 1);
@@ -242,7 +242,7 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
                 const float a = power_of_two(score[j][2 * h] - top), b = power_of_two(score[j][2 * h + 1] - top);
                 sum += a + b;
                 to[j / 2][j % 2 * 2 + h] = bits(__floats2half2_rn(a, b));
-                settle(to[j / 2][j % 2 * 2 + h]);
+                pin_operand(to[j / 2][j % 2 * 2 + h]);
             }
             exponentials[h] = exponentials[h] * shrink[h] + sum;
         }
@@ -265,10 +265,10 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     // The warpgroups take turns: one starts products while the other works on exponentials.
     const int group_of_warps = warp / 4;
     const auto take_turn = [&] {
-        if constexpr (Shape<D>::warpgroup) asm volatile("bar.sync %0, %1;" ::"r"(2 + group_of_warps), "n"(CONSUMERS) : "memory");
+        if constexpr (Config<D>::warpgroup) asm volatile("bar.sync %0, %1;" ::"r"(2 + group_of_warps), "n"(CONSUMERS) : "memory");
     };
     const auto give_turn = [&] {
-        if constexpr (Shape<D>::warpgroup) asm volatile("bar.arrive %0, %1;" ::"r"(3 - group_of_warps), "n"(CONSUMERS) : "memory");
+        if constexpr (Config<D>::warpgroup) asm volatile("bar.arrive %0, %1;" ::"r"(3 - group_of_warps), "n"(CONSUMERS) : "memory");
     };
     const auto advance = [&](int step, const uint32_t (&from)[KEYS / 16][4], uint32_t (&to)[KEYS / 16][4]) {
         rescale();
@@ -308,7 +308,7 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         exponentials[h] += __shfl_xor_sync(~0u, exponentials[h], 2);
     }
 
-    const Tiles tiles{p.out, p.padded_tokens};
+    const TokenTiles tiles{p.out, p.padded_tokens};
     const int width = p.group * gridDim.y * D;
     if (head_kv == int(gridDim.y) - 1) {  // zeros up to whole steps
         for (int i = threadIdx.x; i < tile_tokens * (round_up(width, STEP_VALUES) - width) / 4; i += CONSUMERS) {

@@ -1,6 +1,6 @@
 // The gated product of a chunk of tokens whose gate and up matrices differ in type, after a product of each:
 //
-//   out[token] = silu(gate[token]) * up[token] * factor, as Tiles
+//   out[token] = silu(gate[token]) * up[token] * factor, as TokenTiles
 //
 // Bound: bytes; each input is read once. Grid: (columns rounded up to 128) / 4 threads in blocks of 256 along x, tokens along y.
 #include "token_tiles.cuh"
@@ -18,5 +18,5 @@ gate_tokens(const __grid_constant__ GateParams p) {
         const auto gated = [&](float a, float b) { return fminf(fmaxf(a / (1.f + __expf(-a)) * b * p.factor, -65504.f), 65504.f); };
         v = {gated(g.x, u.x), gated(g.y, u.y), gated(g.z, u.z), gated(g.w, u.w)};
     }
-    Tiles{p.out, p.padded_tokens}.store(token, c, v);
+    TokenTiles{p.out, p.padded_tokens}.store(token, c, v);
 }

@@ -3,7 +3,7 @@
 //
 //   store   out[token, row] = W[row] . x[token] (+ bias[row])
 //   add     out[token, row] += factor * W[row] . x[token]
-//   gate    out[token, row] = silu(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as Tiles
+//   gate    out[token, row] = silu(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as TokenTiles
 #pragma once
 
 #include "copy.cuh"
@@ -56,7 +56,7 @@ __device__ __forceinline__ void multiply(float (&sum)[MT][N / 8][4], uint32_t (&
     const uint32_t block = tokens + w / 2 * (TOKEN_BYTES<N> / 2);
 #if WARPGROUP_MMA
 #pragma unroll
-    for (int i = 0; i < 8 * MT; i++) settle(a[i / (4 * MT)][i / 4 % MT][i % 4]);
+    for (int i = 0; i < 8 * MT; i++) pin_operand(a[i / (4 * MT)][i / 4 % MT][i % 4]);
     warpgroup_arrive();
 #pragma unroll
     for (int k = 0; k < 2; k++) {
@@ -88,10 +88,10 @@ __device__ __forceinline__ float finite_half(float x) { return fminf(fmaxf(x, -6
 // Ends the sums of a fragment of 16 rows and N tokens from `first_token` on. This lane's are those of rows `row0` and `row1` of matrix
 // `index`; Gate: of row `row0` of both matrices.
 template <int N>
-__device__ __forceinline__ void finish(const GemmParams &p, int index, int row0, int row1, int first_token, const float (&sum)[N / 8][4]) {
+__device__ __forceinline__ void apply_epilogue(const GemmParams &p, int index, int row0, int row1, int first_token, const float (&sum)[N / 8][4]) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     if (p.epilogue == Gate) {
-        const Tiles gated{p.gated, p.padded_tokens};
+        const TokenTiles gated{p.gated, p.padded_tokens};
         const int rows = p.matrix[0].rows;
         const bool inside = row0 < rows, odd = g / 2 % 2, filled = row0 < round_up(rows, STEP_VALUES);
 #pragma unroll

@@ -37,7 +37,7 @@ __device__ __forceinline__ void publish_shared() {
 }
 
 // Keeps the compiler from computing an operand later than here, between products under way.
-__device__ __forceinline__ void settle(uint32_t &operand) { asm volatile("" : "+r"(operand)::"memory"); }
+__device__ __forceinline__ void pin_operand(uint32_t &operand) { asm volatile("" : "+r"(operand)::"memory"); }
 
 #if WARPGROUP_MMA
 // Registers and shared memory written before are ready for the products that follow.
@@ -46,7 +46,7 @@ __device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_
 template <int PENDING>
 __device__ __forceinline__ void warpgroup_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
 
-// The descriptor of a matrix in shared memory whose rows of 128 bytes are swizzled as Tiles are (128-byte swizzle, eight
+// The descriptor of a matrix in shared memory whose rows of 128 bytes are swizzled as TokenTiles are (128-byte swizzle, eight
 // rows every 1,024 bytes). 16 columns further is + 2.
 // Transposed, where rows run along N: further 64 columns stand `block_bytes` on; 16 rows further is + 128.
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t block_bytes = 16) {

@@ -1,6 +1,6 @@
 // RMS norm of the tokens of a chunk:
 //
-//   out[token] = x[token] / sqrt(mean(x[token]^2) + epsilon) * weight, as Tiles
+//   out[token] = x[token] / sqrt(mean(x[token]^2) + epsilon) * weight, as TokenTiles
 //
 // Bound: bytes; x is read once. Grid: a block of whole warps for each token, best with a thread for 4 values.
 #include "token_tiles.cuh"
@@ -24,7 +24,7 @@ norm_tokens(const __grid_constant__ NormParams p) {
     squares = warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.f);
     const float scale = 1.f / sqrtf(squares / columns + p.epsilon);
 
-    const Tiles tiles{p.out, p.padded_tokens};
+    const TokenTiles tiles{p.out, p.padded_tokens};
     for (int c = first; c < round_up(columns, STEP_VALUES); c += stride) {
         const float4 v = c == first ? first_value : load(x, c), w = c == first ? first_weight : load(p.weight, c);
         tiles.store(token, c, {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w});

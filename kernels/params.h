@@ -108,8 +108,8 @@ FIELD(GemmMatrix, out_stride, 28);
 // gemm_*, gemm_strips_*
 struct GemmParams {
     GemmMatrix matrix[3];  // of one type; Gate: gate and up, of as many rows
-    const half *x;         // Tiles (columns, padded_tokens)
-    half *gated;           // Gate: Tiles (rows, padded_tokens)
+    const half *x;         // TokenTiles (columns, padded_tokens)
+    half *gated;           // Gate: TokenTiles (rows, padded_tokens)
     float *partial;        // split-K workspace: partial sums of what several blocks share
     unsigned *finished;    // split-K workspace: one count for each shared part, zero before the first launch; left zero
     float factor;          // of the products
@@ -223,7 +223,7 @@ struct FlashAttentionParams {
     const half *q;        // (head_dim, head_count, tokens), from rope_tokens
     const half *k_cache;  // (head_dim, context, head_count_kv), of this layer
     const half *v_cache;  // likewise
-    half *out;            // Tiles (head_count * head_dim, padded_tokens)
+    half *out;            // TokenTiles (head_count * head_dim, padded_tokens)
     const int *position;  // of the first token
     float *partial;       // scratch: (head_dim + 2, 128 rows, splits, head_count_kv, tiles); unused with one split
     unsigned *finished;   // scratch: (head_count_kv * tiles), zero before the first launch; left zero
@@ -249,7 +249,7 @@ FIELD(FlashAttentionParams, group, 68);
 struct NormParams {
     const float *x;       // (columns, tokens)
     const float *weight;  // (columns)
-    half *out;            // Tiles (columns, padded_tokens)
+    half *out;            // TokenTiles (columns, padded_tokens)
     float epsilon;
     int columns;
     int padded_tokens;  // rounded up to a multiple of 8
@@ -268,7 +268,7 @@ FIELD(NormParams, unused, 36);
 struct GateParams {
     const float *gate;  // (columns, tokens)
     const float *up;    // (columns, tokens)
-    half *out;          // Tiles (columns, padded_tokens)
+    half *out;          // TokenTiles (columns, padded_tokens)
     float factor;
     int columns;
     int padded_tokens;  // rounded up to a multiple of 8

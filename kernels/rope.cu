@@ -12,7 +12,7 @@ namespace {
 template <int D>
 __device__ __forceinline__ void rope(const RopeParams &p) {
     using Cache = KvCache<D>;
-    __shared__ float2 turn[D / 2];
+    __shared__ float2 rotations[D / 2];
     __shared__ float row[8][D];
     launch_dependents();
     wait_for_predecessor();
@@ -20,7 +20,7 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
     const int slot = Cache::slot_of(position, p.context);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int pairs = p.rope_dims / 2;
-    for (int i = threadIdx.x; i < pairs; i += blockDim.x) turn[i] = rotation(position, p.frequencies[i]);
+    for (int i = threadIdx.x; i < pairs; i += blockDim.x) rotations[i] = rotation(position, p.frequencies[i]);
     __syncthreads();
 
     const int heads = p.head_count + 2 * p.head_count_kv;
@@ -59,7 +59,7 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
                     const int i = p.interleaved ? at / 2 : at % pairs;
                     const bool second = p.interleaved ? at % 2 : at >= pairs;
                     const float a = row[warp][p.interleaved ? 2 * i : i], b = row[warp][p.interleaved ? 2 * i + 1 : i + pairs];
-                    y[j] = second ? a * turn[i].y + b * turn[i].x : a * turn[i].x - b * turn[i].y;
+                    y[j] = second ? a * rotations[i].y + b * rotations[i].x : a * rotations[i].x - b * rotations[i].y;
                 }
             }
             *reinterpret_cast<half2 *>(to + d) = __floats2half2_rn(y[0] * factor, y[1] * factor);

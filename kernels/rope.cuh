@@ -5,10 +5,10 @@
 #include "common.cuh"
 
 // cos and sin of position * frequency, for rotary embeddings. The angle is reduced in double precision; the fast functions are good to
-// 4e-7 within a turn.
+// 4e-7 between -pi and pi.
 __device__ __forceinline__ float2 rotation(int position, float frequency) {
-    constexpr double TURN = 6.283185307179586476925;
+    constexpr double TWO_PI = 6.283185307179586476925;
     const double angle = double(position) * double(frequency);
-    const float reduced = static_cast<float>(angle - TURN * rint(angle * (1 / TURN)));
+    const float reduced = static_cast<float>(angle - TWO_PI * rint(angle * (1 / TWO_PI)));
     return {__cosf(reduced), __sinf(reduced)};
 }

@@ -1,6 +1,6 @@
 // The order in which a chunk's activations lie for GEMM.
 //
-// A `Tiles` buffer holds one f16 vector for each token of a chunk. Vectors are filled up with zeros to a multiple of 128
+// A `TokenTiles` buffer holds one f16 vector for each token of a chunk. Vectors are filled up with zeros to a multiple of 128
 // values and cut into blocks of 64; a block of all tokens is contiguous:
 //
 //   half at [column block][token, filled up to a multiple of 8][64]
@@ -15,14 +15,14 @@
 #include "common.cuh"
 
 constexpr int STEP_VALUES = 128;  // columns of one step of a product
-constexpr int BLOCK_VALUES = 64;  // columns of one block of a Tiles buffer
+constexpr int BLOCK_VALUES = 64;  // columns of one block of a TokenTiles buffer
 
 // Bytes of one step of N tokens in shared memory: two blocks of N tokens x 128 bytes.
 template <int N>
 constexpr int TOKEN_BYTES = N * STEP_VALUES * 2;
 
 // Places are unsigned: divisions by constants are then shifts.
-struct Tiles {
+struct TokenTiles {
     half *data;
     int tokens;  // rounded up to a multiple of 8
 

@@ -31,14 +31,14 @@ struct F16 : FloatType<1, half> {
         __device__ static __forceinline__ const uint8_t *row_start(const uint8_t *weights, size_t first, int columns) {
             return weights + first * stride(columns);
         }
-        __device__ static __forceinline__ void copy(uint32_t to, const RowGroup (&rows_of)[2], int run, int columns) {
+        __device__ static __forceinline__ void copy(uint32_t to, const RowGroup (&groups)[2], int run, int columns) {
             const int lane = threadIdx.x % WARP, piece = lane % 16, column = run * values + piece * 8;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int row = i * 2 + lane / 16;
                 copy_or_zero<16, true>(to + piece_at(row, piece % 8, piece / 8),
-                                       rows_of[i / 4].start + row % 8 * stride(columns) + column * 2,
-                                       row % 8 < rows_of[i / 4].rows && column < columns);
+                                       groups[i / 4].start + row % 8 * stride(columns) + column * 2,
+                                       row % 8 < groups[i / 4].rows && column < columns);
             }
         }
     };

@@ -155,7 +155,7 @@ struct WeightRun {
     }
 
     // Starts copying run `run` of a fragment's 16 rows. By all lanes of a warp.
-    __device__ static __forceinline__ void copy(uint32_t to, const RowGroup (&rows_of)[2], int run, int columns) {
+    __device__ static __forceinline__ void copy(uint32_t to, const RowGroup (&groups)[2], int run, int columns) {
         // In pass i a lane copies of a plane what belongs to row i * ROWS + `row`; ROWS is even, so that passes lie whole pairs apart.
         constexpr int GROUPS = WARP / units;  // of lanes, one for each unit
         const int lane = threadIdx.x % WARP, row_units = unit_count(columns);
@@ -169,7 +169,7 @@ struct WeightRun {
             const uint32_t first = to + codes_of(row, piece, unit);
 #pragma unroll
             for (int i = 0; i < 16 / ROWS; i++) {
-                const RowGroup &rows = rows_of[i * ROWS / 8];
+                const RowGroup &rows = groups[i * ROWS / 8];
                 copy_or_zero<16, true>(first + i * ROWS * Layout::code_pieces * units * 16,
                                        rows.start + (offset + i * ROWS % 8 / TILE_ROWS * pair_bytes),
                                        in_slice < n && row + i * ROWS % 8 < rows.rows);
@@ -180,7 +180,7 @@ struct WeightRun {
             const int offset = slice_at + group / TILE_ROWS * pair_bytes, at = group % TILE_ROWS * n + in_slice;
 #pragma unroll
             for (int i = 0; i < 16 / ROWS; i++) {
-                const RowGroup &rows = rows_of[i * ROWS / 8];
+                const RowGroup &rows = groups[i * ROWS / 8];
                 const uint8_t *tile = rows.start + (offset + i * ROWS % 8 / TILE_ROWS * pair_bytes);
                 const bool exists = in_slice < n && group + i * ROWS % 8 < rows.rows;
                 if constexpr (Layout::high_bytes > 0) {
@@ -197,7 +197,7 @@ struct WeightRun {
             if (lane < 16 * supers) {
                 const int row = lane / supers, super = lane % supers, first_unit = run * units % SLICE_UNITS + super * SUPER_UNITS;
                 const int index = row % TILE_ROWS * (n / SUPER_UNITS) + first_unit / SUPER_UNITS;
-                const RowGroup rows = row / 8 ? rows_of[1] : rows_of[0];
+                const RowGroup rows = row / 8 ? groups[1] : groups[0];
                 const uint8_t *tile = rows.start + (slice_at + row % 8 / TILE_ROWS * pair_bytes);
                 const bool exists = first_unit < n && row % 8 < rows.rows;
                 copy_or_zero<super_bytes>(to + super_at + lane * super_bytes,
