@@ -14,6 +14,7 @@
 // the launch is the same for every position. Blocks without a chunk end at once. The block of a head that finishes last adds up the chunks, in
 // order, so the result does not depend on which it was.
 #include "kv_cache.cuh"
+#include "mma.cuh"
 #include "rope.cuh"
 
 namespace {
@@ -26,13 +27,6 @@ constexpr int CHUNK_MULTIPLE = 32;
 constexpr int MAX_SPLITS = 64;
 constexpr int AT_ONCE = 16;      // chunks whose sums a thread loads together
 constexpr float NO_SCORE = -1e30f;
-
-// c += a b: 16 x 16 (rows of a) times 16 x 8, f16 with f32 sums.
-__device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 __device__ __forceinline__ uint32_t pack(half low, half high) {
     const half2 both = __halves2half2(low, high);
@@ -187,8 +181,8 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
             const uint4 a = query[2 * c][lane], b = query[2 * c + 1][lane];
 #pragma unroll
             for (int tile = 0; tile < 2; tile++) {
-                mma(score[tile], a.x, a.y, a.z, a.w, key[tile][c].x, key[tile][c].y);
-                mma(score[tile], b.x, b.y, b.z, b.w, key[tile][c].z, key[tile][c].w);
+                mma(score[tile], {a.x, a.y, a.z, a.w}, key[tile][c].x, key[tile][c].y);
+                mma(score[tile], {b.x, b.y, b.z, b.w}, key[tile][c].z, key[tile][c].w);
             }
         }
         const int next = from + WARPS * STEP;
@@ -230,8 +224,8 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
                 o[0] *= shrink0, o[1] *= shrink1, o[2] *= shrink0, o[3] *= shrink1;
                 const uint32_t a0 = __byte_perm(word[0][j], word[1][j], 0x5410), a1 = __byte_perm(word[0][j], word[1][j], 0x7632);
                 const uint32_t a2 = __byte_perm(word[2][j], word[3][j], 0x5410), a3 = __byte_perm(word[2][j], word[3][j], 0x7632);
-                mma(o, a0, a1, a2, a3, high0, high1);
-                mma(o, a0, a1, a2, a3, low0, low1);
+                mma(o, {a0, a1, a2, a3}, high0, high1);
+                mma(o, {a0, a1, a2, a3}, low0, low1);
             }
         }
         if (next < end) load_values(next);
