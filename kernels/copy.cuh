@@ -27,68 +27,6 @@ __device__ __forceinline__ uint64_t read_once() {
     return policy;
 }
 
-// A barrier in shared memory that the copies of one warp complete: the copy engine's from sm_90, before it the lanes' own.
-struct CopyBarrier {
-    uint64_t state;
-
-    __device__ __forceinline__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(&state)); }
-
-    // By one lane; then publish(), before any use.
-    __device__ __forceinline__ void init() {
-#if __CUDA_ARCH__ >= 900
-        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address()) : "memory");
-#else
-        asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(address()) : "memory");
-#endif
-    }
-
-    // Lets the copy engine see what init() did.
-    static __device__ __forceinline__ void publish() {
-#if __CUDA_ARCH__ >= 900
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-    }
-
-    // Starts copying `bytes` (a multiple of 16, at most MOST) from global to shared memory as the barrier's next phase. By all
-    // lanes of a warp.
-    template <int MOST>
-    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes, uint64_t policy) {
-        const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-#if __CUDA_ARCH__ >= 900
-        if (elect()) {
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-                         "l"(global), "r"(bytes), "r"(address()), "l"(policy)
-                         : "memory");
-        }
-#else
-        const int lane = threadIdx.x % WARP;
-#pragma unroll
-        for (int at = 0; at < MOST; at += WARP * 16) {
-            const int from = at + lane * 16;
-            if (from < bytes) {
-                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + from), "l"(global + from), "l"(policy) : "memory");
-            }
-        }
-        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
-#endif
-    }
-
-    // Waits for the end of a phase of this parity.
-    __device__ __forceinline__ void wait(uint32_t parity) {
-        uint32_t done;
-        do {
-#if __CUDA_ARCH__ >= 900
-            asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
-#else
-            asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
-#endif
-        } while (!done);
-    }
-};
-
 // A barrier in shared memory on which threads wait for copies and arrivals.
 struct Barrier {
     uint32_t at;  // address in shared memory, of 8 bytes
@@ -121,6 +59,50 @@ struct Barrier {
                          : "=r"(done) : "r"(at), "r"(parity) : "memory");
 #endif
         }
+    }
+};
+
+// How many arrivals, copies aside, complete a barrier that the copies of one warp fill.
+#if __CUDA_ARCH__ >= 900
+constexpr int COPY_ARRIVALS = 1;
+#else
+constexpr int COPY_ARRIVALS = WARP;
+#endif
+
+// A barrier in shared memory that the copies of one warp complete: the copy engine's from sm_90, before it the lanes' own.
+struct CopyBarrier {
+    uint64_t state;
+
+    __device__ __forceinline__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(&state)); }
+
+    // By one lane; then Barrier::publish(), before any use.
+    __device__ __forceinline__ void init() { Barrier{address()}.init(COPY_ARRIVALS); }
+    // Waits for the end of a phase of this parity.
+    __device__ __forceinline__ void wait(int parity) { Barrier{address()}.wait(parity); }
+
+    // Starts copying `bytes` (a multiple of 16, at most MOST) from global to shared memory as the barrier's next phase. By all
+    // lanes of a warp.
+    template <int MOST>
+    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes, uint64_t policy) {
+        const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+#if __CUDA_ARCH__ >= 900
+        if (elect()) {
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                         "l"(global), "r"(bytes), "r"(address()), "l"(policy)
+                         : "memory");
+        }
+#else
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int at = 0; at < MOST; at += WARP * 16) {
+            const int from = at + lane * 16;
+            if (from < bytes) {
+                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + from), "l"(global + from), "l"(policy) : "memory");
+            }
+        }
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
+#endif
     }
 };
 

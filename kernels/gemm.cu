@@ -99,7 +99,7 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
     const auto empty = [&](int stage) { return Barrier{first_barrier + (MAX_STAGES + stage) * 8}; };
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.stages; i++) {
-            full(i).init(FETCH_ARRIVALS);
+            full(i).init(COPY_ARRIVALS);
             empty(i).init(CONSUMERS / WARP);
         }
         Barrier::publish();

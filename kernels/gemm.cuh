@@ -13,13 +13,6 @@
 
 enum Epilogue : int { Store = 0, Add = 1, Gate = 2 };
 
-// How many arrivals, copies aside, fill a stage of tokens.
-#if __CUDA_ARCH__ >= 900
-constexpr int FETCH_ARRIVALS = 1;
-#else
-constexpr int FETCH_ARRIVALS = WARP;
-#endif
-
 // Starts copying step `step` of the tokens from `token` on to a stage that `full` guards. By all lanes of a warp.
 template <int N>
 __device__ __forceinline__ void fetch_tokens(const GemmParams &p, uint32_t to, int step, int token, const Barrier &full) {

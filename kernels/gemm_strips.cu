@@ -88,7 +88,7 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
     const auto full = [&](int stage) { return Barrier{first_barrier + stage * 8}; };
     const auto empty = [&](int stage) { return Barrier{first_barrier + (MAX_STAGES + stage) * 8}; };
     if (warp == warps && lane < p.stages) {
-        full(lane).init(FETCH_ARRIVALS), empty(lane).init(warps);
+        full(lane).init(COPY_ARRIVALS), empty(lane).init(warps);
         Barrier::publish();
     }
     __syncthreads();

@@ -139,7 +139,7 @@ struct WeightStream {
         if (elect()) {
 #pragma unroll
             for (int slot = 0; slot < MAX_DEPTH; slot++) arrived[slot].init();
-            CopyBarrier::publish();
+            Barrier::publish();
         }
         __syncwarp();
         prefetch(0, EARLY_TILES);
