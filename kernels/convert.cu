@@ -1,6 +1,6 @@
 // An F32 or BF16 matrix in f16, rounded, for gemm_f16.
 //
-// Bound: bytes; each weight is read once. Grid: one thread for each 8 values of a row, 256 a block along x; rows along y.
+// Bound: bytes; each weight is read once. Grid: a thread for 8 values of a row, 256 a block along x; rows along y.
 #include "types/all.cuh"
 
 namespace {
@@ -13,8 +13,7 @@ __device__ __forceinline__ void convert(const uint8_t *row, half *to, int begin,
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(256)
-float_to_half(const __grid_constant__ ConvertParams p) {
+extern "C" __global__ void __launch_bounds__(256) float_to_half(const __grid_constant__ ConvertParams p) {
     launch_dependents();
     wait_for_predecessor();
     const size_t row = blockIdx.y;

@@ -4,15 +4,15 @@
 //   cache[position] = k, v                            (f16)
 //   out[head] = sum over t <= position of softmax(scale * q . K[t]) V[t], quantized
 //
-// Bound: 4 * head_dim bytes for each cached token and key/value head, each read once: a block serves all query heads of its
-// key/value head (8 at most; more take another layer of blocks). The products run on tensor cores (m16n8k16): 8 heads
-// fill half of the 16 rows, and the other half carries what rounding q to f16 left over, so that q counts as exact;
-// probabilities are split likewise.
+// Bound: 4 * head_dim bytes for each cached token and key/value head, each read once: a block serves all query heads of
+// its key/value head (8 at most; more take another layer of blocks). The products run on tensor cores (m16n8k16): 8
+// heads fill half of the 16 rows, and the other half carries what rounding q to f16 left over, so that q counts as
+// exact; probabilities are split likewise.
 //
-// Grid: (head_count_kv, splits, (group + 7) / 8) x 256 threads. The context is cut into equal chunks, one for each of the
-// `splits` blocks, but no smaller than MIN_CHUNK tokens; what a chunk is follows from the position in device memory, so
-// the launch is the same for every position. Blocks without a chunk end at once. The block of a head that finishes last adds up the chunks, in
-// order, so the result does not depend on which it was.
+// Grid: (head_count_kv, splits, (group + 7) / 8) x 256 threads. The context is cut into equal chunks, one for each of
+// the `splits` blocks, but no smaller than MIN_CHUNK tokens; what a chunk is follows from the position in device
+// memory, so the launch is the same for every position. Blocks without a chunk end at once. The block of a head that
+// finishes last adds up the chunks, in order, so the result does not depend on which it was.
 #include "kv_cache.cuh"
 #include "mma.cuh"
 #include "rope.cuh"
@@ -20,12 +20,12 @@
 namespace {
 
 constexpr int WARPS = 8;
-constexpr int HEADS = 8;       // query heads of a block, at most
-constexpr int STEP = 16;       // tokens that a warp handles at a time
+constexpr int HEADS = 8;  // query heads of a block, at most
+constexpr int STEP = 16;  // tokens that a warp handles at a time
 constexpr int MIN_CHUNK = 128;
 constexpr int CHUNK_MULTIPLE = 32;
 constexpr int MAX_SPLITS = 64;
-constexpr int AT_ONCE = 16;      // chunks whose sums a thread loads together
+constexpr int AT_ONCE = 16;  // chunks whose sums a thread loads together
 constexpr float NO_SCORE = -1e30f;
 
 __device__ __forceinline__ uint32_t pack(half low, half high) {
@@ -53,10 +53,11 @@ struct HeadRope {
         }
     }
 
-    // Gives the head `in`, normalized (if `normalize`) and rotated, value by value to `store(d, value)`. By one warp; `row` is
-    // float[D] of its own in shared memory.
+    // Gives the head `in`, normalized (if `normalize`) and rotated, value by value to `store(d, value)`. By one warp;
+    // `row` is float[D] of its own in shared memory.
     template <typename Store>
-    __device__ __forceinline__ void operator()(const float *in, bool normalize, const float (&norm)[D / WARP], const DecodeAttentionParams &p, float *row, Store store) const {
+    __device__ __forceinline__ void operator()(const float *in, bool normalize, const float (&norm)[D / WARP],
+                                               const DecodeAttentionParams &p, float *row, Store store) const {
         const int lane = threadIdx.x % WARP;
         float value[D / WARP], squares = 0.f;
 #pragma unroll
@@ -115,8 +116,8 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     half *k_cache = p.k_cache + Cache::row(head_kv, 0, p.context) * D;
     half *v_cache = p.v_cache + Cache::row(head_kv, 0, p.context) * D;
 
-    // Of 16 tokens: 16-byte pieces of keys (tokens g and 8 + g) and values (2t, 2t + 1, 8 + 2t, 9 + 2t). Plain loads: this
-    // block writes the newest token.
+    // Of 16 tokens: 16-byte pieces of keys (tokens g and 8 + g) and values (2t, 2t + 1, 8 + 2t, 9 + 2t). Plain loads:
+    // this block writes the newest token.
     uint4 key[2][D / 32], value[D / 64][4];
     auto load_keys = [&](int from) {
 #pragma unroll
@@ -148,20 +149,24 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     wait_for_predecessor();
     launch_dependents();
     const int slot = Cache::slot_of(position, p.context);
-    if (newest && threadIdx.x < D) Cache::store(v_cache + size_t(slot) * D + threadIdx.x, p.v[head_kv * D + threadIdx.x]);
+    if (newest && threadIdx.x < D)
+        Cache::store(v_cache + size_t(slot) * D + threadIdx.x, p.v[head_kv * D + threadIdx.x]);
     auto store_query = [&](int d, float x) {
         const half high = __float2half_rn(x), low = __float2half_rn(x - __half2float(high));
         // Value d of a lane's 8 consecutive ones (of 32) goes to matrix d / 4 % 2, register pair d / 2 % 2.
-        half *at = reinterpret_cast<half *>(&query[d / 32 * 2 + d / 4 % 2][warp * 4 + d / 8 % 4]) + d / 2 % 2 * 4 + d % 2;
+        half *at =
+            reinterpret_cast<half *>(&query[d / 32 * 2 + d / 4 % 2][warp * 4 + d / 8 % 4]) + d / 2 % 2 * 4 + d % 2;
         at[0] = high;
         at[2] = low;
     };
     if (for_key) {
         half *to = k_cache + size_t(slot) * D;
-        head_rope(p.k + head_kv * D, p.k_norm, head_rope.key_norm, p, row[warp], [&](int d, float x) { Cache::store(to + d, x); });
+        head_rope(p.k + head_kv * D, p.k_norm, head_rope.key_norm, p, row[warp],
+                  [&](int d, float x) { Cache::store(to + d, x); });
     }
     if (warp < heads) {
-        head_rope(p.q + (first_head + warp) * D, p.q_norm, head_rope.query_norm, p, row[warp], [&](int d, float x) { store_query(d, x * p.scale); });
+        head_rope(p.q + (first_head + warp) * D, p.q_norm, head_rope.query_norm, p, row[warp],
+                  [&](int d, float x) { store_query(d, x * p.scale); });
     } else {
         for (int d = lane; d < D; d += WARP) store_query(d, 0.f);
     }
@@ -220,10 +225,12 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
                                          {value[c][3].x, value[c][3].y, value[c][3].z, value[c][3].w}};
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                float(&o)[4] = out[4 * c + j];
+                float (&o)[4] = out[4 * c + j];
                 o[0] *= shrink0, o[1] *= shrink1, o[2] *= shrink0, o[3] *= shrink1;
-                const uint32_t a0 = __byte_perm(word[0][j], word[1][j], 0x5410), a1 = __byte_perm(word[0][j], word[1][j], 0x7632);
-                const uint32_t a2 = __byte_perm(word[2][j], word[3][j], 0x5410), a3 = __byte_perm(word[2][j], word[3][j], 0x7632);
+                const uint32_t a0 = __byte_perm(word[0][j], word[1][j], 0x5410),
+                               a1 = __byte_perm(word[0][j], word[1][j], 0x7632);
+                const uint32_t a2 = __byte_perm(word[2][j], word[3][j], 0x5410),
+                               a3 = __byte_perm(word[2][j], word[3][j], 0x7632);
                 mma(o, {a0, a1, a2, a3}, high0, high1);
                 mma(o, {a0, a1, a2, a3}, low0, low1);
             }
@@ -288,7 +295,9 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     __syncthreads();
     if (!last) return;
     __threadfence();
-    const auto partial = [&](int s, int head) { return p.partial + (size_t(s) * head_count + first_head + head) * (D + 2); };
+    const auto partial = [&](int s, int head) {
+        return p.partial + (size_t(s) * head_count + first_head + head) * (D + 2);
+    };
     for (int head = warp; head < heads; head += WARPS) {
         float top = NO_SCORE, sums[MAX_SPLITS / WARP], tops[MAX_SPLITS / WARP];
 #pragma unroll
@@ -323,6 +332,15 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 2) decode_attention_d64(const __grid_constant__ DecodeAttentionParams p) { attend<64>(p); }
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) decode_attention_d128(const __grid_constant__ DecodeAttentionParams p) { attend<128>(p); }
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) decode_attention_d256(const __grid_constant__ DecodeAttentionParams p) { attend<256>(p); }
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 2)
+    decode_attention_d64(const __grid_constant__ DecodeAttentionParams p) {
+    attend<64>(p);
+}
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1)
+    decode_attention_d128(const __grid_constant__ DecodeAttentionParams p) {
+    attend<128>(p);
+}
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1)
+    decode_attention_d256(const __grid_constant__ DecodeAttentionParams p) {
+    attend<256>(p);
+}

@@ -8,9 +8,10 @@
 // cache's bytes. All query heads of a key/value head share what a block loads: the 128 rows of a block are
 // 128 / group tokens x group heads.
 //
-// Grid: (tiles of tokens, head_count_kv, splits); two warpgroups of 64 rows multiply, the warps after them fetch keys and
-// values in turn. The visible context is cut into equal chunks, one for each split, but none shorter than MIN_CHUNK; the
-// block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it was.
+// Grid: (tiles of tokens, head_count_kv, splits); two warpgroups of 64 rows multiply, the warps after them fetch keys
+// and values in turn. The visible context is cut into equal chunks, one for each split, but none shorter than
+// MIN_CHUNK; the block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it
+// was.
 #include "copy.cuh"
 #include "kv_cache.cuh"
 #include "mma.cuh"
@@ -39,11 +40,12 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
-// score = Q K: 16 rows of the warp times a slot's keys. Q: for warpgroups in shared memory, else in registers, or, where they
-// are too few, in device memory.
+// score = Q K: 16 rows of the warp times a slot's keys. Q: for warpgroups in shared memory, else in registers, or,
+// where they are too few, in device memory.
 template <int D, int KEYS>
-__device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32_t q_shared, const uint32_t (&q)[D / 16][4],
-                                             const uint32_t *const (&q_row)[2], uint32_t keys) {
+__device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32_t q_shared,
+                                             const uint32_t (&q)[D / 16][4], const uint32_t *const (&q_row)[2],
+                                             uint32_t keys) {
 #if WARPGROUP_MMA
     if constexpr (Config<D>::warpgroup) {
         warpgroup_arrive();
@@ -77,12 +79,14 @@ __device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32
 
 // out += P V.
 template <int D, int KEYS>
-__device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint32_t (&p)[KEYS / 16][4], uint32_t values) {
+__device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint32_t (&p)[KEYS / 16][4],
+                                             uint32_t values) {
 #if WARPGROUP_MMA
     if constexpr (Config<D>::warpgroup) {
         warpgroup_arrive();
 #pragma unroll
-        for (int k = 0; k < KEYS / 16; k++) warpgroup_mma<1>(out, p[k], matrix_descriptor(values, KEYS * 128) + k * 128);
+        for (int k = 0; k < KEYS / 16; k++)
+            warpgroup_mma<1>(out, p[k], matrix_descriptor(values, KEYS * 128) + k * 128);
         warpgroup_commit();
         return;
     }
@@ -145,7 +149,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
 
     if (warp >= CONSUMERS / WARP) {
         give_registers<40>();
-        constexpr int PIECES = D / 8, PASS = WARPGROUP / PIECES;  // of 16 bytes a key; keys that the threads copy at once
+        constexpr int PIECES = D / 8,
+                      PASS = WARPGROUP / PIECES;  // of 16 bytes a key; keys that the threads copy at once
         const int thread = threadIdx.x - CONSUMERS, key = thread / PIECES, piece = thread % PIECES;
         const int first_slot = KvCache<D>::slot_of(begin, p.context);
         const size_t first_value = (KvCache<D>::row(head_kv, first_slot, p.context) + key) * D + piece * 8;
@@ -155,7 +160,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
             const uint32_t to = slots + i % SLOTS * SLOT + piece / 8 * (KEYS * 128) + key * 128;
             const int left = end - begin - i / 2 * KEYS - key;
 #pragma unroll
-            for (int j = 0; j < KEYS; j += PASS) copy_or_zero<16>(to + j * 128 + (piece % 8 ^ (key + j) % 8) * 16, from + j * D, j < left);
+            for (int j = 0; j < KEYS; j += PASS)
+                copy_or_zero<16>(to + j * 128 + (piece % 8 ^ (key + j) % 8) * 16, from + j * D, j < left);
             full(i % SLOTS).arrive_after_copies();
         }
         return;
@@ -182,7 +188,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
             const int row = i / (D / 8), piece = i % (D / 8);
             const int token = min(first + row / p.group, p.tokens - 1);
             copy_or_zero<16>(q_shared + piece / 8 * (ROWS * 128) + row * 128 + (piece % 8 ^ row % 8) * 16,
-                           p.q + ((size_t(token) * gridDim.y + head_kv) * p.group + row % p.group) * D + piece * 8, true);
+                             p.q + ((size_t(token) * gridDim.y + head_kv) * p.group + row % p.group) * D + piece * 8,
+                             true);
         }
         commit_copies();
         wait_for_copies<0>();
@@ -198,7 +205,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
 
     const uint32_t q_address = q_shared + warp / 4 * (64 * 128);
     float out[D / 8][4], score[KEYS / 8][4];
-    uint32_t even[KEYS / 16][4], odd[KEYS / 16][4];  // exponentials of steps in turn: products read one while the other is written
+    uint32_t even[KEYS / 16][4],
+        odd[KEYS / 16][4];  // exponentials of steps in turn: products read one while the other is written
     float largest[2] = {NO_SCORE, NO_SCORE}, exponentials[2] = {}, shrink[2];
 #pragma unroll
     for (int j = 0; j < D / 8; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0.f;
@@ -265,10 +273,12 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     // The warpgroups take turns: one starts products while the other works on exponentials.
     const int group_of_warps = warp / 4;
     const auto take_turn = [&] {
-        if constexpr (Config<D>::warpgroup) asm volatile("bar.sync %0, %1;" ::"r"(2 + group_of_warps), "n"(CONSUMERS) : "memory");
+        if constexpr (Config<D>::warpgroup)
+            asm volatile("bar.sync %0, %1;" ::"r"(2 + group_of_warps), "n"(CONSUMERS) : "memory");
     };
     const auto give_turn = [&] {
-        if constexpr (Config<D>::warpgroup) asm volatile("bar.arrive %0, %1;" ::"r"(3 - group_of_warps), "n"(CONSUMERS) : "memory");
+        if constexpr (Config<D>::warpgroup)
+            asm volatile("bar.arrive %0, %1;" ::"r"(3 - group_of_warps), "n"(CONSUMERS) : "memory");
     };
     const auto advance = [&](int step, const uint32_t (&from)[KEYS / 16][4], uint32_t (&to)[KEYS / 16][4]) {
         rescale();
@@ -342,7 +352,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         float *to = partial + (size_t(split) * ROWS + warp * 16 + h * 8 + g) * (D + 2);
         if (!stored[h]) continue;
 #pragma unroll
-        for (int j = 0; j < D / 8; j++) __stcg(reinterpret_cast<float2 *>(to + j * 8 + 2 * t), make_float2(out[j][2 * h], out[j][2 * h + 1]));
+        for (int j = 0; j < D / 8; j++)
+            __stcg(reinterpret_cast<float2 *>(to + j * 8 + 2 * t), make_float2(out[j][2 * h], out[j][2 * h + 1]));
         if (t == 0) __stcg(reinterpret_cast<float2 *>(to + D), make_float2(largest[h], exponentials[h]));
     }
     consumers_sync();
@@ -365,21 +376,25 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         for (int s = 0; s < chunks; s++) {
             const float2 scale_and_sum = __ldcg(reinterpret_cast<const float2 *>(at(s) + D));
             const float weight = power_of_two(scale_and_sum.x - top);
-            const float2 a = __ldcg(reinterpret_cast<const float2 *>(at(s) + d)), b = __ldcg(reinterpret_cast<const float2 *>(at(s) + d + 2));
+            const float2 a = __ldcg(reinterpret_cast<const float2 *>(at(s) + d)),
+                         b = __ldcg(reinterpret_cast<const float2 *>(at(s) + d + 2));
             all += weight * scale_and_sum.y;
             v = {v.x + weight * a.x, v.y + weight * a.y, v.z + weight * b.x, v.w + weight * b.y};
         }
         const float scale = 1.f / all;
-        tiles.store(token, (head_kv * p.group + row % p.group) * D + d, {v.x * scale, v.y * scale, v.z * scale, v.w * scale});
+        tiles.store(token, (head_kv * p.group + row % p.group) * D + d,
+                    {v.x * scale, v.y * scale, v.z * scale, v.w * scale});
     }
 }
 
 }  // namespace
 
 // 128 threads fetch.
-#define ATTENTION(D)                                                        \
-    extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)  \
-    flash_attention_d##D(const __grid_constant__ FlashAttentionParams p) { attend<D>(p); }
+#define ATTENTION(D)                                                           \
+    extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)     \
+        flash_attention_d##D(const __grid_constant__ FlashAttentionParams p) { \
+        attend<D>(p);                                                          \
+    }
 ATTENTION(64)
 ATTENTION(128)
 ATTENTION(256)

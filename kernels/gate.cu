@@ -2,11 +2,11 @@
 //
 //   out[token] = silu(gate[token]) * up[token] * factor, as TokenTiles
 //
-// Bound: bytes; each input is read once. Grid: (columns rounded up to 128) / 4 threads in blocks of 256 along x, tokens along y.
+// Bound: bytes; each input is read once. Grid: (columns rounded up to 128) / 4 threads in blocks of 256 along x, tokens
+// along y.
 #include "token_tiles.cuh"
 
-extern "C" __global__ void __launch_bounds__(256)
-gate_tokens(const __grid_constant__ GateParams p) {
+extern "C" __global__ void __launch_bounds__(256) gate_tokens(const __grid_constant__ GateParams p) {
     launch_dependents();
     wait_for_predecessor();
     const int columns = p.columns, token = blockIdx.y, c = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
@@ -15,7 +15,9 @@ gate_tokens(const __grid_constant__ GateParams p) {
     if (c < columns) {
         const float4 g = *reinterpret_cast<const float4 *>(p.gate + size_t(token) * columns + c);
         const float4 u = *reinterpret_cast<const float4 *>(p.up + size_t(token) * columns + c);
-        const auto gated = [&](float a, float b) { return fminf(fmaxf(a / (1.f + __expf(-a)) * b * p.factor, -65504.f), 65504.f); };
+        const auto gated = [&](float a, float b) {
+            return fminf(fmaxf(a / (1.f + __expf(-a)) * b * p.factor, -65504.f), 65504.f);
+        };
         v = {gated(g.x, u.x), gated(g.y, u.y), gated(g.z, u.z), gated(g.w, u.w)};
     }
     TokenTiles{p.out, p.padded_tokens}.store(token, c, v);

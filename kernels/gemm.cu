@@ -1,14 +1,16 @@
-// Products of a quantized matrix with a chunk of tokens, as gemm.cuh has them. gemm_strips.cu is for few tokens.
+// GEMM: out[token, row] = W[row] . x[token] for a chunk of tokens, with the epilogues of gemm.cuh. For few tokens there
+// is gemm_strips.cu.
 //
-// Weights are decoded to f16 in registers, as the first operand of m16n8k16 (sm_90a: m64nNk16), and multiplied with a tile of tokens in
-// shared memory; sums are f32.
+// Weights are decoded to f16 in registers, as the first operand of m16n8k16 (sm_90a: m64nNk16), and multiplied with a
+// tile of tokens in shared memory; sums are f32.
 //
 // Bound: 2 * rows * columns * tokens operations on the matrix units. Weights are decoded anew for each tile of tokens.
 //
-// Grid: as many blocks as the host likes (what fits on the device at once); two warpgroups multiply, the first warp after
-// them fetches tokens. A block takes whole tiles (ROWS rows x N tokens) while there are tiles for all blocks, and of the rest an equal
-// share of steps, which may begin and end inside a tile. Parts of such a tile are left in the split-K workspace `partial`; the block that ends last
-// adds them in order of columns, so the result does not depend on which it was.
+// Grid: as many blocks as the host likes (what fits on the device at once); two warpgroups multiply, the first warp
+// after them fetches tokens. A block takes whole tiles (ROWS rows x N tokens) while there are tiles for all blocks, and
+// of the rest an equal share of steps, which may begin and end inside a tile. Parts of such a tile are left in the
+// split-K workspace `partial`; the block that ends last adds them in order of columns, so the result does not depend on
+// which it was.
 #include "gemm.cuh"
 
 namespace {
@@ -36,9 +38,13 @@ struct Schedule {
         rest_begin = first_step(blockIdx.x), rest_end = first_step(blockIdx.x + 1);
     }
     __device__ int rest_tiles() const { return tiles % int(gridDim.x); }
-    __device__ int first_step(int block) const { return static_cast<int>(int64_t(rest_tiles()) * steps * min(block, sharers) / max(sharers, 1)); }
+    __device__ int first_step(int block) const {
+        return static_cast<int>(int64_t(rest_tiles()) * steps * min(block, sharers) / max(sharers, 1));
+    }
     // The block whose share holds a step of the rest.
-    __device__ int block_of(int step) const { return static_cast<int>(((int64_t(step) + 1) * sharers - 1) / (rest_tiles() * steps)); }
+    __device__ int block_of(int step) const {
+        return static_cast<int>(((int64_t(step) + 1) * sharers - 1) / (rest_tiles() * steps));
+    }
 
     __device__ TilePart part(int i) const {
         if (i < waves) return {i * int(gridDim.x) + int(blockIdx.x), 0, steps};
@@ -59,7 +65,8 @@ struct OutputTile {
         row = tile / token_tiles * (p.epilogue == Gate ? ROWS / 2 : ROWS);
         matrix = 0;
         if (p.epilogue == Gate) return;
-        while (matrix + 1 < p.matrices && row >= round_up(p.matrix[matrix].rows, ROWS)) row -= round_up(p.matrix[matrix++].rows, ROWS);
+        while (matrix + 1 < p.matrices && row >= round_up(p.matrix[matrix].rows, ROWS))
+            row -= round_up(p.matrix[matrix++].rows, ROWS);
     }
     __device__ static int count(const GemmParams &p) {
         int rows = 0;
@@ -93,7 +100,8 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
 
     launch_dependents();
     const int warp = warp_uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP;
-    const uint32_t first_barrier = warp_uniform(shared_address(barriers)), tokens = warp_uniform(shared_address(shared));
+    const uint32_t first_barrier = warp_uniform(shared_address(barriers)),
+                   tokens = warp_uniform(shared_address(shared));
     const uint32_t weights = tokens + p.stages * TOKEN_BYTES<N>;
     const auto full = [&](int stage) { return Barrier{first_barrier + stage * 8}; };
     const auto empty = [&](int stage) { return Barrier{first_barrier + (MAX_STAGES + stage) * 8}; };
@@ -152,7 +160,8 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
         if (loading.begin < loading.end) {
 #pragma unroll
             for (int m = 0; m < MT; m++) {
-                Run::copy(own_weights + ahead_slot * WEIGHT_BYTES + m * Run::bytes, groups[m], loading.begin, p.columns);
+                Run::copy(own_weights + ahead_slot * WEIGHT_BYTES + m * Run::bytes, groups[m], loading.begin,
+                          p.columns);
             }
             if (++loading.begin == loading.end) {
                 loading = schedule.part(++ahead);
@@ -194,7 +203,8 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
             for (int m = 0; m < MT; m++) {
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    row[m][h].load(own_weights + slot * WEIGHT_BYTES + m * Run::bytes, place, h, step % STEPS, first_unit % SLICE_UNITS,
+                    row[m][h].load(own_weights + slot * WEIGHT_BYTES + m * Run::bytes, place, h, step % STEPS,
+                                   first_unit % SLICE_UNITS,
                                    min((p.columns + UNIT - 1) / UNIT - slice * SLICE_UNITS, SLICE_UNITS));
                 }
             }
@@ -235,7 +245,8 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
             constexpr int TILE = ROWS * N;
             const int rest_tile = part.tile - schedule.waves * int(gridDim.x);
             const int from = rest_tile * schedule.steps;
-            const int first = schedule.block_of(from), contributors = schedule.block_of(from + schedule.steps - 1) - first + 1;
+            const int first = schedule.block_of(from),
+                      contributors = schedule.block_of(from + schedule.steps - 1) - first + 1;
             const auto sums_of = [&](int block) {
                 const bool second_part = schedule.first_step(block) / schedule.steps != rest_tile;
                 return p.partial + (size_t(block) * 2 + second_part) * TILE + threadIdx.x;
@@ -270,20 +281,22 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
             }
         }
 #pragma unroll
-        for (int m = 0; m < MT; m++) apply_epilogue<N>(p, tile.matrix, tile.row_of(p, m, 0), tile.row_of(p, m, 1), tile.token, sum[m]);
+        for (int m = 0; m < MT; m++)
+            apply_epilogue<N>(p, tile.matrix, tile.row_of(p, m, 0), tile.row_of(p, m, 1), tile.token, sum[m]);
     }
 }
 
 }  // namespace
 
 // MT: fragments of 16 rows that a warp holds.
-#define GEMM(NAME, TYPE, MT, N, THREADS)                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                      \
-    NAME(const __grid_constant__ GemmParams p) { gemm<TYPE, MT, N, THREADS == 3 * WARPGROUP>(p); }
+#define GEMM(NAME, TYPE, MT, N, THREADS)                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(const __grid_constant__ GemmParams p) { \
+        gemm<TYPE, MT, N, THREADS == 3 * WARPGROUP>(p);                                                   \
+    }
 
 // With 128 tokens a lane of a warpgroup holds 128 sums: a whole warpgroup fetches, to have registers to give away.
-#define GEMMS(NAME, TYPE, NUMBER)                                              \
-    GEMM(gemm_##NAME##_n64, TYPE, 1, 64, CONSUMERS + WARP)          \
+#define GEMMS(NAME, TYPE, NUMBER)                          \
+    GEMM(gemm_##NAME##_n64, TYPE, 1, 64, CONSUMERS + WARP) \
     GEMM(gemm_##NAME##_n128, TYPE, WARPGROUP_MMA + 1, 128, 3 * WARPGROUP)
 
 GEMM_TYPES(GEMMS)

@@ -1,19 +1,21 @@
-// Matrix-vector products: y[r] = sum over c of W[r, c] * a[c], W in any ggml type, a quantized to 8 bits:
+// GEMV: y[r] = sum over c of W[r, c] * a[c], W in any ggml type, a quantized to 8 bits:
 //
 //   gemv_store   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix
 //   gemv_add     x += y; then x * (the next norm's weights), quantized: output and down projections
 //   gemv_swiglu  silu(y of gate) * (y of up), quantized
 //
-// A norm in front of a product needs no kernel and no prologue: W rms_norm(x) = W (x * weight) / rms(x), so whoever writes x also
-// writes x * weight, quantized, and the sums of x^2, and the quotient is taken with the product's own result.
+// A norm in front of a product needs no kernel and no prologue: W rms_norm(x) = W (x * weight) / rms(x), so whoever
+// writes x also writes x * weight, quantized, and the sums of x^2, and the quotient is taken with the product's own
+// result.
 //
-// Bound: the bytes of W, each read once; arithmetic is about 85 (Q4_K) to 130 (Q6_K) instructions for each 64 weights of a lane,
-// 36 to 53 bytes: less than half of what an H100 issues while they arrive.
+// Bound: the bytes of W, each read once; arithmetic is about 85 (Q4_K) to 130 (Q6_K) instructions for each 64 weights
+// of a lane, 36 to 53 bytes: less than half of what an H100 issues while they arrive.
 //
-// Grid: one block a multiprocessor, each with an equal, contiguous share of the rows. A row is cut into slices of 2,048 values; warp w
-// of a block handles slice w % slices of every (warps / slices)-th tile of two rows, so a lane meets the same 64 activations in
-// every row and keeps them in registers. Weights go through a ring in shared memory, private to the warp, filled by
-// bulk copies that start before the kernel waits for its predecessor. Each warp leaves one partial sum for each row; after one barrier they are added in slice order.
+// Grid: one block a multiprocessor, each with an equal, contiguous share of the rows. A row is cut into slices of 2,048
+// values; warp w of a block handles slice w % slices of every (warps / slices)-th tile of two rows, so a lane meets the
+// same 64 activations in every row and keeps them in registers. Weights go through a ring in shared memory, private to
+// the warp, filled by bulk copies that start before the kernel waits for its predecessor. Each warp leaves one partial
+// sum for each row; after one barrier they are added in slice order.
 #include "types/all.cuh"
 
 namespace {
@@ -26,8 +28,8 @@ constexpr int BATCH = 2;        // tiles whose sums a warp reduces together
 // a / b rounded down, for counts and products of two of them: an integer division is several times as long.
 __device__ __forceinline__ int quotient(float a, float b) { return static_cast<int>(__fdividef(a + 0.5f, b)); }
 
-// Where the share of block `index` of `blocks` in `count` things starts; a share has at most one more than count / blocks
-// rounded up.
+// Where the share of block `index` of `blocks` in `count` things starts; a share has at most one more than count /
+// blocks rounded up.
 __device__ __forceinline__ int share(int count, int index, int blocks) {
     return index == blocks ? count : quotient(float(count) * float(index), blocks);
 }
@@ -83,8 +85,8 @@ struct SharedMemory {
     }
 };
 
-// One warp's stream of weights: its slice of its tiles, in order, through its ring. Of one matrix it takes every `groups`th row
-// pair; of two, the same pairs of both in turn.
+// One warp's stream of weights: its slice of its tiles, in order, through its ring. Of one matrix it takes every
+// `groups`th row pair; of two, the same pairs of both in turn.
 template <typename Type>
 struct WeightStream {
     using Layout = typename Type::Layout;
@@ -99,7 +101,8 @@ struct WeightStream {
     const uint8_t *next, *second;  // where the next tile to load is, and the one after it
     int step;                      // bytes from a tile to the next but one
 
-    __device__ __forceinline__ WeightStream(const BlockRows &tiles, const WarpRole &role, const SharedMemory &shared, CopyBarrier *arrived)
+    __device__ __forceinline__ WeightStream(const BlockRows &tiles, const WarpRole &role, const SharedMemory &shared,
+                                            CopyBarrier *arrived)
         : tiles(tiles),
           role(role),
           arrived(arrived),
@@ -119,7 +122,8 @@ struct WeightStream {
 
     // Starts copying the next tile to place `slot`.
     __device__ __forceinline__ void load(int slot) {
-        arrived[slot].template copy<Layout::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, next, tile_bytes, policy);
+        arrived[slot].template copy<Layout::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, next, tile_bytes,
+                                                                     policy);
         const uint8_t *after = next + step;
         next = second;
         second = after;
@@ -131,11 +135,12 @@ struct WeightStream {
         for (int slot = from; slot < min(min(depth, count), to); slot++) load(slot);
     }
 
-    // Adds up the rows' products: partial[i] for each row `i` of this warp. `request` makes the activations readable and asks for
-    // other things that `use` takes. Few tiles are asked for before the activations are, and the others after: else these would
-    // wait in line behind the whole ring.
+    // Adds up the rows' products: partial[i] for each row `i` of this warp. `request` makes the activations readable
+    // and asks for other things that `use` takes. Few tiles are asked for before the activations are, and the others
+    // after: else these would wait in line behind the whole ring.
     template <typename Request, typename Use>
-    __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial, Request request, Use use) {
+    __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial, Request request,
+                                             Use use) {
         if (elect()) {
 #pragma unroll
             for (int slot = 0; slot < MAX_DEPTH; slot++) arrived[slot].init();
@@ -145,12 +150,14 @@ struct WeightStream {
         prefetch(0, EARLY_TILES);
         request();
         typename Type::Activations a;
-        const int n = role.slice_units, lane = min(role.lane, n - 1);  // lanes without a unit multiply another's by zero
+        const int n = role.slice_units,
+                  lane = min(role.lane, n - 1);  // lanes without a unit multiply another's by zero
         {
             const int unit = role.slice * SLICE_UNITS + lane;
             int4 values[4];
 #pragma unroll
-            for (int j = 0; j < 4; j++) values[j] = role.lane < n ? reinterpret_cast<const int4 *>(q)[unit * 4 + j] : int4{};
+            for (int j = 0; j < 4; j++)
+                values[j] = role.lane < n ? reinterpret_cast<const int4 *>(q)[unit * 4 + j] : int4{};
             const float2 scales = reinterpret_cast<const float2 *>(scale)[unit];
             prefetch(EARLY_TILES, MAX_DEPTH);
             a.prepare(values, scales.x, scales.y);
@@ -213,17 +220,20 @@ __device__ void float_multiply(const BlockRows &tiles, const WarpRole &role, con
     for (int i = role.warp; i < tiles.rows(); i += warps) {
         const int tile = i / TILE_ROWS, pair = tiles.interleaved ? tile / 2 : tile;
         const int row = min((tiles.begin + pair) * TILE_ROWS + i % TILE_ROWS, tiles.matrix_rows - 1);
-        const uint8_t *weights = (tiles.interleaved && tile % 2 ? tiles.second : tiles.first) + row * Type::stride(role.columns);
-        const float sum = float_dot(reinterpret_cast<const typename Type::Value *>(weights), a, role.columns, role.lane);
+        const uint8_t *weights =
+            (tiles.interleaved && tile % 2 ? tiles.second : tiles.first) + row * Type::stride(role.columns);
+        const float sum =
+            float_dot(reinterpret_cast<const typename Type::Value *>(weights), a, role.columns, role.lane);
         if (role.lane == 0) partial[i] = sum;
     }
 }
 
-// partial[s][i], s a slice, i a row of the block; then a barrier. Float weights have one slice. `request` is called once the
-// first weights are on their way, and makes the activations readable; `use` once these have arrived.
+// partial[s][i], s a slice, i a row of the block; then a barrier. Float weights have one slice. `request` is called
+// once the first weights are on their way, and makes the activations readable; `use` once these have arrived.
 template <typename Request, typename Use>
-__device__ __forceinline__ void multiply(int type, const BlockRows &tiles, const WarpRole &role, const SharedMemory &shared, CopyBarrier *arrived,
-                                         const Activation &a, float *partial, Request request, Use use) {
+__device__ __forceinline__ void multiply(int type, const BlockRows &tiles, const WarpRole &role,
+                                         const SharedMemory &shared, CopyBarrier *arrived, const Activation &a,
+                                         float *partial, Request request, Use use) {
     if (is_float(type)) {
         request();
         use();
@@ -290,7 +300,8 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
     // Blocks own whole groups of an activation that they write.
     constexpr int GRAIN = EPILOGUE == STORE ? 1 : ACTIVATION_GROUP / TILE_ROWS;
     const int shares = (matrix.rows + GRAIN * TILE_ROWS - 1) / (GRAIN * TILE_ROWS);
-    const int begin = share(shares, block, matrix.blocks) * GRAIN, count = share(shares, block + 1, matrix.blocks) * GRAIN - begin;
+    const int begin = share(shares, block, matrix.blocks) * GRAIN,
+              count = share(shares, block + 1, matrix.blocks) * GRAIN - begin;
     const bool interleaved = EPILOGUE == SWIGLU && matrix.type == up_type;
 
     const WarpRole role(p.columns);
@@ -312,14 +323,16 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
     if constexpr (EPILOGUE == STORE) {
         for (int row = first; row < past; row += role.threads) {
             const float bias = matrix.bias ? matrix.bias[row] : 0.f;
-            matrix.out[row] = scale * total(matrix.type, role, shared.partial, tiles.rows(), row - begin * TILE_ROWS) + bias;
+            matrix.out[row] =
+                scale * total(matrix.type, role, shared.partial, tiles.rows(), row - begin * TILE_ROWS) + bias;
         }
     } else if constexpr (EPILOGUE == ADD) {
         for (int i = role.thread; i < count * TILE_ROWS; i += role.threads) {
             const int row = begin * TILE_ROWS + i;
             float x = 0.f, weight = 0.f;
             if (row < matrix.rows) {
-                x = (row == first ? old : matrix.out[row]) + scale * total(matrix.type, role, shared.partial, tiles.rows(), i);
+                x = (row == first ? old : matrix.out[row]) +
+                    scale * total(matrix.type, role, shared.partial, tiles.rows(), i);
                 weight = row == first ? norm : p.next_norm[row];
                 matrix.out[row] = x;
             }
@@ -340,13 +353,20 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
             const float gate = scale * total(matrix.type, role, shared.partial, tiles.rows(), at);
             const float up = scale * total(up_type, role, up_partial, tiles.rows(), interleaved ? at + TILE_ROWS : at);
             const int row = begin * TILE_ROWS + i;
-            store_group(p.next, row / ACTIVATION_GROUP, row < matrix.rows ? __fdividef(gate, 1.f + __expf(-gate)) * up : 0.f);
+            store_group(p.next, row / ACTIVATION_GROUP,
+                        row < matrix.rows ? __fdividef(gate, 1.f + __expf(-gate)) * up : 0.f);
         }
     }
 }
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_store(const __grid_constant__ GemvParams p) { gemv<STORE>(p); }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_add(const __grid_constant__ GemvParams p) { gemv<ADD>(p); }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_swiglu(const __grid_constant__ GemvParams p) { gemv<SWIGLU>(p); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_store(const __grid_constant__ GemvParams p) {
+    gemv<STORE>(p);
+}
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_add(const __grid_constant__ GemvParams p) {
+    gemv<ADD>(p);
+}
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_swiglu(const __grid_constant__ GemvParams p) {
+    gemv<SWIGLU>(p);
+}

@@ -1,7 +1,7 @@
 // The KV cache: where a token's key or value sits, and in which format. f16.
 //
-// A token has a position, which its rotation and the mask follow, and a slot, in which it is stored; `slot_of` alone knows how the one
-// gives the other.
+// A token has a position, which its rotation and the mask follow, and a slot, in which it is stored; `slot_of` alone
+// knows how the one gives the other.
 #pragma once
 
 #include "common.cuh"
@@ -9,12 +9,14 @@
 // Of head size D.
 template <int D>
 struct KvCache {
-    // The slot of the token at `position`, where a head has room for `capacity` tokens, as many as have one at once. Tokens that follow
-    // each other have slots that do.
+    // The slot of the token at `position`, where a head has room for `capacity` tokens, as many as have one at once.
+    // Tokens that follow each other have slots that do.
     __device__ static __forceinline__ int slot_of(int position, int capacity) { return position; }
 
     // A layer's keys or values are rows of D values, (D, capacity, head_count_kv): the row of a key/value head's slot.
-    __device__ static __forceinline__ size_t row(int head, int slot, int capacity) { return size_t(head) * capacity + slot; }
+    __device__ static __forceinline__ size_t row(int head, int slot, int capacity) {
+        return size_t(head) * capacity + slot;
+    }
 
     // Eight values of a token.
     __device__ static __forceinline__ uint4 load(const half *from) { return *reinterpret_cast<const uint4 *>(from); }

@@ -5,12 +5,13 @@
 // Bound: bytes; x is read once. Grid: a block of whole warps for each token, best with a thread for 4 values.
 #include "token_tiles.cuh"
 
-extern "C" __global__ void __launch_bounds__(1024)
-norm_tokens(const __grid_constant__ NormParams p) {
+extern "C" __global__ void __launch_bounds__(1024) norm_tokens(const __grid_constant__ NormParams p) {
     __shared__ float part[WARP];
     launch_dependents();
     const int columns = p.columns, token = blockIdx.x, first = threadIdx.x * 4, stride = blockDim.x * 4;
-    const auto load = [&](const float *from, int c) { return c < columns ? *reinterpret_cast<const float4 *>(from + c) : float4{}; };
+    const auto load = [&](const float *from, int c) {
+        return c < columns ? *reinterpret_cast<const float4 *>(from + c) : float4{};
+    };
     const float4 first_weight = load(p.weight, first);  // no kernel writes it
     wait_for_predecessor();
     const float *x = p.x + size_t(token) * columns;

@@ -1,9 +1,9 @@
-// What crosses from the host to a kernel: each kernel takes exactly one of these structs, by value. The host declares the same
-// structs and asserts the same sizes and offsets.
+// What crosses from the host to a kernel: each kernel takes exactly one of these structs, by value. The host declares
+// the same structs and asserts the same sizes and offsets.
 //
-// Pointers are device pointers. A shape names the contiguous dimension first. Fields called `unused` make the padding explicit;
-// what a launch does not use is null or 0. `type` is ggml's number for a tensor type (types/all.cuh); weights lie as types/type.cuh
-// describes, 16-byte aligned.
+// Pointers are device pointers. A shape names the contiguous dimension first. Fields called `unused` make the padding
+// explicit; what a launch does not use is null or 0. `type` is ggml's number for a tensor type (types/all.cuh); weights
+// lie as types/type.cuh describes, 16-byte aligned.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -12,9 +12,9 @@
 
 #define FIELD(STRUCT, NAME, OFFSET) static_assert(offsetof(STRUCT, NAME) == OFFSET, #STRUCT "." #NAME)
 
-// A vector that matrix-vector products read: for each group of 32 values, 8-bit integers and one scale, value = scale * integer
-// with scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to 64 values; what
-// lies past the vector's own length stays zero.
+// A vector that matrix-vector products read: for each group of 32 values, 8-bit integers and one scale, value = scale *
+// integer with scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to
+// 64 values; what lies past the vector's own length stays zero.
 struct Activation {
     int8_t *q;     // (length rounded up to 64)
     float *scale;  // (length rounded up to 64, / 32)
@@ -67,10 +67,11 @@ FIELD(GemvMatrix, unused, 36);
 
 // gemv_store, gemv_add, gemv_swiglu
 struct GemvParams {
-    GemvMatrix matrix[3];    // gemv_store: one to three; gemv_add: one; gemv_swiglu: gate and up, of as many rows
-    Activation a;            // (columns)
-    const float *squares;    // (columns / 32): `a` is x * norm weight, these are the sums of x^2, and y is divided by x's rms; or null
-    Activation next;         // (rows): output of gemv_add (x * next_norm) and gemv_swiglu
+    GemvMatrix matrix[3];  // gemv_store: one to three; gemv_add: one; gemv_swiglu: gate and up, of as many rows
+    Activation a;          // (columns)
+    const float *squares;  // (columns / 32): `a` is x * norm weight, these are the sums of x^2, and y is divided by x's
+                           // rms; or null
+    Activation next;       // (rows): output of gemv_add (x * next_norm) and gemv_swiglu
     const float *next_norm;  // (rows), gemv_add
     float *next_squares;     // (rows / 32), gemv_add: sums of x^2
     float epsilon;

@@ -3,7 +3,7 @@
 //   q, k = rope(rms_norm(q)), rope(rms_norm(k))   (the norms where the model has them)
 //   out[token] = q * scale; cache[position + token] = k, v   (f16)
 //
-// Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp for each head.
+// Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp a head.
 #include "kv_cache.cuh"
 #include "rope.cuh"
 
@@ -32,9 +32,11 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
             for (int d = lane * 2; d < D; d += WARP * 2) Cache::store(to + d, in[d], in[d + 1]);
             continue;
         }
-        const float *in = kv >= 0 ? p.k + (size_t(token) * p.head_count_kv + kv) * D : p.q + (size_t(token) * p.head_count + head) * D;
+        const float *in = kv >= 0 ? p.k + (size_t(token) * p.head_count_kv + kv) * D
+                                  : p.q + (size_t(token) * p.head_count + head) * D;
         const float *norm = kv >= 0 ? p.k_norm : p.q_norm;
-        half *to = kv >= 0 ? p.k_cache + Cache::row(kv, slot, p.context) * D : p.q_out + (size_t(token) * p.head_count + head) * D;
+        half *to = kv >= 0 ? p.k_cache + Cache::row(kv, slot, p.context) * D
+                           : p.q_out + (size_t(token) * p.head_count + head) * D;
         const float factor = kv >= 0 ? 1.f : p.scale;
 
         float value[D / WARP], squares = 0.f;
@@ -46,7 +48,8 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
         const float scale = norm ? 1.f / sqrtf(warp_sum(squares) / D + p.epsilon) : 1.f;
         __syncwarp();
 #pragma unroll
-        for (int i = 0; i < D / WARP; i++) row[warp][i * WARP + lane] = norm ? value[i] * scale * norm[i * WARP + lane] : value[i];
+        for (int i = 0; i < D / WARP; i++)
+            row[warp][i * WARP + lane] = norm ? value[i] * scale * norm[i * WARP + lane] : value[i];
         __syncwarp();
         for (int d = lane * 2; d < D; d += WARP * 2) {  // values d and d + 1
             float y[2];
@@ -58,7 +61,8 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
                 } else {
                     const int i = p.interleaved ? at / 2 : at % pairs;
                     const bool second = p.interleaved ? at % 2 : at >= pairs;
-                    const float a = row[warp][p.interleaved ? 2 * i : i], b = row[warp][p.interleaved ? 2 * i + 1 : i + pairs];
+                    const float a = row[warp][p.interleaved ? 2 * i : i],
+                                b = row[warp][p.interleaved ? 2 * i + 1 : i + pairs];
                     y[j] = second ? a * rotations[i].y + b * rotations[i].x : a * rotations[i].x - b * rotations[i].y;
                 }
             }
@@ -69,9 +73,10 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
 
 }  // namespace
 
-#define ROPE(D)                                         \
-    extern "C" __global__ void __launch_bounds__(256)   \
-    rope_tokens_d##D(const __grid_constant__ RopeParams p) { rope<D>(p); }
+#define ROPE(D)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256) rope_tokens_d##D(const __grid_constant__ RopeParams p) { \
+        rope<D>(p);                                                                                            \
+    }
 ROPE(64)
 ROPE(128)
 ROPE(256)

@@ -4,8 +4,8 @@
 
 #include "common.cuh"
 
-// cos and sin of position * frequency, for rotary embeddings. The angle is reduced in double precision; the fast functions are good to
-// 4e-7 between -pi and pi.
+// cos and sin of position * frequency, for rotary embeddings. The angle is reduced in double precision; the fast
+// functions are good to 4e-7 between -pi and pi.
 __device__ __forceinline__ float2 rotation(int position, float frequency) {
     constexpr double TWO_PI = 6.283185307179586476925;
     const double angle = double(position) * double(frequency);

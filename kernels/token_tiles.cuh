@@ -1,15 +1,15 @@
 // The order in which a chunk's activations lie for GEMM.
 //
-// A `TokenTiles` buffer holds one f16 vector for each token of a chunk. Vectors are filled up with zeros to a multiple of 128
-// values and cut into blocks of 64; a block of all tokens is contiguous:
+// A `TokenTiles` buffer holds one f16 vector for each token of a chunk. Vectors are filled up with zeros to a multiple
+// of 128 values and cut into blocks of 64; a block of all tokens is contiguous:
 //
 //   half at [column block][token, filled up to a multiple of 8][64]
 //
-// so that one bulk copy brings a tile of tokens to shared memory as the matrix instructions read it: the 16-byte pieces of
-// a token's 128 bytes stand at their index xor (token % 8), which keeps the eight rows of a fragment in different banks.
-// Within 128 values the order is that in which a lane decodes packed weights: a product of sums does not care in which
-// order it adds. Lane t of four decodes values 16 (t % 2) .. + 15 and 32 + 16 (t % 2) .. + 15 of unit t / 2, four consecutive
-// values of each 16 per step of the matrix instruction.
+// so that one bulk copy brings a tile of tokens to shared memory as the matrix instructions read it: the 16-byte pieces
+// of a token's 128 bytes stand at their index xor (token % 8), which keeps the eight rows of a fragment in different
+// banks. Within 128 values the order is that in which a lane decodes packed weights: a product of sums does not care in
+// which order it adds. Lane t of four decodes values 16 (t % 2) .. + 15 and 32 + 16 (t % 2) .. + 15 of unit t / 2, four
+// consecutive values of each 16 per step of the matrix instruction.
 #pragma once
 
 #include "common.cuh"
@@ -35,7 +35,8 @@ struct TokenTiles {
     __device__ __forceinline__ half2 *pair(unsigned token, unsigned column, unsigned odd) const {
         const unsigned v = column % STEP_VALUES;
         const unsigned lane = v / 64 * 2 + v / 16 % 2, step = v / 4 % 4 * 2 + v / 32 % 2;
-        return reinterpret_cast<half2 *>(piece(column / STEP_VALUES * 2 + step / 4, token, step % 4 * 2 + odd) + 2 * lane);
+        return reinterpret_cast<half2 *>(piece(column / STEP_VALUES * 2 + step / 4, token, step % 4 * 2 + odd) +
+                                         2 * lane);
     }
 
     // Stores values `column` .. + 3.

@@ -9,7 +9,9 @@ struct FloatType {
     using Value = V;
 
     // Bytes between rows.
-    __host__ __device__ static constexpr size_t stride(int columns) { return (size_t(columns) * sizeof(V) + 15) / 16 * 16; }
+    __host__ __device__ static constexpr size_t stride(int columns) {
+        return (size_t(columns) * sizeof(V) + 15) / 16 * 16;
+    }
 };
 
 struct F32 : FloatType<0, float> {};
@@ -50,7 +52,10 @@ struct F16 : FloatType<1, half> {
             int row, unit, part;
             int code;
 
-            __device__ __forceinline__ Lane() : row(threadIdx.x % WARP / 4), unit(threadIdx.x % 4 / 2), part(threadIdx.x % 2) {
+            __device__ __forceinline__ Lane()
+                : row(threadIdx.x % WARP / 4),
+                  unit(threadIdx.x % 4 / 2),
+                  part(threadIdx.x % 2) {
                 code = row * 256;
             }
         };
@@ -58,7 +63,8 @@ struct F16 : FloatType<1, half> {
             const uint32_t codes = from + lane.code + (h * 8 * 256);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const uint4 v = load_shared<uint4>(codes + ((lane.unit * 8 + i / 2 * 4 + lane.part * 2 + i % 2) ^ lane.row) * 16);
+                const uint4 v =
+                    load_shared<uint4>(codes + ((lane.unit * 8 + i / 2 * 4 + lane.part * 2 + i % 2) ^ lane.row) * 16);
                 code[4 * i] = v.x, code[4 * i + 1] = v.y, code[4 * i + 2] = v.z, code[4 * i + 3] = v.w;
             }
         }
@@ -70,7 +76,9 @@ struct F16 : FloatType<1, half> {
     };
 };
 
-__host__ __device__ constexpr bool is_float(int type) { return type == F32::number || type == F16::number || type == BF16::number; }
+__host__ __device__ constexpr bool is_float(int type) {
+    return type == F32::number || type == F16::number || type == BF16::number;
+}
 
 // Calls use(Type()) for the float type of this number.
 template <typename Use>
