@@ -9,6 +9,8 @@ template <typename Type>
 __device__ __forceinline__ void convert(const uint8_t *row, half *to, int begin, int end) {
     const auto *from = reinterpret_cast<const typename Type::Value *>(row);
     for (int i = begin; i < end; i++) to[i] = __float2half_rn(static_cast<float>(from[i]));
+    // GEMM reads 8 values at once.
+    for (int i = end; i < round_up(end, 8); i++) to[i] = __float2half_rn(0.f);
 }
 
 }  // namespace

@@ -45,3 +45,16 @@ struct TokenTiles {
         *pair(token, column, 1) = __floats2half2_rn(v.y, v.w);
     }
 };
+
+// Values `column` .. + 3 of a row of `columns` values in device memory, with zeros past its end; `column` is a multiple
+// of 4. ALIGNED: `columns` is one as well, so that the row's pieces of 16 bytes are aligned.
+template <bool ALIGNED>
+__device__ __forceinline__ float4 load4(const float *row, int column, int columns) {
+    if (column >= columns) return {};
+    if constexpr (ALIGNED) {
+        return *reinterpret_cast<const float4 *>(row + column);
+    } else {
+        const auto at = [&](int c) { return c < columns ? row[c] : 0.f; };
+        return {at(column), at(column + 1), at(column + 2), at(column + 3)};
+    }
+}

@@ -17,7 +17,7 @@ struct FloatType {
 struct F32 : FloatType<0, float> {};
 struct BF16 : FloatType<30, __nv_bfloat16> {};
 
-// The float type that GEMM takes; columns are a multiple of 8.
+// The float type that GEMM takes. What fills up a row is zeros.
 struct F16 : FloatType<1, half> {
     // As WeightRun: rows of 128 values, 16-byte pieces of 8.
     template <int MT>
