@@ -9,8 +9,8 @@
 // Of head size D.
 template <int D>
 struct KvCache {
-    // The slot of the token at `position`, where a head has room for `capacity` tokens, as many as have one at once.
-    // Tokens that follow each other have slots that do.
+    // The slot of the token at `position` in a head of `capacity` slots. Consecutive tokens have consecutive slots:
+    // flash_attention.cu copies them so.
     __device__ static __forceinline__ int slot_of(int position, int capacity) { return position; }
 
     // A layer's keys or values are rows of D values, (D, capacity, head_count_kv): the row of a key/value head's slot.
