@@ -1,11 +1,10 @@
 // The device's read ceiling: sum over i of from[i], the sum being a way to make the reads matter.
 //
-// Bound: 16 * count bytes, each read once. Grid: two blocks a multiprocessor x 1,024 threads, each with eight loads of 16
-// bytes in flight.
+// Bound: 16 * count bytes, each read once. Grid: two blocks a multiprocessor x 1,024 threads, each with eight loads of
+// 16 bytes in flight.
 #include "params.h"
 
-extern "C" __global__ void __launch_bounds__(1024)
-read_all(const __grid_constant__ ReadParams p) {
+extern "C" __global__ void __launch_bounds__(1024) read_all(const __grid_constant__ ReadParams p) {
     constexpr int LOADS = 8;
     const size_t stride = size_t(gridDim.x) * blockDim.x;
     uint32_t total = 0;

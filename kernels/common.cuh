@@ -7,7 +7,9 @@
 
 constexpr int WARP = 32;
 constexpr int WARPGROUP = 4 * WARP;
-__host__ __device__ constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+__host__ __device__ constexpr int round_up(int value, int multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
 
 // Values that share one scale in a quantized activation.
 constexpr int ACTIVATION_GROUP = 32;
@@ -32,8 +34,8 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// True in one lane of a whole warp. From sm_90 in a way that tells the compiler that a branch on it has one thread: what takes its
-// operands from uniform registers (barriers, bulk copies) then needs no loop over lanes.
+// True in one lane of a whole warp. From sm_90 in a way that tells the compiler that a branch on it has one thread:
+// what takes its operands from uniform registers (barriers, bulk copies) then needs no loop over lanes.
 __device__ __forceinline__ bool elect() {
 #if __CUDA_ARCH__ >= 900
     uint32_t elected;
@@ -44,8 +46,9 @@ __device__ __forceinline__ bool elect() {
 #endif
 }
 
-// The same value, which all lanes share, from a register of another lane: it is kept, and not computed again wherever it is used.
-__device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, 0); }
+// The same value, which all lanes share, from a register of another lane: it is kept, and not computed again wherever
+// it is used.
+__device__ __forceinline__ uint32_t warp_uniform(uint32_t value) { return __shfl_sync(~0u, value, 0); }
 
 __device__ __forceinline__ uint32_t bits(half2 value) { return *reinterpret_cast<const uint32_t *>(&value); }
 __device__ __forceinline__ half2 as_half2(uint32_t value) { return *reinterpret_cast<const half2 *>(&value); }
@@ -81,13 +84,4 @@ __device__ __forceinline__ void store_group(const Activation &out, int group, fl
     out.q[group * ACTIVATION_GROUP + lane] = static_cast<int8_t>(quantize(value, largest));
     out.value[group * ACTIVATION_GROUP + lane] = value;
     if (lane == 0) out.scale[group] = largest * (1.f / 127.f);
-}
-
-// cos and sin of position * frequency, for rotary embeddings. The angle is reduced in double precision; the fast functions are good to
-// 4e-7 within a turn.
-__device__ __forceinline__ float2 rotation(int position, float frequency) {
-    constexpr double TURN = 6.283185307179586476925;
-    const double angle = double(position) * double(frequency);
-    const float reduced = static_cast<float>(angle - TURN * rint(angle * (1 / TURN)));
-    return {__cosf(reduced), __sinf(reduced)};
 }

@@ -3,7 +3,9 @@
 
 #include "common.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void *at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
+__device__ __forceinline__ uint32_t shared_address(const void *at) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+}
 
 // A value in shared memory.
 template <typename T>
@@ -11,7 +13,10 @@ __device__ __forceinline__ T load_shared(uint32_t from) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
     uint32_t word[sizeof(T) / 4];
     if constexpr (sizeof(T) == 16) {
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "r"(from) : "memory");
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                     : "r"(from)
+                     : "memory");
     } else if constexpr (sizeof(T) == 8) {
         asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "r"(from) : "memory");
     } else {
@@ -26,68 +31,6 @@ __device__ __forceinline__ uint64_t read_once() {
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-
-// A barrier in shared memory that the copies of one warp complete: the copy engine's from sm_90, before it the lanes' own.
-struct CopyBarrier {
-    uint64_t state;
-
-    __device__ __forceinline__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(&state)); }
-
-    // By one lane; then publish(), before any use.
-    __device__ __forceinline__ void init() {
-#if __CUDA_ARCH__ >= 900
-        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address()) : "memory");
-#else
-        asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(address()) : "memory");
-#endif
-    }
-
-    // Lets the copy engine see what init() did.
-    static __device__ __forceinline__ void publish() {
-#if __CUDA_ARCH__ >= 900
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-    }
-
-    // Starts copying `bytes` (a multiple of 16, at most MOST) from global to shared memory as the barrier's next phase. By all
-    // lanes of a warp.
-    template <int MOST>
-    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes, uint64_t policy) {
-        const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-#if __CUDA_ARCH__ >= 900
-        if (elect()) {
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-                         "l"(global), "r"(bytes), "r"(address()), "l"(policy)
-                         : "memory");
-        }
-#else
-        const int lane = threadIdx.x % WARP;
-#pragma unroll
-        for (int at = 0; at < MOST; at += WARP * 16) {
-            const int from = at + lane * 16;
-            if (from < bytes) {
-                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + from), "l"(global + from), "l"(policy) : "memory");
-            }
-        }
-        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
-#endif
-    }
-
-    // Waits for the end of a phase of this parity.
-    __device__ __forceinline__ void wait(uint32_t parity) {
-        uint32_t done;
-        do {
-#if __CUDA_ARCH__ >= 900
-            asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
-#else
-            asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(address()), "r"(parity) : "memory");
-#endif
-        } while (!done);
-    }
-};
 
 // A barrier in shared memory on which threads wait for copies and arrivals.
 struct Barrier {
@@ -115,39 +58,98 @@ struct Barrier {
         while (!done) {
 #if __CUDA_ARCH__ >= 900
             asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(at), "r"(parity) : "memory");
+                         : "=r"(done)
+                         : "r"(at), "r"(parity)
+                         : "memory");
 #elif __CUDA_ARCH__ >= 800
             asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                         : "=r"(done) : "r"(at), "r"(parity) : "memory");
+                         : "=r"(done)
+                         : "r"(at), "r"(parity)
+                         : "memory");
 #endif
         }
+    }
+};
+
+// How many arrivals, copies aside, complete a barrier that the copies of one warp fill.
+#if __CUDA_ARCH__ >= 900
+constexpr int COPY_ARRIVALS = 1;
+#else
+constexpr int COPY_ARRIVALS = WARP;
+#endif
+
+// A barrier in shared memory that the copies of one warp complete: the copy engine's from sm_90, before it the lanes'
+// own.
+struct CopyBarrier {
+    uint64_t state;
+
+    __device__ __forceinline__ uint32_t address() const {
+        return static_cast<uint32_t>(__cvta_generic_to_shared(&state));
+    }
+
+    // By one lane; then Barrier::publish(), before any use.
+    __device__ __forceinline__ void init() { Barrier{address()}.init(COPY_ARRIVALS); }
+    // Waits for the end of a phase of this parity.
+    __device__ __forceinline__ void wait(int parity) { Barrier{address()}.wait(parity); }
+
+    // Starts copying `bytes` (a multiple of 16, at most MOST) from global to shared memory as the barrier's next phase.
+    // By all lanes of a warp.
+    template <int MOST>
+    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes, uint64_t policy) {
+        const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+#if __CUDA_ARCH__ >= 900
+        if (elect()) {
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+            asm volatile(
+                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                "[%0], [%1], %2, [%3], %4;" ::"r"(to),
+                "l"(global), "r"(bytes), "r"(address()), "l"(policy)
+                : "memory");
+        }
+#else
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int at = 0; at < MOST; at += WARP * 16) {
+            const int from = at + lane * 16;
+            if (from < bytes) {
+                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + from),
+                             "l"(global + from), "l"(policy)
+                             : "memory");
+            }
+        }
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
+#endif
     }
 };
 
 // Copies `bytes` (a multiple of 16) to `to` in shared memory; `full` counts them. One thread calls it.
 __device__ __forceinline__ void copy_bulk(uint32_t to, const void *global, int bytes, const Barrier &full) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(to), "l"(global), "r"(bytes), "r"(full.at) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(global), "r"(bytes), "r"(full.at)
+                 : "memory");
 #endif
 }
 __device__ __forceinline__ void expect_bytes(const Barrier &full, int bytes) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(full.at), "r"(bytes) : "memory");
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(full.at), "r"(bytes)
+                 : "memory");
 #endif
 }
 
-// Copies BYTES (4, 8 or 16, both sides so aligned) to `to` in shared memory without passing through registers; zeros where `valid`
-// is false. AHEAD: what follows is wanted soon; the memory is read in larger pieces than a lane's.
+// Copies BYTES (4, 8 or 16, both sides so aligned) to `to` in shared memory without passing through registers; zeros
+// where `valid` is false. AHEAD: what follows is wanted soon; the memory is read in larger pieces than a lane's.
 template <int BYTES, bool AHEAD = false>
 __device__ __forceinline__ void copy_or_zero(uint32_t to, const void *global, bool valid) {
     const int bytes = valid ? BYTES : 0;
     if constexpr (BYTES == 16 && AHEAD) {
-        asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+        asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+                     : "memory");
     } else if constexpr (BYTES == 16) {
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
     } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(BYTES), "r"(bytes) : "memory");
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(BYTES), "r"(bytes)
+                     : "memory");
     }
 }
 

@@ -2,49 +2,44 @@
 //
 //   q, k = rope(rms_norm(q)), rope(rms_norm(k))       (the norms where the model has them)
 //   cache[position] = k, v                            (f16)
-//   out[head] = sum over t <= position of softmax(q . K[t] / sqrt(head_dim)) V[t], quantized
+//   out[head] = sum over t <= position of softmax(scale * q . K[t]) V[t], quantized
 //
-// Bound: 4 * head_dim bytes for each cached token and key/value head, each read once: a block serves all query heads of its
-// key/value head (8 at most; more take another layer of blocks). The products run on tensor cores (m16n8k16): 8 heads
-// fill half of the 16 rows, and the other half carries what rounding q to f16 left over, so that q counts as exact;
-// probabilities are split likewise.
+// Bound: 4 * head_dim bytes for each cached token and key/value head, each read once: a block serves all query heads of
+// its key/value head (8 at most; more take another layer of blocks). The products run on tensor cores (m16n8k16): 8
+// heads fill half of the 16 rows, and the other half carries what rounding q to f16 left over, so that q counts as
+// exact; probabilities are split likewise.
 //
-// Grid: (head_count_kv, splits, (group + 7) / 8) x 256 threads. The context is cut into equal chunks, one for each of the
-// `splits` blocks, but no smaller than MIN_CHUNK tokens; what a chunk is follows from the position in device memory, so
-// the launch is the same for every position. Blocks without a chunk end at once. The block of a head that finishes last adds up the chunks, in
-// order, so the result does not depend on which it was.
-#include "common.cuh"
+// Grid: (head_count_kv, splits, (group + 7) / 8) x 256 threads. The context is cut into equal chunks, one for each of
+// the `splits` blocks, but no smaller than MIN_CHUNK tokens; what a chunk is follows from the position in device
+// memory, so the launch is the same for every position. Blocks without a chunk end at once. The block of a head that
+// finishes last adds up the chunks, in order, so the result does not depend on which it was.
+#include "kv_cache.cuh"
+#include "mma.cuh"
+#include "rope.cuh"
 
 namespace {
 
 constexpr int WARPS = 8;
-constexpr int HEADS = 8;       // query heads of a block, at most
-constexpr int STEP = 16;       // tokens that a warp handles at a time
+constexpr int HEADS = 8;  // query heads of a block, at most
+constexpr int STEP = 16;  // tokens that a warp handles at a time
 constexpr int MIN_CHUNK = 128;
 constexpr int CHUNK_MULTIPLE = 32;
 constexpr int MAX_SPLITS = 64;
-constexpr int AT_ONCE = 16;      // chunks whose sums a thread loads together
+constexpr int AT_ONCE = 16;  // chunks whose sums a thread loads together
 constexpr float NO_SCORE = -1e30f;
-
-// c += a b: 16 x 16 (rows of a) times 16 x 8, f16 with f32 sums.
-__device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 __device__ __forceinline__ uint32_t pack(half low, half high) {
     const half2 both = __halves2half2(low, high);
     return *reinterpret_cast<const uint32_t *>(&both);
 }
 
-// What normalizing and turning a query and a key head take, loaded once for a lane's values.
+// Norm and rotation of a query and a key head: what they take, loaded once for a lane's values.
 template <int D>
-struct Turn {
+struct HeadRope {
     float query_norm[D / WARP], key_norm[D / WARP];
-    float2 turn[D / 2 / WARP];
+    float2 rotations[D / 2 / WARP];
 
-    __device__ __forceinline__ Turn(const DecodeAttentionParams &p, int position) {
+    __device__ __forceinline__ HeadRope(const DecodeAttentionParams &p, int position) {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
         for (int i = 0; i < D / WARP; i++) {
@@ -54,14 +49,15 @@ struct Turn {
 #pragma unroll
         for (int i = 0; i < D / 2 / WARP; i++) {
             const int pair = i * WARP + lane;
-            turn[i] = pair < p.rope_dims / 2 ? rotation(position, p.frequencies[pair]) : float2{1.f, 0.f};
+            rotations[i] = pair < p.rope_dims / 2 ? rotation(position, p.frequencies[pair]) : float2{1.f, 0.f};
         }
     }
 
-    // Gives the head `in`, normalized (if `normalize`) and turned, value by value to `store(d, value)`. By one warp; `row` is
-    // float[D] of its own in shared memory.
+    // Gives the head `in`, normalized (if `normalize`) and rotated, value by value to `store(d, value)`. By one warp;
+    // `row` is float[D] of its own in shared memory.
     template <typename Store>
-    __device__ __forceinline__ void operator()(const float *in, bool normalize, const float (&norm)[D / WARP], const DecodeAttentionParams &p, float *row, Store store) const {
+    __device__ __forceinline__ void operator()(const float *in, bool normalize, const float (&norm)[D / WARP],
+                                               const DecodeAttentionParams &p, float *row, Store store) const {
         const int lane = threadIdx.x % WARP;
         float value[D / WARP], squares = 0.f;
 #pragma unroll
@@ -79,8 +75,8 @@ struct Turn {
             if (pair < half) {
                 const int first = p.interleaved ? 2 * pair : pair, second = p.interleaved ? 2 * pair + 1 : pair + half;
                 const float a = row[first], b = row[second];
-                store(first, a * turn[i].x - b * turn[i].y);
-                store(second, a * turn[i].y + b * turn[i].x);
+                store(first, a * rotations[i].x - b * rotations[i].y);
+                store(second, a * rotations[i].y + b * rotations[i].x);
             }
         }
         for (int d = p.rope_dims + lane; d < D; d += WARP) store(d, row[d]);
@@ -90,6 +86,7 @@ struct Turn {
 
 template <int D>
 __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
+    using Cache = KvCache<D>;
     // Query heads as matrix fragments: for each 16 values the 32 lanes' four registers, high and low parts in turn.
     __shared__ __align__(16) uint4 query[D / 16][WARP];
     __shared__ float row[WARPS][D];
@@ -116,26 +113,27 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
         return;
     }
     const bool newest = end == tokens;
-    half *k_cache = p.k_cache + size_t(head_kv) * p.context * D;
-    half *v_cache = p.v_cache + size_t(head_kv) * p.context * D;
+    half *k_cache = p.k_cache + Cache::row(head_kv, 0, p.context) * D;
+    half *v_cache = p.v_cache + Cache::row(head_kv, 0, p.context) * D;
 
-    // Of 16 tokens: 16-byte pieces of keys (tokens g and 8 + g) and values (2t, 2t + 1, 8 + 2t, 9 + 2t). Plain loads: this
-    // block writes the newest token.
+    // Of 16 tokens: 16-byte pieces of keys (tokens g and 8 + g) and values (2t, 2t + 1, 8 + 2t, 9 + 2t). Plain loads:
+    // this block writes the newest token.
     uint4 key[2][D / 32], value[D / 64][4];
     auto load_keys = [&](int from) {
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {
-            const half *at = k_cache + size_t(min(from + tile * 8 + g, end - 1)) * D + t * 8;
+            const half *at = k_cache + size_t(Cache::slot_of(min(from + tile * 8 + g, end - 1), p.context)) * D + t * 8;
 #pragma unroll
-            for (int c = 0; c < D / 32; c++) key[tile][c] = *reinterpret_cast<const uint4 *>(at + c * 32);
+            for (int c = 0; c < D / 32; c++) key[tile][c] = Cache::load(at + c * 32);
         }
     };
     auto load_values = [&](int from) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const half *at = v_cache + size_t(min(from + i / 2 * 8 + t * 2 + i % 2, end - 1)) * D + g * 8;
+            const int token = min(from + i / 2 * 8 + t * 2 + i % 2, end - 1);
+            const half *at = v_cache + size_t(Cache::slot_of(token, p.context)) * D + g * 8;
 #pragma unroll
-            for (int c = 0; c < D / 64; c++) value[c][i] = *reinterpret_cast<const uint4 *>(at + c * 64);
+            for (int c = 0; c < D / 64; c++) value[c][i] = Cache::load(at + c * 64);
         }
     };
     int from = begin + warp * STEP;
@@ -145,26 +143,30 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
         load_values(from);
     }
 
-    // One warp turns the new key, and after it the last query head of a full group.
+    // One warp rotates the new key, and after it the last query head of a full group.
     const bool for_key = newest && warp == WARPS - 1;
-    const Turn<D> turn(p, position);
+    const HeadRope<D> head_rope(p, position);
     wait_for_predecessor();
     launch_dependents();
-    if (newest && threadIdx.x < D) v_cache[size_t(position) * D + threadIdx.x] = __float2half_rn(p.v[head_kv * D + threadIdx.x]);
-    const float to_log2 = rsqrtf(float(D)) * 1.44269504f;
+    const int slot = Cache::slot_of(position, p.context);
+    if (newest && threadIdx.x < D)
+        Cache::store(v_cache + size_t(slot) * D + threadIdx.x, p.v[head_kv * D + threadIdx.x]);
     auto store_query = [&](int d, float x) {
-        const half high = __float2half_rn(x * to_log2), low = __float2half_rn(x * to_log2 - __half2float(high));
+        const half high = __float2half_rn(x), low = __float2half_rn(x - __half2float(high));
         // Value d of a lane's 8 consecutive ones (of 32) goes to matrix d / 4 % 2, register pair d / 2 % 2.
-        half *at = reinterpret_cast<half *>(&query[d / 32 * 2 + d / 4 % 2][warp * 4 + d / 8 % 4]) + d / 2 % 2 * 4 + d % 2;
+        half *at =
+            reinterpret_cast<half *>(&query[d / 32 * 2 + d / 4 % 2][warp * 4 + d / 8 % 4]) + d / 2 % 2 * 4 + d % 2;
         at[0] = high;
         at[2] = low;
     };
     if (for_key) {
-        half *to = k_cache + size_t(position) * D;
-        turn(p.k + head_kv * D, p.k_norm, turn.key_norm, p, row[warp], [&](int d, float x) { to[d] = __float2half_rn(x); });
+        half *to = k_cache + size_t(slot) * D;
+        head_rope(p.k + head_kv * D, p.k_norm, head_rope.key_norm, p, row[warp],
+                  [&](int d, float x) { Cache::store(to + d, x); });
     }
     if (warp < heads) {
-        turn(p.q + (first_head + warp) * D, p.q_norm, turn.query_norm, p, row[warp], store_query);
+        head_rope(p.q + (first_head + warp) * D, p.q_norm, head_rope.query_norm, p, row[warp],
+                  [&](int d, float x) { store_query(d, x * p.scale); });
     } else {
         for (int d = lane; d < D; d += WARP) store_query(d, 0.f);
     }
@@ -184,8 +186,8 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
             const uint4 a = query[2 * c][lane], b = query[2 * c + 1][lane];
 #pragma unroll
             for (int tile = 0; tile < 2; tile++) {
-                mma(score[tile], a.x, a.y, a.z, a.w, key[tile][c].x, key[tile][c].y);
-                mma(score[tile], b.x, b.y, b.z, b.w, key[tile][c].z, key[tile][c].w);
+                mma(score[tile], {a.x, a.y, a.z, a.w}, key[tile][c].x, key[tile][c].y);
+                mma(score[tile], {b.x, b.y, b.z, b.w}, key[tile][c].z, key[tile][c].w);
             }
         }
         const int next = from + WARPS * STEP;
@@ -223,12 +225,14 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
                                          {value[c][3].x, value[c][3].y, value[c][3].z, value[c][3].w}};
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                float(&o)[4] = out[4 * c + j];
+                float (&o)[4] = out[4 * c + j];
                 o[0] *= shrink0, o[1] *= shrink1, o[2] *= shrink0, o[3] *= shrink1;
-                const uint32_t a0 = __byte_perm(word[0][j], word[1][j], 0x5410), a1 = __byte_perm(word[0][j], word[1][j], 0x7632);
-                const uint32_t a2 = __byte_perm(word[2][j], word[3][j], 0x5410), a3 = __byte_perm(word[2][j], word[3][j], 0x7632);
-                mma(o, a0, a1, a2, a3, high0, high1);
-                mma(o, a0, a1, a2, a3, low0, low1);
+                const uint32_t a0 = __byte_perm(word[0][j], word[1][j], 0x5410),
+                               a1 = __byte_perm(word[0][j], word[1][j], 0x7632);
+                const uint32_t a2 = __byte_perm(word[2][j], word[3][j], 0x5410),
+                               a3 = __byte_perm(word[2][j], word[3][j], 0x7632);
+                mma(o, {a0, a1, a2, a3}, high0, high1);
+                mma(o, {a0, a1, a2, a3}, low0, low1);
             }
         }
         if (next < end) load_values(next);
@@ -291,7 +295,9 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     __syncthreads();
     if (!last) return;
     __threadfence();
-    const auto partial = [&](int s, int head) { return p.partial + (size_t(s) * head_count + first_head + head) * (D + 2); };
+    const auto partial = [&](int s, int head) {
+        return p.partial + (size_t(s) * head_count + first_head + head) * (D + 2);
+    };
     for (int head = warp; head < heads; head += WARPS) {
         float top = NO_SCORE, sums[MAX_SPLITS / WARP], tops[MAX_SPLITS / WARP];
 #pragma unroll
@@ -326,6 +332,15 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 2) decode_attention_d64(const __grid_constant__ DecodeAttentionParams p) { attend<64>(p); }
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) decode_attention_d128(const __grid_constant__ DecodeAttentionParams p) { attend<128>(p); }
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1) decode_attention_d256(const __grid_constant__ DecodeAttentionParams p) { attend<256>(p); }
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 2)
+    decode_attention_d64(const __grid_constant__ DecodeAttentionParams p) {
+    attend<64>(p);
+}
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1)
+    decode_attention_d128(const __grid_constant__ DecodeAttentionParams p) {
+    attend<128>(p);
+}
+extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1)
+    decode_attention_d256(const __grid_constant__ DecodeAttentionParams p) {
+    attend<256>(p);
+}

@@ -1,12 +1,12 @@
-// The beginning of a decode step: x[c] = E[token, c], and x * (the first norm's weights), quantized, for the first product.
+// The beginning of a decode step: x[c] = E[token, c], and x * (the first norm's weights), quantized, for the first
+// product.
 //
 // Without norm weights only x, for a chunk of tokens.
 //
 // Bound: latency; a row is a few kilobytes. Grid: one thread for each value, 256 a block along x; tokens along y.
 #include "types/all.cuh"
 
-extern "C" __global__ void __launch_bounds__(256)
-embed(const __grid_constant__ EmbedParams p) {
+extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ EmbedParams p) {
     wait_for_predecessor();
     launch_dependents();
     const int column = blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,17 +1,19 @@
 // Causal attention of a chunk of tokens over the cache, which holds their own keys and values already:
 //
-//   out[token, head] = sum over s <= position + token of softmax(q[token, head] . K[s]) V[s], as Tiles
+//   out[token, head] = sum over s <= position + token of softmax(q[token, head] . K[s]) V[s], as TokenTiles
 //
-// with q scaled by log2(e) / sqrt(head_dim). Scores exist as fragments in registers only; sums are f32.
+// with q scaled by rope_tokens. Scores exist as fragments in registers only; sums are f32.
 //
 // Bound: 4 * head_dim operations for each visible (token, head, s) on the matrix units; for a handful of tokens by the
 // cache's bytes. All query heads of a key/value head share what a block loads: the 128 rows of a block are
 // 128 / group tokens x group heads.
 //
-// Grid: (tiles of tokens, head_count_kv, splits); two warpgroups of 64 rows multiply, the warps after them fetch keys and
-// values in turn. The visible context is cut into equal chunks, one for each split, but none shorter than MIN_CHUNK; the
-// block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it was.
+// Grid: (tiles of tokens, head_count_kv, splits); two warpgroups of 64 rows multiply, the warps after them fetch keys
+// and values in turn. The visible context is cut into equal chunks, one for each split, but none shorter than
+// MIN_CHUNK; the block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it
+// was.
 #include "copy.cuh"
+#include "kv_cache.cuh"
 #include "mma.cuh"
 #include "token_tiles.cuh"
 
@@ -24,7 +26,7 @@ constexpr int MIN_CHUNK = 256;
 constexpr float NO_SCORE = -1e30f;
 
 template <int D>
-struct Shape {
+struct Config {
     static constexpr bool warpgroup = WARPGROUP_MMA && D <= 128;
     static constexpr int keys = warpgroup ? 128 : D <= 128 ? 64 : 32;  // of a slot
     static constexpr int slot_bytes = keys * D * 2;
@@ -38,13 +40,14 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
-// score = Q K: 16 rows of the warp times a slot's keys. Q: for warpgroups in shared memory, else in registers, or, where they
-// are too few, in device memory.
+// score = Q K: 16 rows of the warp times a slot's keys. Q: for warpgroups in shared memory, else in registers, or,
+// where they are too few, in device memory.
 template <int D, int KEYS>
-__device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32_t q_shared, const uint32_t (&q)[D / 16][4],
-                                             const uint32_t *const (&q_row)[2], uint32_t keys) {
+__device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32_t q_shared,
+                                             const uint32_t (&q)[D / 16][4], const uint32_t *const (&q_row)[2],
+                                             uint32_t keys) {
 #if WARPGROUP_MMA
-    if constexpr (Shape<D>::warpgroup) {
+    if constexpr (Config<D>::warpgroup) {
         warpgroup_arrive();
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
@@ -76,12 +79,14 @@ __device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32
 
 // out += P V.
 template <int D, int KEYS>
-__device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint32_t (&p)[KEYS / 16][4], uint32_t values) {
+__device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint32_t (&p)[KEYS / 16][4],
+                                             uint32_t values) {
 #if WARPGROUP_MMA
-    if constexpr (Shape<D>::warpgroup) {
+    if constexpr (Config<D>::warpgroup) {
         warpgroup_arrive();
 #pragma unroll
-        for (int k = 0; k < KEYS / 16; k++) warpgroup_mma<1>(out, p[k], matrix_descriptor(values, KEYS * 128) + k * 128);
+        for (int k = 0; k < KEYS / 16; k++)
+            warpgroup_mma<1>(out, p[k], matrix_descriptor(values, KEYS * 128) + k * 128);
         warpgroup_commit();
         return;
     }
@@ -104,20 +109,20 @@ __device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint3
 template <int D, int PENDING>
 __device__ __forceinline__ void wait_products() {
 #if WARPGROUP_MMA
-    if constexpr (Shape<D>::warpgroup) warpgroup_wait<PENDING>();
+    if constexpr (Config<D>::warpgroup) warpgroup_wait<PENDING>();
 #endif
 }
 
 template <int D>
 __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
-    constexpr int KEYS = Shape<D>::keys, SLOT = Shape<D>::slot_bytes;
+    constexpr int KEYS = Config<D>::keys, SLOT = Config<D>::slot_bytes;
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][SLOTS];
     __shared__ bool last;
 
     launch_dependents();
-    const int warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const uint32_t first_barrier = keep(shared_address(barriers)), slots = keep(shared_address(shared));
+    const int warp = warp_uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    const uint32_t first_barrier = warp_uniform(shared_address(barriers)), slots = warp_uniform(shared_address(shared));
     const auto full = [&](int slot) { return Barrier{first_barrier + slot * 8}; };
     const auto empty = [&](int slot) { return Barrier{first_barrier + (SLOTS + slot) * 8}; };
     if (threadIdx.x == 0) {
@@ -144,16 +149,19 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
 
     if (warp >= CONSUMERS / WARP) {
         give_registers<40>();
-        constexpr int PIECES = D / 8, PASS = WARPGROUP / PIECES;  // of 16 bytes a key; keys that the threads copy at once
+        constexpr int PIECES = D / 8,
+                      PASS = WARPGROUP / PIECES;  // of 16 bytes a key; keys that the threads copy at once
         const int thread = threadIdx.x - CONSUMERS, key = thread / PIECES, piece = thread % PIECES;
-        const size_t first_value = (size_t(head_kv) * p.context + begin + key) * D + piece * 8;
+        const int first_slot = KvCache<D>::slot_of(begin, p.context);
+        const size_t first_value = (KvCache<D>::row(head_kv, first_slot, p.context) + key) * D + piece * 8;
         for (int i = 0; i < 2 * steps; i++) {
             if (i >= SLOTS) empty(i % SLOTS).wait((i / SLOTS - 1) & 1);
             const half *from = (i % 2 ? p.v_cache : p.k_cache) + first_value + size_t(i / 2) * KEYS * D;
             const uint32_t to = slots + i % SLOTS * SLOT + piece / 8 * (KEYS * 128) + key * 128;
             const int left = end - begin - i / 2 * KEYS - key;
 #pragma unroll
-            for (int j = 0; j < KEYS; j += PASS) copy_or_zero<16>(to + j * 128 + (piece % 8 ^ (key + j) % 8) * 16, from + j * D, j < left);
+            for (int j = 0; j < KEYS; j += PASS)
+                copy_or_zero<16>(to + j * 128 + (piece % 8 ^ (key + j) % 8) * 16, from + j * D, j < left);
             full(i % SLOTS).arrive_after_copies();
         }
         return;
@@ -175,12 +183,13 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     }
     uint32_t q[D / 16][4];
     const uint32_t q_shared = slots + SLOTS * SLOT;
-    if constexpr (Shape<D>::warpgroup) {
+    if constexpr (Config<D>::warpgroup) {
         for (int i = threadIdx.x; i < ROWS * D / 8; i += CONSUMERS) {
             const int row = i / (D / 8), piece = i % (D / 8);
             const int token = min(first + row / p.group, p.tokens - 1);
             copy_or_zero<16>(q_shared + piece / 8 * (ROWS * 128) + row * 128 + (piece % 8 ^ row % 8) * 16,
-                           p.q + ((size_t(token) * gridDim.y + head_kv) * p.group + row % p.group) * D + piece * 8, true);
+                             p.q + ((size_t(token) * gridDim.y + head_kv) * p.group + row % p.group) * D + piece * 8,
+                             true);
         }
         commit_copies();
         wait_for_copies<0>();
@@ -196,7 +205,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
 
     const uint32_t q_address = q_shared + warp / 4 * (64 * 128);
     float out[D / 8][4], score[KEYS / 8][4];
-    uint32_t even[KEYS / 16][4], odd[KEYS / 16][4];  // exponentials of steps in turn: products read one while the other is written
+    uint32_t even[KEYS / 16][4],
+        odd[KEYS / 16][4];  // exponentials of steps in turn: products read one while the other is written
     float largest[2] = {NO_SCORE, NO_SCORE}, exponentials[2] = {}, shrink[2];
 #pragma unroll
     for (int j = 0; j < D / 8; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0.f;
@@ -240,7 +250,7 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
                 const float a = power_of_two(score[j][2 * h] - top), b = power_of_two(score[j][2 * h + 1] - top);
                 sum += a + b;
                 to[j / 2][j % 2 * 2 + h] = bits(__floats2half2_rn(a, b));
-                settle(to[j / 2][j % 2 * 2 + h]);
+                pin_operand(to[j / 2][j % 2 * 2 + h]);
             }
             exponentials[h] = exponentials[h] * shrink[h] + sum;
         }
@@ -263,10 +273,12 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     // The warpgroups take turns: one starts products while the other works on exponentials.
     const int group_of_warps = warp / 4;
     const auto take_turn = [&] {
-        if constexpr (Shape<D>::warpgroup) asm volatile("bar.sync %0, %1;" ::"r"(2 + group_of_warps), "n"(CONSUMERS) : "memory");
+        if constexpr (Config<D>::warpgroup)
+            asm volatile("bar.sync %0, %1;" ::"r"(2 + group_of_warps), "n"(CONSUMERS) : "memory");
     };
     const auto give_turn = [&] {
-        if constexpr (Shape<D>::warpgroup) asm volatile("bar.arrive %0, %1;" ::"r"(3 - group_of_warps), "n"(CONSUMERS) : "memory");
+        if constexpr (Config<D>::warpgroup)
+            asm volatile("bar.arrive %0, %1;" ::"r"(3 - group_of_warps), "n"(CONSUMERS) : "memory");
     };
     const auto advance = [&](int step, const uint32_t (&from)[KEYS / 16][4], uint32_t (&to)[KEYS / 16][4]) {
         rescale();
@@ -306,7 +318,7 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         exponentials[h] += __shfl_xor_sync(~0u, exponentials[h], 2);
     }
 
-    const Tiles tiles{p.out, p.padded_tokens};
+    const TokenTiles tiles{p.out, p.padded_tokens};
     const int width = p.group * gridDim.y * D;
     if (head_kv == int(gridDim.y) - 1) {  // zeros up to whole steps
         for (int i = threadIdx.x; i < tile_tokens * (round_up(width, STEP_VALUES) - width) / 4; i += CONSUMERS) {
@@ -340,7 +352,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         float *to = partial + (size_t(split) * ROWS + warp * 16 + h * 8 + g) * (D + 2);
         if (!stored[h]) continue;
 #pragma unroll
-        for (int j = 0; j < D / 8; j++) __stcg(reinterpret_cast<float2 *>(to + j * 8 + 2 * t), make_float2(out[j][2 * h], out[j][2 * h + 1]));
+        for (int j = 0; j < D / 8; j++)
+            __stcg(reinterpret_cast<float2 *>(to + j * 8 + 2 * t), make_float2(out[j][2 * h], out[j][2 * h + 1]));
         if (t == 0) __stcg(reinterpret_cast<float2 *>(to + D), make_float2(largest[h], exponentials[h]));
     }
     consumers_sync();
@@ -363,21 +376,25 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         for (int s = 0; s < chunks; s++) {
             const float2 scale_and_sum = __ldcg(reinterpret_cast<const float2 *>(at(s) + D));
             const float weight = power_of_two(scale_and_sum.x - top);
-            const float2 a = __ldcg(reinterpret_cast<const float2 *>(at(s) + d)), b = __ldcg(reinterpret_cast<const float2 *>(at(s) + d + 2));
+            const float2 a = __ldcg(reinterpret_cast<const float2 *>(at(s) + d)),
+                         b = __ldcg(reinterpret_cast<const float2 *>(at(s) + d + 2));
             all += weight * scale_and_sum.y;
             v = {v.x + weight * a.x, v.y + weight * a.y, v.z + weight * b.x, v.w + weight * b.y};
         }
         const float scale = 1.f / all;
-        tiles.store(token, (head_kv * p.group + row % p.group) * D + d, {v.x * scale, v.y * scale, v.z * scale, v.w * scale});
+        tiles.store(token, (head_kv * p.group + row % p.group) * D + d,
+                    {v.x * scale, v.y * scale, v.z * scale, v.w * scale});
     }
 }
 
 }  // namespace
 
 // 128 threads fetch.
-#define ATTENTION(D)                                                        \
-    extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)  \
-    flash_attention_d##D(const __grid_constant__ FlashAttentionParams p) { attend<D>(p); }
+#define ATTENTION(D)                                                           \
+    extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1)     \
+        flash_attention_d##D(const __grid_constant__ FlashAttentionParams p) { \
+        attend<D>(p);                                                          \
+    }
 ATTENTION(64)
 ATTENTION(128)
 ATTENTION(256)

@@ -1,9 +1,8 @@
-// What the kernels share that multiply a matrix with a chunk of tokens: their parameters, how tokens reach shared memory, and what becomes of
-// the sums.
+// What the GEMM kernels share: how tokens reach shared memory, the products of a step, and the epilogues.
 //
 //   store   out[token, row] = W[row] . x[token] (+ bias[row])
 //   add     out[token, row] += factor * W[row] . x[token]
-//   gate    out[token, row] = silu(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as Tiles
+//   gate    out[token, row] = silu(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as TokenTiles
 #pragma once
 
 #include "copy.cuh"
@@ -13,16 +12,10 @@
 
 enum Epilogue : int { Store = 0, Add = 1, Gate = 2 };
 
-// How many arrivals, copies aside, fill a stage of tokens.
-#if __CUDA_ARCH__ >= 900
-constexpr int FETCH_ARRIVALS = 1;
-#else
-constexpr int FETCH_ARRIVALS = WARP;
-#endif
-
 // Starts copying step `step` of the tokens from `token` on to a stage that `full` guards. By all lanes of a warp.
 template <int N>
-__device__ __forceinline__ void fetch_tokens(const GemmParams &p, uint32_t to, int step, int token, const Barrier &full) {
+__device__ __forceinline__ void fetch_tokens(const GemmParams &p, uint32_t to, int step, int token,
+                                             const Barrier &full) {
     const int lane = threadIdx.x % WARP, bytes = min(N, p.padded_tokens - token) * 128;
     const uint8_t *from = reinterpret_cast<const uint8_t *>(p.x) + (size_t(2 * step) * p.padded_tokens + token) * 128;
     const size_t block_stride = size_t(p.padded_tokens) * 128;
@@ -41,10 +34,12 @@ __device__ __forceinline__ void fetch_tokens(const GemmParams &p, uint32_t to, i
 #endif
 }
 
-// Adds the products of word w of a step's codes, which is two steps of the matrix instruction: MT fragments of rows, decoded to `a`, with the
-// N tokens at `tokens`. On sm_90a the products are only started; `a` and the tokens must stay until they have been waited for.
+// Adds the products of word w of a step's codes, which is two steps of the matrix instruction: MT fragments of rows,
+// decoded to `a`, with the N tokens at `tokens`. On sm_90a the products are only started; `a` and the tokens must stay
+// until they have been waited for.
 template <int MT, int N, typename Fragment>
-__device__ __forceinline__ void multiply(float (&sum)[MT][N / 8][4], uint32_t (&a)[2][MT][4], const Fragment (&row)[MT][2], int w, uint32_t tokens) {
+__device__ __forceinline__ void multiply(float (&sum)[MT][N / 8][4], uint32_t (&a)[2][MT][4],
+                                         const Fragment (&row)[MT][2], int w, uint32_t tokens) {
 #pragma unroll
     for (int m = 0; m < MT; m++) {
 #pragma unroll
@@ -56,7 +51,7 @@ __device__ __forceinline__ void multiply(float (&sum)[MT][N / 8][4], uint32_t (&
     const uint32_t block = tokens + w / 2 * (TOKEN_BYTES<N> / 2);
 #if WARPGROUP_MMA
 #pragma unroll
-    for (int i = 0; i < 8 * MT; i++) settle(a[i / (4 * MT)][i / 4 % MT][i % 4]);
+    for (int i = 0; i < 8 * MT; i++) pin_operand(a[i / (4 * MT)][i / 4 % MT][i % 4]);
     warpgroup_arrive();
 #pragma unroll
     for (int k = 0; k < 2; k++) {
@@ -85,13 +80,14 @@ __device__ __forceinline__ void multiply(float (&sum)[MT][N / 8][4], uint32_t (&
 
 __device__ __forceinline__ float finite_half(float x) { return fminf(fmaxf(x, -65504.f), 65504.f); }
 
-// Ends the sums of a fragment of 16 rows and N tokens from `first_token` on. This lane's are those of rows `row0` and `row1` of matrix
-// `index`; Gate: of row `row0` of both matrices.
+// Ends the sums of a fragment of 16 rows and N tokens from `first_token` on. This lane's are those of rows `row0` and
+// `row1` of matrix `index`; Gate: of row `row0` of both matrices.
 template <int N>
-__device__ __forceinline__ void finish(const GemmParams &p, int index, int row0, int row1, int first_token, const float (&sum)[N / 8][4]) {
+__device__ __forceinline__ void apply_epilogue(const GemmParams &p, int index, int row0, int row1, int first_token,
+                                               const float (&sum)[N / 8][4]) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     if (p.epilogue == Gate) {
-        const Tiles gated{p.gated, p.padded_tokens};
+        const TokenTiles gated{p.gated, p.padded_tokens};
         const int rows = p.matrix[0].rows;
         const bool inside = row0 < rows, odd = g / 2 % 2, filled = row0 < round_up(rows, STEP_VALUES);
 #pragma unroll
@@ -106,7 +102,8 @@ __device__ __forceinline__ void finish(const GemmParams &p, int index, int row0,
             const float other = __shfl_xor_sync(~0u, odd ? y[0] : y[1], 8);
             const int token = first_token + i * 8 + 2 * t + odd;
             if (token < p.tokens && filled) {
-                *gated.pair(token, row0 & ~3, row0 & 1) = odd ? __floats2half2_rn(other, y[1]) : __floats2half2_rn(y[0], other);
+                *gated.pair(token, row0 & ~3, row0 & 1) =
+                    odd ? __floats2half2_rn(other, y[1]) : __floats2half2_rn(y[0], other);
             }
         }
     } else {
@@ -128,7 +125,8 @@ __device__ __forceinline__ void finish(const GemmParams &p, int index, int row0,
 #pragma unroll
             for (int i = 0; i < N / 4; i++) {
                 const int token = i / 2 * 8 + i % 2;
-                if (token < tokens) out[row + token * stride] = sum[i / 2][2 * h + i % 2] * p.factor + before[i / 2][i % 2];
+                if (token < tokens)
+                    out[row + token * stride] = sum[i / 2][2 * h + i % 2] * p.factor + before[i / 2][i % 2];
             }
         }
     }

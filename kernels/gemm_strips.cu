@@ -1,13 +1,14 @@
-// Products of a quantized matrix with up to 32 tokens, on sm_90a up to 128, as gemm.cuh has them.
+// GEMM for up to 32 tokens, on sm_90a up to 128: out[token, row] = W[row] . x[token], with the epilogues of gemm.cuh.
 //
-// Bound: the weights' bytes, each read from memory once. Decoding takes some 30 instructions of a warp for each 256 weights.
+// Bound: the weights' bytes, each read from memory once. Decoding takes some 30 instructions of a warp for 256 weights.
 //
-// Grid: (groups of strips, slices). Each warp but the last multiplies a strip of 16 rows (Gate: 8 of both matrices) with all tokens; the
-// last one fetches tokens, which the block's warps share. Rows are cut into slices as well, so that blocks have about the same
-// work for every shape. Block x takes strips x * warps .. and then those of block x + gridDim.x. Weights wait in a ring of the
-// warp's own, filled from before the predecessor has ended, so that a whole small matrix is under way at once. A strip's slices
-// meet in `partial`; the warp that ends last adds them in order of columns, so the result does not depend on which it was. On
-// sm_90a four warps multiply together: their number is a multiple of four.
+// Grid: (groups of strips, slices). Each warp but the last multiplies a strip of 16 rows (Gate: 8 of both matrices)
+// with all tokens; the last one fetches tokens, which the block's warps share. Rows are cut into slices as well, so
+// that blocks have about the same work for every shape. Block x takes strips x * warps .. and then those of block x +
+// gridDim.x. Weights wait in a ring of the warp's own, filled from before the predecessor has ended, so that a whole
+// small matrix is under way at once. A strip's slices are left in the split-K workspace `partial`; the warp that ends
+// last adds them in order of columns, so the result does not depend on which it was. On sm_90a four warps multiply
+// together: their number is a multiple of four.
 #include "gemm.cuh"
 
 namespace {
@@ -20,9 +21,12 @@ constexpr int MAX_STAGES = 16;
 struct Strip {
     int matrix, row;
 
-    __device__ Strip(const GemmParams &p, int strip) : matrix(0), row(strip * (p.epilogue == Gate ? STRIP / 2 : STRIP)) {
+    __device__ Strip(const GemmParams &p, int strip)
+        : matrix(0),
+          row(strip * (p.epilogue == Gate ? STRIP / 2 : STRIP)) {
         if (p.epilogue == Gate) return;
-        while (matrix + 1 < p.matrices && row >= round_up(p.matrix[matrix].rows, STRIP)) row -= round_up(p.matrix[matrix++].rows, STRIP);
+        while (matrix + 1 < p.matrices && row >= round_up(p.matrix[matrix].rows, STRIP))
+            row -= round_up(p.matrix[matrix++].rows, STRIP);
     }
     __device__ static int count(const GemmParams &p) {
         if (p.epilogue == Gate) return round_up(p.matrix[0].rows, STEP_VALUES) / (STRIP / 2);
@@ -30,25 +34,26 @@ struct Strip {
         for (int i = 0; i < p.matrices; i++) rows += round_up(p.matrix[i].rows, STRIP);
         return rows / STRIP;
     }
-    // Where the rows of half h of the fragment begin.
+    // Where the rows of row group h of the fragment begin.
     __device__ int first(const GemmParams &p, int h) const { return p.epilogue == Gate ? row : row + h * 8; }
 };
 
 // How a block that multiplies N tokens at most is made up.
 template <int N>
-struct Block {
-    static constexpr int ring = N == 128 ? 2 : 3;                                  // runs of weights a warp
-    static constexpr bool moves_registers = N == 128;                              // from the warpgroup that fetches to the others
+struct LaunchConfig {
+    static constexpr int ring = N == 128 ? 2 : 3;      // runs of weights a warp
+    static constexpr bool moves_registers = N == 128;  // from the warpgroup that fetches to the others
     static constexpr int fetching_warps = moves_registers ? WARPGROUP / WARP : 1;  // of which one works
 };
 
-// Joins a strip's slices. True in the warp that has all of them, in `sum`.
+// Split-K: adds up a strip's slices. True in the warp that has all of them, in `sum`.
 template <int QUADS>
-__device__ __forceinline__ bool join(const GemmParams &p, int strip, float (&sum)[QUADS][4]) {
+__device__ __forceinline__ bool add_slices(const GemmParams &p, int strip, float (&sum)[QUADS][4]) {
     const unsigned lane = threadIdx.x % WARP, slices = gridDim.y;
     float4 *parts = reinterpret_cast<float4 *>(p.partial) + size_t(strip) * (slices * QUADS * WARP) + lane;
 #pragma unroll
-    for (int i = 0; i < QUADS; i++) __stcg(parts + (blockIdx.y * QUADS + i) * WARP, {sum[i][0], sum[i][1], sum[i][2], sum[i][3]});
+    for (int i = 0; i < QUADS; i++)
+        __stcg(parts + (blockIdx.y * QUADS + i) * WARP, {sum[i][0], sum[i][1], sum[i][2], sum[i][3]});
     __threadfence();
     __syncwarp();
     unsigned ended = 0;
@@ -72,23 +77,24 @@ __device__ __forceinline__ bool join(const GemmParams &p, int strip, float (&sum
 }
 
 template <typename Type, int N>
-__device__ __forceinline__ void product(const GemmParams &p) {
+__device__ __forceinline__ void gemm(const GemmParams &p) {
     using Run = typename Type::template Run<1>;
     using Fragment = typename Type::template Fragment<1>;
     constexpr int QUADS = N / 8;  // of sums that a lane holds
-    constexpr int RING = Block<N>::ring;
+    constexpr int RING = LaunchConfig<N>::ring;
     constexpr int STEPS = Run::values / STEP_VALUES;  // of a run
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][MAX_STAGES];
 
     launch_dependents();
-    const int warps = blockDim.x / WARP - Block<N>::fetching_warps;  // that multiply
-    const int warp = keep(threadIdx.x / WARP), lane = threadIdx.x % WARP;
-    const uint32_t first_barrier = keep(shared_address(barriers)), first_stage = keep(shared_address(shared));
+    const int warps = blockDim.x / WARP - LaunchConfig<N>::fetching_warps;  // that multiply
+    const int warp = warp_uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP;
+    const uint32_t first_barrier = warp_uniform(shared_address(barriers)),
+                   first_stage = warp_uniform(shared_address(shared));
     const auto full = [&](int stage) { return Barrier{first_barrier + stage * 8}; };
     const auto empty = [&](int stage) { return Barrier{first_barrier + (MAX_STAGES + stage) * 8}; };
     if (warp == warps && lane < p.stages) {
-        full(lane).init(FETCH_ARRIVALS), empty(lane).init(warps);
+        full(lane).init(COPY_ARRIVALS), empty(lane).init(warps);
         Barrier::publish();
     }
     __syncthreads();
@@ -104,7 +110,7 @@ __device__ __forceinline__ void product(const GemmParams &p) {
     };
 
     if (warp >= warps) {  // fetch tokens
-        if constexpr (Block<N>::moves_registers) give_registers<40>();
+        if constexpr (LaunchConfig<N>::moves_registers) give_registers<40>();
         if (warp > warps) return;
         wait_for_predecessor();
         for (int first = blockIdx.x * warps; first < strips; first += stride) {
@@ -117,13 +123,13 @@ __device__ __forceinline__ void product(const GemmParams &p) {
         return;
     }
 
-    if constexpr (Block<N>::moves_registers) take_registers<152>();
+    if constexpr (LaunchConfig<N>::moves_registers) take_registers<152>();
 
     // Weights run RING - 1 runs ahead, past the ends of strips. They are not written by kernels: no need to wait.
     const uint32_t ring = first_stage + p.stages * TOKEN_BYTES<N> + warp * RING * Run::bytes;
     int strip = blockIdx.x * warps + warp, run = begin;  // under way
     int next_strip = strip, next_run = end, slot = 0;    // to be loaded next, and where to
-    RowGroup half[2];
+    RowGroup groups[2];
     const typename Fragment::Lane place;
     float sum[1][QUADS][4] = {};
     uint32_t a[2][2][1][4];  // two words in turn: products read one while the other is decoded
@@ -141,10 +147,10 @@ __device__ __forceinline__ void product(const GemmParams &p) {
             for (int h = 0; h < 2; h++) {
                 const GemmMatrix &matrix = p.matrix[p.epilogue == Gate ? h : next.matrix];
                 const int first = next.first(p, h);
-                half[h] = {Run::row_start(matrix.weights, first, p.columns), matrix.rows - first};
+                groups[h] = {Run::row_start(matrix.weights, first, p.columns), matrix.rows - first};
             }
         }
-        if (next_strip < strips) Run::copy(ring + slot * Run::bytes, half, next_run, p.columns);
+        if (next_strip < strips) Run::copy(ring + slot * Run::bytes, groups, next_run, p.columns);
         next_run++;
         commit_copies();
         if (++slot == RING) slot = 0;
@@ -159,7 +165,8 @@ __device__ __forceinline__ void product(const GemmParams &p) {
         for (int step = 0; step < min(STEPS, steps - run * STEPS); step++) {
             Fragment row[1][2];
 #pragma unroll
-            for (int h = 0; h < 2; h++) row[0][h].load(ring + slot * Run::bytes, place, h, step, first_unit % SLICE_UNITS, slice_units);
+            for (int h = 0; h < 2; h++)
+                row[0][h].load(ring + slot * Run::bytes, place, h, step, first_unit % SLICE_UNITS, slice_units);
             full(stage).wait(parity);
 #pragma unroll
             for (int w = 0; w < 4; w++) {
@@ -182,12 +189,13 @@ __device__ __forceinline__ void product(const GemmParams &p) {
         warpgroup_wait<0>();
         release(), previous = -1;
 #endif
-        if (strip < strips && (gridDim.y == 1 || join(p, strip, sum[0]))) {
+        if (strip < strips && (gridDim.y == 1 || add_slices(p, strip, sum[0]))) {
             const Strip done(p, strip);
 #pragma unroll
             for (int token = 0; token < N; token += 32) {  // few loads and stores at a time
-                const auto &some = reinterpret_cast<const float(&)[4][4]>(sum[0][token / 8]);
-                finish<32>(p, done.matrix, done.first(p, 0) + lane / 4, done.first(p, 1) + lane / 4, token, some);
+                const auto &some = reinterpret_cast<const float (&)[4][4]>(sum[0][token / 8]);
+                apply_epilogue<32>(p, done.matrix, done.first(p, 0) + lane / 4, done.first(p, 1) + lane / 4, token,
+                                   some);
             }
         }
 #pragma unroll
@@ -199,14 +207,16 @@ __device__ __forceinline__ void product(const GemmParams &p) {
 
 }  // namespace
 
-#define PRODUCT(NAME, TYPE, N)                                         \
-    extern "C" __global__ void __launch_bounds__(MAX_WARPS * WARP, 1)  \
-    gemm_strips_##NAME##_n##N(const __grid_constant__ GemmParams p) { product<TYPE, N>(p); }
+#define GEMM(NAME, TYPE, N)                                               \
+    extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)      \
+        gemm_strips_##NAME##_n##N(const __grid_constant__ GemmParams p) { \
+        gemm<TYPE, N>(p);                                                 \
+    }
 
 #if WARPGROUP_MMA
-#define PRODUCTS(NAME, TYPE, NUMBER) PRODUCT(NAME, TYPE, 32) PRODUCT(NAME, TYPE, 64) PRODUCT(NAME, TYPE, 128)
+#define GEMMS(NAME, TYPE, NUMBER) GEMM(NAME, TYPE, 32) GEMM(NAME, TYPE, 64) GEMM(NAME, TYPE, 128)
 #else
-#define PRODUCTS(NAME, TYPE, NUMBER) PRODUCT(NAME, TYPE, 32)
+#define GEMMS(NAME, TYPE, NUMBER) GEMM(NAME, TYPE, 32)
 #endif
 
-GEMM_TYPES(PRODUCTS)
+GEMM_TYPES(GEMMS)

@@ -1,16 +1,18 @@
 // RMS norm of the tokens of a chunk:
 //
-//   out[token] = x[token] / sqrt(mean(x[token]^2) + epsilon) * weight, as Tiles
+//   out[token] = x[token] / sqrt(mean(x[token]^2) + epsilon) * weight, as TokenTiles
 //
 // Bound: bytes; x is read once. Grid: a block of whole warps for each token, best with a thread for 4 values.
 #include "token_tiles.cuh"
 
-extern "C" __global__ void __launch_bounds__(1024)
-norm_tokens(const __grid_constant__ NormParams p) {
+namespace {
+
+template <bool ALIGNED>
+__device__ __forceinline__ void norm(const NormParams &p) {
     __shared__ float part[WARP];
     launch_dependents();
     const int columns = p.columns, token = blockIdx.x, first = threadIdx.x * 4, stride = blockDim.x * 4;
-    const auto load = [&](const float *from, int c) { return c < columns ? *reinterpret_cast<const float4 *>(from + c) : float4{}; };
+    const auto load = [&](const float *from, int c) { return load4<ALIGNED>(from, c, columns); };
     const float4 first_weight = load(p.weight, first);  // no kernel writes it
     wait_for_predecessor();
     const float *x = p.x + size_t(token) * columns;
@@ -24,9 +26,19 @@ norm_tokens(const __grid_constant__ NormParams p) {
     squares = warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.f);
     const float scale = 1.f / sqrtf(squares / columns + p.epsilon);
 
-    const Tiles tiles{p.out, p.padded_tokens};
+    const TokenTiles tiles{p.out, p.padded_tokens};
     for (int c = first; c < round_up(columns, STEP_VALUES); c += stride) {
         const float4 v = c == first ? first_value : load(x, c), w = c == first ? first_weight : load(p.weight, c);
         tiles.store(token, c, {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w});
+    }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(1024) norm_tokens(const __grid_constant__ NormParams p) {
+    if (p.columns % 4 == 0) {
+        norm<true>(p);
+    } else {
+        norm<false>(p);
     }
 }

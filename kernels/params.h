@@ -1,9 +1,9 @@
-// What crosses from the host to a kernel: each kernel takes exactly one of these structs, by value. The host declares the same
-// structs and asserts the same sizes and offsets.
+// What crosses from the host to a kernel: each kernel takes exactly one of these structs, by value. The host declares
+// the same structs and asserts the same sizes and offsets.
 //
-// Pointers are device pointers. A shape names the contiguous dimension first. Fields called `unused` make the padding explicit;
-// what a launch does not use is null or 0. `type` is ggml's number for a tensor type (types/all.cuh); weights lie as types/type.cuh
-// describes, 16-byte aligned.
+// Pointers are device pointers. A shape names the contiguous dimension first. Fields called `unused` make the padding
+// explicit; what a launch does not use is null or 0. `type` is ggml's number for a tensor type (types/all.cuh); weights
+// lie as types/type.cuh describes, 16-byte aligned.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -12,9 +12,9 @@
 
 #define FIELD(STRUCT, NAME, OFFSET) static_assert(offsetof(STRUCT, NAME) == OFFSET, #STRUCT "." #NAME)
 
-// A vector that matrix-vector products read: for each group of 32 values, 8-bit integers and one scale, value = scale * integer
-// with scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to 64 values; what
-// lies past the vector's own length stays zero.
+// A vector that matrix-vector products read: for each group of 32 values, 8-bit integers and one scale, value = scale *
+// integer with scale = max |value| / 127; and the same values unquantized, for float weights. Lengths are rounded up to
+// 64 values; what lies past the vector's own length stays zero.
 struct Activation {
     int8_t *q;     // (length rounded up to 64)
     float *scale;  // (length rounded up to 64, / 32)
@@ -67,10 +67,11 @@ FIELD(GemvMatrix, unused, 36);
 
 // gemv_store, gemv_add, gemv_swiglu
 struct GemvParams {
-    GemvMatrix matrix[3];    // gemv_store: one to three; gemv_add: one; gemv_swiglu: gate and up, of as many rows
-    Activation a;            // (columns)
-    const float *squares;    // (columns / 32): `a` is x * norm weight, these are the sums of x^2, and y is divided by x's rms; or null
-    Activation next;         // (rows): output of gemv_add (x * next_norm) and gemv_swiglu
+    GemvMatrix matrix[3];  // gemv_store: one to three; gemv_add: one; gemv_swiglu: gate and up, of as many rows
+    Activation a;          // (columns)
+    const float *squares;  // (columns / 32): `a` is x * norm weight, these are the sums of x^2, and y is divided by x's
+                           // rms; or null
+    Activation next;       // (rows): output of gemv_add (x * next_norm) and gemv_swiglu
     const float *next_norm;  // (rows), gemv_add
     float *next_squares;     // (rows / 32), gemv_add: sums of x^2
     float epsilon;
@@ -108,8 +109,8 @@ FIELD(GemmMatrix, out_stride, 28);
 // gemm_*, gemm_strips_*
 struct GemmParams {
     GemmMatrix matrix[3];  // of one type; Gate: gate and up, of as many rows
-    const half *x;         // Tiles (columns, padded_tokens)
-    half *gated;           // Gate: Tiles (rows, padded_tokens)
+    const half *x;         // TokenTiles (columns, padded_tokens)
+    half *gated;           // Gate: TokenTiles (rows, padded_tokens)
     float *partial;        // split-K workspace: partial sums of what several blocks share
     unsigned *finished;    // split-K workspace: one count for each shared part, zero before the first launch; left zero
     float factor;          // of the products
@@ -155,7 +156,7 @@ struct DecodeAttentionParams {
     int group;        // query heads of a key/value head
     int rope_dims;    // leading values of a head that are rotated
     int interleaved;  // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
-    int unused;
+    float scale;      // of scores, times log2(e)
 };
 static_assert(sizeof(DecodeAttentionParams) == 136, "DecodeAttentionParams");
 FIELD(DecodeAttentionParams, q, 0);
@@ -175,7 +176,7 @@ FIELD(DecodeAttentionParams, context, 116);
 FIELD(DecodeAttentionParams, group, 120);
 FIELD(DecodeAttentionParams, rope_dims, 124);
 FIELD(DecodeAttentionParams, interleaved, 128);
-FIELD(DecodeAttentionParams, unused, 132);
+FIELD(DecodeAttentionParams, scale, 132);
 
 // rope_tokens_*
 struct RopeParams {
@@ -185,7 +186,7 @@ struct RopeParams {
     const float *q_norm;       // (head_dim) or null
     const float *k_norm;       // (head_dim) or null
     const float *frequencies;  // (rope_dims / 2): radians a position
-    half *q_out;               // (head_dim, head_count, tokens), times log2(e) / sqrt(head_dim)
+    half *q_out;               // (head_dim, head_count, tokens), times scale
     half *k_cache;             // (head_dim, context, head_count_kv), of this layer
     half *v_cache;             // likewise
     const int *position;       // of the first token; position + tokens is at most context
@@ -195,8 +196,10 @@ struct RopeParams {
     int head_count_kv;
     int rope_dims;    // leading values of a head that are rotated
     int interleaved;  // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
+    float scale;      // of scores, times log2(e)
+    int unused;
 };
-static_assert(sizeof(RopeParams) == 104, "RopeParams");
+static_assert(sizeof(RopeParams) == 112, "RopeParams");
 FIELD(RopeParams, q, 0);
 FIELD(RopeParams, k, 8);
 FIELD(RopeParams, v, 16);
@@ -213,13 +216,15 @@ FIELD(RopeParams, head_count, 88);
 FIELD(RopeParams, head_count_kv, 92);
 FIELD(RopeParams, rope_dims, 96);
 FIELD(RopeParams, interleaved, 100);
+FIELD(RopeParams, scale, 104);
+FIELD(RopeParams, unused, 108);
 
 // flash_attention_*
 struct FlashAttentionParams {
     const half *q;        // (head_dim, head_count, tokens), from rope_tokens
     const half *k_cache;  // (head_dim, context, head_count_kv), of this layer
     const half *v_cache;  // likewise
-    half *out;            // Tiles (head_count * head_dim, padded_tokens)
+    half *out;            // TokenTiles (head_count * head_dim, padded_tokens)
     const int *position;  // of the first token
     float *partial;       // scratch: (head_dim + 2, 128 rows, splits, head_count_kv, tiles); unused with one split
     unsigned *finished;   // scratch: (head_count_kv * tiles), zero before the first launch; left zero
@@ -245,7 +250,7 @@ FIELD(FlashAttentionParams, group, 68);
 struct NormParams {
     const float *x;       // (columns, tokens)
     const float *weight;  // (columns)
-    half *out;            // Tiles (columns, padded_tokens)
+    half *out;            // TokenTiles (columns, padded_tokens)
     float epsilon;
     int columns;
     int padded_tokens;  // rounded up to a multiple of 8
@@ -264,7 +269,7 @@ FIELD(NormParams, unused, 36);
 struct GateParams {
     const float *gate;  // (columns, tokens)
     const float *up;    // (columns, tokens)
-    half *out;          // Tiles (columns, padded_tokens)
+    half *out;          // TokenTiles (columns, padded_tokens)
     float factor;
     int columns;
     int padded_tokens;  // rounded up to a multiple of 8

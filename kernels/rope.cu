@@ -1,23 +1,26 @@
 // Rotary embedding of a chunk's queries and keys, and its keys and values to the cache:
 //
 //   q, k = rope(rms_norm(q)), rope(rms_norm(k))   (the norms where the model has them)
-//   out[token] = q * log2(e) / sqrt(head_dim); cache[position + token] = k, v   (f16)
+//   out[token] = q * scale; cache[position + token] = k, v   (f16)
 //
-// Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp for each head.
-#include "common.cuh"
+// Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp a head.
+#include "kv_cache.cuh"
+#include "rope.cuh"
 
 namespace {
 
 template <int D>
 __device__ __forceinline__ void rope(const RopeParams &p) {
-    __shared__ float2 turn[D / 2];
+    using Cache = KvCache<D>;
+    __shared__ float2 rotations[D / 2];
     __shared__ float row[8][D];
     launch_dependents();
     wait_for_predecessor();
     const int token = blockIdx.x, position = *p.position + token;
+    const int slot = Cache::slot_of(position, p.context);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int pairs = p.rope_dims / 2;
-    for (int i = threadIdx.x; i < pairs; i += blockDim.x) turn[i] = rotation(position, p.frequencies[i]);
+    for (int i = threadIdx.x; i < pairs; i += blockDim.x) rotations[i] = rotation(position, p.frequencies[i]);
     __syncthreads();
 
     const int heads = p.head_count + 2 * p.head_count_kv;
@@ -25,14 +28,16 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
         const int kv = head - p.head_count, v = kv - p.head_count_kv;
         if (v >= 0) {
             const float *in = p.v + (size_t(token) * p.head_count_kv + v) * D;
-            half *to = p.v_cache + (size_t(v) * p.context + position) * D;
-            for (int d = lane * 2; d < D; d += WARP * 2) *reinterpret_cast<half2 *>(to + d) = __floats2half2_rn(in[d], in[d + 1]);
+            half *to = p.v_cache + Cache::row(v, slot, p.context) * D;
+            for (int d = lane * 2; d < D; d += WARP * 2) Cache::store(to + d, in[d], in[d + 1]);
             continue;
         }
-        const float *in = kv >= 0 ? p.k + (size_t(token) * p.head_count_kv + kv) * D : p.q + (size_t(token) * p.head_count + head) * D;
+        const float *in = kv >= 0 ? p.k + (size_t(token) * p.head_count_kv + kv) * D
+                                  : p.q + (size_t(token) * p.head_count + head) * D;
         const float *norm = kv >= 0 ? p.k_norm : p.q_norm;
-        half *to = kv >= 0 ? p.k_cache + (size_t(kv) * p.context + position) * D : p.q_out + (size_t(token) * p.head_count + head) * D;
-        const float factor = kv >= 0 ? 1.f : rsqrtf(float(D)) * 1.44269504f;
+        half *to = kv >= 0 ? p.k_cache + Cache::row(kv, slot, p.context) * D
+                           : p.q_out + (size_t(token) * p.head_count + head) * D;
+        const float factor = kv >= 0 ? 1.f : p.scale;
 
         float value[D / WARP], squares = 0.f;
 #pragma unroll
@@ -43,7 +48,8 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
         const float scale = norm ? 1.f / sqrtf(warp_sum(squares) / D + p.epsilon) : 1.f;
         __syncwarp();
 #pragma unroll
-        for (int i = 0; i < D / WARP; i++) row[warp][i * WARP + lane] = norm ? value[i] * scale * norm[i * WARP + lane] : value[i];
+        for (int i = 0; i < D / WARP; i++)
+            row[warp][i * WARP + lane] = norm ? value[i] * scale * norm[i * WARP + lane] : value[i];
         __syncwarp();
         for (int d = lane * 2; d < D; d += WARP * 2) {  // values d and d + 1
             float y[2];
@@ -55,8 +61,9 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
                 } else {
                     const int i = p.interleaved ? at / 2 : at % pairs;
                     const bool second = p.interleaved ? at % 2 : at >= pairs;
-                    const float a = row[warp][p.interleaved ? 2 * i : i], b = row[warp][p.interleaved ? 2 * i + 1 : i + pairs];
-                    y[j] = second ? a * turn[i].y + b * turn[i].x : a * turn[i].x - b * turn[i].y;
+                    const float a = row[warp][p.interleaved ? 2 * i : i],
+                                b = row[warp][p.interleaved ? 2 * i + 1 : i + pairs];
+                    y[j] = second ? a * rotations[i].y + b * rotations[i].x : a * rotations[i].x - b * rotations[i].y;
                 }
             }
             *reinterpret_cast<half2 *>(to + d) = __floats2half2_rn(y[0] * factor, y[1] * factor);
@@ -66,9 +73,10 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
 
 }  // namespace
 
-#define ROPE(D)                                         \
-    extern "C" __global__ void __launch_bounds__(256)   \
-    rope_tokens_d##D(const __grid_constant__ RopeParams p) { rope<D>(p); }
+#define ROPE(D)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256) rope_tokens_d##D(const __grid_constant__ RopeParams p) { \
+        rope<D>(p);                                                                                            \
+    }
 ROPE(64)
 ROPE(128)
 ROPE(256)

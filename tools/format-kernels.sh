@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-package=clang-format==22.1.8
+package=clang-format==20.1.8
 folder=target/$package
 if [ ! -d "$folder" ]; then
     rm -rf "$folder.partial"

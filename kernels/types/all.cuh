@@ -1,4 +1,4 @@
-// The tensor types. A new one: its file here, and its line in the list.
+// The tensor types. A new one takes its file, included here, and its line in the list.
 #pragma once
 
 #include "float.cuh"

@@ -20,7 +20,8 @@ struct BlockScales {
         uint8_t *scales = out.scales();
         const uint8_t *block = in.block();
         for (int i = 0; i < Layout::scale_bytes; i++) {
-            scales[i] = in.index * 2 + i / OF_BLOCK < in.blocks ? block[i / OF_BLOCK * Type::block_bytes + i % OF_BLOCK] : 0;
+            scales[i] =
+                in.index * 2 + i / OF_BLOCK < in.blocks ? block[i / OF_BLOCK * Type::block_bytes + i % OF_BLOCK] : 0;
         }
     }
 
@@ -37,7 +38,8 @@ struct BlockScales {
 
     // Scales the sums of codes times activations, where there are no minima.
     template <typename Layout, typename Activations>
-    __device__ static __forceinline__ float dot(const uint8_t *scales, int lane, const Activations &a, int first, int second) {
+    __device__ static __forceinline__ float dot(const uint8_t *scales, int lane, const Activations &a, int first,
+                                                int second) {
         const float2 d = half2_at(scales + 4 * lane);
         return d.x * a.scale0 * first + d.y * a.scale1 * second;
     }
@@ -47,7 +49,8 @@ struct BlockScales {
         using Run = WeightRun<Layout, MT>;
         using Lane = LaneLayout<Layout, MT>;
         template <typename Registers>
-        __device__ static __forceinline__ void load(Registers &r, uint32_t from, const Lane &lane, int h, int step, int, int) {
+        __device__ static __forceinline__ void load(Registers &r, uint32_t from, const Lane &lane, int h, int step, int,
+                                                    int) {
             const uint32_t scales = from + lane.scale + h * 8 * Run::units * Layout::scale_bytes;
             const int unit = 2 * step + lane.unit;
             if constexpr (has_minimum<Layout>) {
@@ -62,8 +65,10 @@ struct BlockScales {
 
         template <int HALF, typename Registers>
         __device__ static __forceinline__ half2 apply(const Registers &r, half2 x) {
-            if constexpr (has_minimum<Layout>) return __hfma2(x, r.scale[HALF], r.minimum[HALF]);
-            else return __hmul2(x, r.scale[HALF]);
+            if constexpr (has_minimum<Layout>)
+                return __hfma2(x, r.scale[HALF], r.minimum[HALF]);
+            else
+                return __hmul2(x, r.scale[HALF]);
         }
     };
 };

@@ -9,13 +9,15 @@ struct FloatType {
     using Value = V;
 
     // Bytes between rows.
-    __host__ __device__ static constexpr size_t stride(int columns) { return (size_t(columns) * sizeof(V) + 15) / 16 * 16; }
+    __host__ __device__ static constexpr size_t stride(int columns) {
+        return (size_t(columns) * sizeof(V) + 15) / 16 * 16;
+    }
 };
 
 struct F32 : FloatType<0, float> {};
 struct BF16 : FloatType<30, __nv_bfloat16> {};
 
-// The float type that GEMM takes; columns are a multiple of 8.
+// The float type that GEMM takes. What fills up a row is zeros.
 struct F16 : FloatType<1, half> {
     // As WeightRun: rows of 128 values, 16-byte pieces of 8.
     template <int MT>
@@ -31,14 +33,14 @@ struct F16 : FloatType<1, half> {
         __device__ static __forceinline__ const uint8_t *row_start(const uint8_t *weights, size_t first, int columns) {
             return weights + first * stride(columns);
         }
-        __device__ static __forceinline__ void copy(uint32_t to, const RowGroup (&rows_of)[2], int run, int columns) {
+        __device__ static __forceinline__ void copy(uint32_t to, const RowGroup (&groups)[2], int run, int columns) {
             const int lane = threadIdx.x % WARP, piece = lane % 16, column = run * values + piece * 8;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int row = i * 2 + lane / 16;
                 copy_or_zero<16, true>(to + piece_at(row, piece % 8, piece / 8),
-                                       rows_of[i / 4].start + row % 8 * stride(columns) + column * 2,
-                                       row % 8 < rows_of[i / 4].rows && column < columns);
+                                       groups[i / 4].start + row % 8 * stride(columns) + column * 2,
+                                       row % 8 < groups[i / 4].rows && column < columns);
             }
         }
     };
@@ -50,7 +52,10 @@ struct F16 : FloatType<1, half> {
             int row, unit, part;
             int code;
 
-            __device__ __forceinline__ Lane() : row(threadIdx.x % WARP / 4), unit(threadIdx.x % 4 / 2), part(threadIdx.x % 2) {
+            __device__ __forceinline__ Lane()
+                : row(threadIdx.x % WARP / 4),
+                  unit(threadIdx.x % 4 / 2),
+                  part(threadIdx.x % 2) {
                 code = row * 256;
             }
         };
@@ -58,7 +63,8 @@ struct F16 : FloatType<1, half> {
             const uint32_t codes = from + lane.code + (h * 8 * 256);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const uint4 v = load_shared<uint4>(codes + ((lane.unit * 8 + i / 2 * 4 + lane.part * 2 + i % 2) ^ lane.row) * 16);
+                const uint4 v =
+                    load_shared<uint4>(codes + ((lane.unit * 8 + i / 2 * 4 + lane.part * 2 + i % 2) ^ lane.row) * 16);
                 code[4 * i] = v.x, code[4 * i + 1] = v.y, code[4 * i + 2] = v.z, code[4 * i + 3] = v.w;
             }
         }
@@ -70,7 +76,9 @@ struct F16 : FloatType<1, half> {
     };
 };
 
-__host__ __device__ constexpr bool is_float(int type) { return type == F32::number || type == F16::number || type == BF16::number; }
+__host__ __device__ constexpr bool is_float(int type) {
+    return type == F32::number || type == F16::number || type == BF16::number;
+}
 
 // Calls use(Type()) for the float type of this number.
 template <typename Use>

@@ -1,8 +1,9 @@
-// Codes of 4 bits, two in a byte, and of 5 bits with a plane of fifth bits: what Q4_* and Q5_* share (Q6_K: the low bits).
+// Codes of 4 bits, two in a byte, and of 5 bits with a plane of fifth bits: what Q4_* and Q5_* share; Q6_K has its low
+// bits from here.
 //
 //   codes   byte i of the 32 that the unit's two pieces make holds value i low, value 32 + i high
-//   high    8 bytes where codes have 5 bits: bit 8 * (i % 4) + i / 4 of the first word is bit 4 of value i's code; second word: of
-//           value 32 + i's
+//   high    8 bytes where codes have 5 bits: bit 8 * (i % 4) + i / 4 of the first word is bit 4 of value i's code,
+//           of the second word: of value 32 + i's
 #pragma once
 
 #include "type.cuh"
@@ -56,7 +57,8 @@ struct Activations : ActivationUnit {
     float sum0, sum1;    // scale * (sum of the integers) of each 32 values, for types with minima
 
     __device__ __forceinline__ void prepare(const int4 (&q)[4], float s0, float s1) {
-        // High codes are used in place, times 16, where nothing has to be put between them: their scale is divided by 16.
+        // High codes are used in place, times 16, where nothing has to be put between them: their scale is divided
+        // by 16.
         constexpr bool IN_PLACE = Layout::high_bytes == 0;
         int sum[4];
         load(q, s0, s1, sum);
@@ -69,7 +71,8 @@ struct Activations : ActivationUnit {
 };
 
 template <typename Layout, int MT>
-__device__ __forceinline__ void load_fragment(uint32_t (&code)[4], uint32_t from, const LaneLayout<Layout, MT> &lane, int h, int step) {
+__device__ __forceinline__ void load_fragment(uint32_t (&code)[4], uint32_t from, const LaneLayout<Layout, MT> &lane,
+                                              int h, int step) {
     using Run = WeightRun<Layout, MT>;
     const uint32_t codes = from + lane.code + (h * 8 * Layout::code_pieces * Run::units * 16);
     const uint4 v = load_shared<uint4>(codes + lane.code_unit(step) * 16);
@@ -77,7 +80,8 @@ __device__ __forceinline__ void load_fragment(uint32_t (&code)[4], uint32_t from
 }
 
 template <typename Layout, int MT>
-__device__ __forceinline__ void load_high(uint2 &high, uint32_t from, const LaneLayout<Layout, MT> &lane, int h, int step) {
+__device__ __forceinline__ void load_high(uint2 &high, uint32_t from, const LaneLayout<Layout, MT> &lane, int h,
+                                          int step) {
     using Run = WeightRun<Layout, MT>;
     high = load_shared<uint2>(from + lane.high + (h * 8 * Run::units + lane.high_unit(step)) * Layout::high_bytes);
 }
@@ -87,7 +91,8 @@ struct FragmentCodes {
     static constexpr int words = 4;
     using Registers = FragmentRegisters<words>;
 
-    __device__ static __forceinline__ void load(Registers &r, uint32_t from, const LaneLayout<Layout, MT> &lane, int h, int step) {
+    __device__ static __forceinline__ void load(Registers &r, uint32_t from, const LaneLayout<Layout, MT> &lane, int h,
+                                                int step) {
         load_fragment(r.code, from, lane, h, step);
         if constexpr (Layout::high_bytes > 0) load_high(r.high, from, lane, h, step);
     }
@@ -129,7 +134,8 @@ struct NibbleType {
     template <int MT>
     using Run = WeightRun<Layout, MT>;
     template <int MT>
-    using Fragment = WeightFragment<nibbles::FragmentCodes<Layout, MT, ZERO>, typename Scales::template Fragment<Layout, MT>>;
+    using Fragment =
+        WeightFragment<nibbles::FragmentCodes<Layout, MT, ZERO>, typename Scales::template Fragment<Layout, MT>>;
 
     __device__ static void repack(const FileUnit<Type> &in, const TileUnit<Layout, uint8_t> &out) {
         nibbles::repack(in, out);
@@ -159,7 +165,8 @@ struct NibbleType {
             second = dot4(high_codes, a.x[8 + i], second);
         }
         if constexpr (Layout::scale_bytes == 8) {
-            // Here and not in BlockScales: within a function of its own the compiler computes the addresses anew for each row.
+            // Here and not in BlockScales: within a function of its own the compiler computes the addresses anew for
+            // each row.
             const float2 block0 = half2_at(scales + 8 * lane), block1 = half2_at(scales + 8 * lane + 4);
             return block0.x * a.scale0 * first + block1.x * a.scale1 * second + block0.y * a.sum0 + block1.y * a.sum1;
         } else {

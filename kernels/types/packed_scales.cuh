@@ -1,7 +1,8 @@
-// Scales and minima of Q4_K and Q5_K: 6 bits each, one of both for each 32 values, times d and dmin of a super-block of 256.
+// Scales and minima of Q4_K and Q5_K: 6 bits each, one of both for each 32 values, times d and dmin of a super-block.
 //
-//   supers   16 bytes: d and dmin in the first word (f16); byte u of the second, third and fourth words make 24 bits for unit u:
-//            scale and scale of its first and second 32 values, then min and min, 6 bits each from the lowest bit up
+//   supers   16 bytes: d and dmin in the first word (f16); byte u of the second, third and fourth words make 24 bits
+//            for unit u: scale and scale of its first and second 32 values, then min and min, 6 bits each from the
+//            lowest bit up
 #pragma once
 
 #include "type.cuh"
@@ -22,7 +23,8 @@ struct PackedScales {
         auto minimum = [&](int j) { return j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4; };
         for (int i = 0; i < 4; i++) header[i] = real ? block[i] : 0;
         for (int u = 0; u < 4; u++) {
-            const int bits = real ? scale(2 * u) | scale(2 * u + 1) << 6 | minimum(2 * u) << 12 | minimum(2 * u + 1) << 18 : 0;
+            const int bits =
+                real ? scale(2 * u) | scale(2 * u + 1) << 6 | minimum(2 * u) << 12 | minimum(2 * u + 1) << 18 : 0;
             for (int byte = 0; byte < 3; byte++) header[4 + 4 * byte + u] = static_cast<uint8_t>(bits >> 8 * byte);
         }
     }
@@ -38,14 +40,16 @@ struct PackedScales {
 
     // Scales the sums of codes times activations.
     template <typename Layout, typename Activations>
-    __device__ static __forceinline__ float dot(const uint8_t *supers, int lane, const Activations &a, int first, int second) {
+    __device__ static __forceinline__ float dot(const uint8_t *supers, int lane, const Activations &a, int first,
+                                                int second) {
         const uint4 header = reinterpret_cast<const uint4 *>(supers)[lane / SUPER_UNITS];
         const uint32_t u = lane % SUPER_UNITS;
         const uint32_t two = __byte_perm(header.y, header.z, u | (u + 4) << 4);
         const uint32_t packed = __byte_perm(two, header.w, 0x7010 | (u + 4) << 8) & 0xffffffu;
         const int scale0 = packed & 63, scale1 = packed >> 6 & 63, min0 = packed >> 12 & 63, min1 = packed >> 18;
         const float2 d = __half22float2(*reinterpret_cast<const half2 *>(&header.x));
-        return d.x * (a.scale0 * (scale0 * first) + a.scale1 * (scale1 * second)) - d.y * (a.sum0 * min0 + a.sum1 * min1);
+        return d.x * (a.scale0 * (scale0 * first) + a.scale1 * (scale1 * second)) -
+               d.y * (a.sum0 * min0 + a.sum1 * min1);
     }
 
     template <typename Layout, int MT>
@@ -60,7 +64,8 @@ struct PackedScales {
         };
 
         template <typename Registers>
-        __device__ static __forceinline__ void load(Registers &r, uint32_t from, const Lane &lane, int h, int step, int, int) {
+        __device__ static __forceinline__ void load(Registers &r, uint32_t from, const Lane &lane, int h, int step, int,
+                                                    int) {
             const uint32_t supers = from + lane.super + h * 8 * Run::supers * Run::super_bytes;
             const uint4 header = load_shared<uint4>(supers + step / 2 * 16);
             const uint32_t two = __byte_perm(header.y, header.z, lane.pick[0] + step % 2 * 0x22);

@@ -1,7 +1,7 @@
 // Q5_K: d * scale * code - dmin * min, codes of 5 bits, scale and min for each 32 values.
 //
-// File block of 256 values: d, dmin (f16); 12 bytes of scales and minima; 32 bytes, bit g of byte j being bit 4 of value 32 g + j;
-// 128 bytes of low bits, in each 32 of which byte j holds value j low, value 32 + j high.
+// File block of 256 values: d, dmin (f16); 12 bytes of scales and minima; 32 bytes, bit g of byte j being bit 4 of
+// value 32 g + j; 128 bytes of low bits, in each 32 of which byte j holds value j low, value 32 + j high.
 #pragma once
 
 #include "nibbles.cuh"

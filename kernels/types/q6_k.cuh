@@ -1,10 +1,15 @@
 // Q6_K: d * scale * (code - 32), codes of 6 bits, an 8-bit signed scale for each 16 values.
 //
-// File block of 256 values, in two halves of 128: 64 bytes of low bits a half, byte j of which holds value j low, value 64 + j high;
-// then 32 bytes a half, bits 2 g of byte j being bits 4 and 5 of value 32 g + j; 16 scales; d (f16).
+// File block of 256 values, in two halves of 128: 64 bytes of low bits a half, byte j of which holds value j low, value
+// 64 + j high; then 32 bytes a half, bits 2 g of byte j being bits 4 and 5 of value 32 g + j; 16 scales; d (f16).
 //
-// Planes: codes as nibbles.cuh has them; high: word i / 8, byte i % 4: bits 4 and 5 of value i's code at bit 4 * (i / 4 % 2), of
-// value 32 + i's two bits higher; scales: the 4 of the unit; supers: d.
+// Planes:
+//
+//   codes    as nibbles.cuh has them
+//   high     16 bytes: in word i / 8, byte i % 4, bits 4 and 5 of value i's code at bit 4 * (i / 4 % 2), of value
+//            32 + i's two bits higher
+//   scales   the 4 of the unit
+//   supers   d (f16)
 #pragma once
 
 #include "nibbles.cuh"
@@ -81,7 +86,8 @@ struct Q6_K {
         static constexpr int words = 4;
         using Registers = FragmentRegisters<words>;
 
-        __device__ static __forceinline__ void load(Registers &r, uint32_t from, const LaneLayout<Layout, MT> &lane, int h, int step) {
+        __device__ static __forceinline__ void load(Registers &r, uint32_t from, const LaneLayout<Layout, MT> &lane,
+                                                    int h, int step) {
             nibbles::load_fragment(r.code, from, lane, h, step);
             nibbles::load_high(r.high, from, lane, h, step);
         }
@@ -100,12 +106,14 @@ struct Q6_K {
     struct FragmentScales {
         using Lane = LaneLayout<Layout, MT>;
         template <typename Registers>
-        __device__ static __forceinline__ void load(Registers &r, uint32_t from, const Lane &lane, int h, int step, int first_unit, int n) {
+        __device__ static __forceinline__ void load(Registers &r, uint32_t from, const Lane &lane, int h, int step,
+                                                    int first_unit, int n) {
             const uint32_t scales = from + lane.scale + h * 8 * Run<MT>::units * Layout::scale_bytes;
             const int unit = 2 * step + lane.unit;
             const uint32_t packed = load_shared<uint32_t>(scales + unit * 4);
             // Of the two that were copied together, d is the one that its index in the tile says.
-            const half2 supers = load_shared<half2>(from + Run<MT>::super_at + ((lane.row + h * 8) * Run<MT>::supers + unit / SUPER_UNITS) * 4);
+            const half2 supers = load_shared<half2>(from + Run<MT>::super_at +
+                                                    ((lane.row + h * 8) * Run<MT>::supers + unit / SUPER_UNITS) * 4);
             const int index = lane.row % TILE_ROWS * (n / SUPER_UNITS) + (first_unit + unit) / SUPER_UNITS;
             const float d = __half2float(index % 2 ? __high2half(supers) : __low2half(supers));
             r.scale[0] = __float2half2_rn(d * static_cast<int8_t>(packed >> 8 * lane.part));

@@ -49,7 +49,8 @@ struct Q8_0 {
     struct FragmentCodes {
         static constexpr int words = 8;
 
-        __device__ static __forceinline__ void load(FragmentRegisters<words> &r, uint32_t from, const LaneLayout<Layout, MT> &lane, int h, int step) {
+        __device__ static __forceinline__ void load(FragmentRegisters<words> &r, uint32_t from,
+                                                    const LaneLayout<Layout, MT> &lane, int h, int step) {
             const uint32_t codes = from + lane.code + (h * 8 * Layout::code_pieces * Run<MT>::units * 16);
 #pragma unroll
             for (int i = 0; i < 2; i++) {

@@ -1,25 +1,26 @@
 // What a tensor type is to the kernels: one struct in a file of its own, listed in all.cuh.
 //
-// A quantized type has these members. The structs of this header and the headers of what several types share (nibbles.cuh,
-// packed_scales.cuh, block_scales.cuh) are there to build them from; a type with codes or scales of another kind has its own.
+// A quantized type has these members. The structs of this header and the headers of what several types share
+// (nibbles.cuh, packed_scales.cuh, block_scales.cuh) are there to build them from; a type with codes or scales of
+// another kind (a codebook, scales of 16 values) has its own, and no kernel changes.
 //
-//     static constexpr int block_values, block_bytes;            a block in the file
-//     static int code(const uint8_t *block, int i);              the code of value i of a block
-//     using Layout = TileLayout<...>;                            the planes of a tile in device memory
-//     static void repack(FileUnit<Type>, TileUnit<Layout, uint8_t>);     a unit from the file to its tile, bit for bit
-//     static float value(TileUnit<Layout>, int i);               value i of a unit, for embed
-//     struct Activations { void prepare(q, scale0, scale1); };   64 activations, with what `dot` needs of them, for GEMV
-//     static float dot(tile, n, row, lane, const Activations &); the product of unit `lane` of row `row` of a tile with them
-//     template <int MT> Run;                                     a warp's weights in shared memory, for GEMM: see WeightRun
-//     template <int MT> Fragment;                                a lane's weights in registers, for GEMM: see WeightFragment
+//   block_values, block_bytes         a block in the file
+//   code(block, i)                    the code of value i of such a block
+//   Layout                            the planes of a tile in device memory: a TileLayout
+//   repack(FileUnit, TileUnit)        a unit from the file to its tile, bit for bit
+//   value(TileUnit, i)                value i of a unit, for embed
+//   Activations, prepare(q, s0, s1)   64 activations and their two scales, with what `dot` needs of them, for GEMV
+//   dot(tile, n, row, lane, a)        their product with unit `lane` of row `row` of a tile of n units
+//   Run<MT>                           a warp's weights in shared memory, for GEMM: see WeightRun
+//   Fragment<MT>                      a lane's weights in registers, for GEMM: see WeightFragment
 //
 // Float types (float.cuh) keep the file's values.
 //
-// How quantized matrices lie in device memory: a row is cut into units of 64 values, one unit for one lane, and a slice of 32
-// units (the last one may be shorter) for one warp. A tile is one slice of 2 consecutive rows, contiguous, so that one copy of a
-// few kilobytes brings it. Tiles lie slice by slice, then row pair by row pair. With n units in a slice, a tile holds the planes
-// of its type's Layout one after another and is filled up to a multiple of 16 bytes; an odd last row gets a row of zeros beside
-// it, and a row of an odd count of 32-value blocks a block of zeros at its end.
+// How quantized matrices lie in device memory: a row is cut into units of 64 values, one unit for one lane, and a slice
+// of 32 units (the last one may be shorter) for one warp. A tile is one slice of 2 consecutive rows, contiguous, so
+// that one copy of a few kilobytes brings it. Tiles lie slice by slice, then row pair by row pair. With n units in a
+// slice, a tile holds the planes of its type's Layout one after another and is filled up to a multiple of 16 bytes; an
+// odd last row gets a row of zeros beside it, and a row of an odd count of 32-value blocks a block of zeros at its end.
 #pragma once
 
 #include "../common.cuh"
@@ -47,11 +48,15 @@ struct TileLayout {
     __host__ __device__ static constexpr int scale_at(int n) { return high_at(n) + HIGH * TILE_ROWS * n; }
     __host__ __device__ static constexpr int super_at(int n) { return scale_at(n) + SCALE * TILE_ROWS * n; }
     __host__ __device__ static constexpr int tile_bytes(int n) {
-        return (super_at(n) + (SUPER % SUPER_UNITS ? SUPER * TILE_ROWS * n / SUPER_UNITS : SUPER / SUPER_UNITS * TILE_ROWS * n) + 15) / 16 * 16;
+        constexpr bool WHOLE = SUPER % SUPER_UNITS == 0;  // bytes for each unit
+        return (super_at(n) + (WHOLE ? SUPER / SUPER_UNITS * TILE_ROWS * n : SUPER * TILE_ROWS * n / SUPER_UNITS) +
+                15) /
+               16 * 16;
     }
     // Bytes of two rows of `units` units.
     __host__ __device__ static constexpr int pair_bytes(int units) {
-        return units / SLICE_UNITS * tile_bytes(SLICE_UNITS) + (units % SLICE_UNITS ? tile_bytes(units % SLICE_UNITS) : 0);
+        return units / SLICE_UNITS * tile_bytes(SLICE_UNITS) +
+               (units % SLICE_UNITS ? tile_bytes(units % SLICE_UNITS) : 0);
     }
 };
 
@@ -64,8 +69,12 @@ struct TileUnit {
     __device__ __forceinline__ Byte *codes(int piece) const {
         return tile + ((piece * TILE_ROWS + row) * n + unit) * 16;
     }
-    __device__ __forceinline__ Byte *high() const { return tile + Layout::high_at(n) + (row * n + unit) * Layout::high_bytes; }
-    __device__ __forceinline__ Byte *scales() const { return tile + Layout::scale_at(n) + (row * n + unit) * Layout::scale_bytes; }
+    __device__ __forceinline__ Byte *high() const {
+        return tile + Layout::high_at(n) + (row * n + unit) * Layout::high_bytes;
+    }
+    __device__ __forceinline__ Byte *scales() const {
+        return tile + Layout::scale_at(n) + (row * n + unit) * Layout::scale_bytes;
+    }
     // Of the unit's super-block.
     __device__ __forceinline__ Byte *super() const {
         return tile + Layout::super_at(n) + (row * (n / SUPER_UNITS) + unit / SUPER_UNITS) * Layout::super_bytes;
@@ -92,7 +101,9 @@ struct FileUnit {
         return block < blocks ? Type::code(row + size_t(block) * Type::block_bytes, value % Type::block_values) : 0;
     }
     // The block in which the unit begins.
-    __device__ const uint8_t *block() const { return row + size_t(index) * UNIT / Type::block_values * Type::block_bytes; }
+    __device__ const uint8_t *block() const {
+        return row + size_t(index) * UNIT / Type::block_values * Type::block_bytes;
+    }
 };
 
 __device__ __forceinline__ float2 half2_at(const void *at) { return __half22float2(*static_cast<const half2 *>(at)); }
@@ -115,16 +126,16 @@ struct ActivationUnit {
     }
 };
 
-// GEMM: eight rows of a fragment of 16: where the first one starts, and how many there are (perhaps none); what is missing counts
-// as zeros.
+// GEMM: eight rows of a fragment of 16: where the first one starts, and how many there are (perhaps none); what is
+// missing counts as zeros.
 struct RowGroup {
     const uint8_t *start;
     int rows;
 };
 
-// What a warp that has MT fragments of 16 rows holds of one in shared memory, for one run of `units` units of each row: whole
-// cache lines of codes, or half ones where shared memory is short. (Runs of two units would make a request of every 32 bytes,
-// which took twice as long as all the rest.)
+// What a warp that has MT fragments of 16 rows holds of one in shared memory, for one run of `units` units of each row:
+// whole cache lines of codes, or half ones where shared memory is short. (Runs of two units would make a request of
+// every 32 bytes, which took twice as long as all the rest.)
 template <typename Layout, int MT>
 struct WeightRun {
     static constexpr int units = MT == 1 && Layout::high_bytes == 0 && Layout::code_pieces == 2 ? 8 : 4;
@@ -140,8 +151,12 @@ struct WeightRun {
     static constexpr int bytes = super_at + 16 * supers * super_bytes;
 
     // Codes and high bits are swizzled, so that both the lanes that copy and those that read meet all banks.
-    __device__ static __forceinline__ int code_swizzle(int row, int piece) { return units == 8 ? row % 2 * 4 + piece % 2 * 2 : row % 2 * 2; }
-    __device__ static __forceinline__ int high_swizzle(int row) { return Layout::high_bytes == 16 ? row / 2 % 2 * 2 : 0; }
+    __device__ static __forceinline__ int code_swizzle(int row, int piece) {
+        return units == 8 ? row % 2 * 4 + piece % 2 * 2 : row % 2 * 2;
+    }
+    __device__ static __forceinline__ int high_swizzle(int row) {
+        return Layout::high_bytes == 16 ? row / 2 % 2 * 2 : 0;
+    }
     __device__ static __forceinline__ int codes_of(int row, int piece, int unit) {
         return ((row * Layout::code_pieces + piece) * units + (unit ^ code_swizzle(row, piece))) * 16;
     }
@@ -155,8 +170,9 @@ struct WeightRun {
     }
 
     // Starts copying run `run` of a fragment's 16 rows. By all lanes of a warp.
-    __device__ static __forceinline__ void copy(uint32_t to, const RowGroup (&rows_of)[2], int run, int columns) {
-        // In pass i a lane copies of a plane what belongs to row i * ROWS + `row`; ROWS is even, so that passes lie whole pairs apart.
+    __device__ static __forceinline__ void copy(uint32_t to, const RowGroup (&groups)[2], int run, int columns) {
+        // In pass i a lane copies of a plane what belongs to row i * ROWS + `row`; ROWS is even, so that passes lie
+        // whole pairs apart.
         constexpr int GROUPS = WARP / units;  // of lanes, one for each unit
         const int lane = threadIdx.x % WARP, row_units = unit_count(columns);
         const int slice = run * units / SLICE_UNITS, n = min(row_units - slice * SLICE_UNITS, SLICE_UNITS);
@@ -165,11 +181,12 @@ struct WeightRun {
         {
             constexpr int ROWS = GROUPS / Layout::code_pieces;
             const int row = group / Layout::code_pieces, piece = group % Layout::code_pieces;
-            const int offset = slice_at + row / TILE_ROWS * pair_bytes + ((piece * TILE_ROWS + row % TILE_ROWS) * n + in_slice) * 16;
+            const int offset =
+                slice_at + row / TILE_ROWS * pair_bytes + ((piece * TILE_ROWS + row % TILE_ROWS) * n + in_slice) * 16;
             const uint32_t first = to + codes_of(row, piece, unit);
 #pragma unroll
             for (int i = 0; i < 16 / ROWS; i++) {
-                const RowGroup &rows = rows_of[i * ROWS / 8];
+                const RowGroup &rows = groups[i * ROWS / 8];
                 copy_or_zero<16, true>(first + i * ROWS * Layout::code_pieces * units * 16,
                                        rows.start + (offset + i * ROWS % 8 / TILE_ROWS * pair_bytes),
                                        in_slice < n && row + i * ROWS % 8 < rows.rows);
@@ -180,50 +197,58 @@ struct WeightRun {
             const int offset = slice_at + group / TILE_ROWS * pair_bytes, at = group % TILE_ROWS * n + in_slice;
 #pragma unroll
             for (int i = 0; i < 16 / ROWS; i++) {
-                const RowGroup &rows = rows_of[i * ROWS / 8];
+                const RowGroup &rows = groups[i * ROWS / 8];
                 const uint8_t *tile = rows.start + (offset + i * ROWS % 8 / TILE_ROWS * pair_bytes);
                 const bool exists = in_slice < n && group + i * ROWS % 8 < rows.rows;
                 if constexpr (Layout::high_bytes > 0) {
-                    copy_or_zero<Layout::high_bytes, true>(to + high_of(group, unit) + i * ROWS * units * Layout::high_bytes,
-                                                           tile + (Layout::high_at(n) + at * Layout::high_bytes), exists);
+                    copy_or_zero<Layout::high_bytes, true>(
+                        to + high_of(group, unit) + i * ROWS * units * Layout::high_bytes,
+                        tile + (Layout::high_at(n) + at * Layout::high_bytes), exists);
                 }
                 if constexpr (Layout::scale_bytes > 0) {
-                    copy_or_zero<Layout::scale_bytes>(to + scale_at + ((i * ROWS + group) * units + unit) * Layout::scale_bytes,
-                                                      tile + (Layout::scale_at(n) + at * Layout::scale_bytes), exists);
+                    copy_or_zero<Layout::scale_bytes>(
+                        to + scale_at + ((i * ROWS + group) * units + unit) * Layout::scale_bytes,
+                        tile + (Layout::scale_at(n) + at * Layout::scale_bytes), exists);
                 }
             }
         }
         if constexpr (super_bytes > 0) {
             if (lane < 16 * supers) {
-                const int row = lane / supers, super = lane % supers, first_unit = run * units % SLICE_UNITS + super * SUPER_UNITS;
+                const int row = lane / supers, super = lane % supers,
+                          first_unit = run * units % SLICE_UNITS + super * SUPER_UNITS;
                 const int index = row % TILE_ROWS * (n / SUPER_UNITS) + first_unit / SUPER_UNITS;
-                const RowGroup rows = row / 8 ? rows_of[1] : rows_of[0];
+                const RowGroup rows = row / 8 ? groups[1] : groups[0];
                 const uint8_t *tile = rows.start + (slice_at + row % 8 / TILE_ROWS * pair_bytes);
                 const bool exists = first_unit < n && row % 8 < rows.rows;
-                copy_or_zero<super_bytes>(to + super_at + lane * super_bytes,
-                                          tile + (Layout::super_at(n) + index / (super_bytes / Layout::super_bytes) * super_bytes),
-                                          exists);
+                copy_or_zero<super_bytes>(
+                    to + super_at + lane * super_bytes,
+                    tile + (Layout::super_at(n) + index / (super_bytes / Layout::super_bytes) * super_bytes), exists);
             }
         }
     }
 };
 
-// Where a lane finds what it decodes of a run: it is lane t of the four of row g, and of row g + 8. In each step it takes 32 values
-// of unit t / 2 of two (see token_tiles.cuh). All of this holds for every run, and is computed once.
+// Where a lane finds what it decodes of a run: it is lane t of the four of row g, and of row g + 8. In each step it
+// takes 32 values of unit t / 2 of two (see token_tiles.cuh). All of this holds for every run, and is computed once.
 template <typename Layout, int MT>
 struct LaneLayout {
     using Run = WeightRun<Layout, MT>;
     int row, unit, part;
     int code, high, scale, super;  // bytes from the start of a run
 
-    __device__ __forceinline__ LaneLayout() : row(threadIdx.x % WARP / 4), unit(threadIdx.x % 4 / 2), part(threadIdx.x % 2) {
+    __device__ __forceinline__ LaneLayout()
+        : row(threadIdx.x % WARP / 4),
+          unit(threadIdx.x % 4 / 2),
+          part(threadIdx.x % 2) {
         code = row * Layout::code_pieces * Run::units * 16 + part * Run::units * 16;
         high = Run::high_at + row * Run::units * Layout::high_bytes + (Layout::high_bytes == 16 ? part * 8 : 0);
         scale = Run::scale_at + row * Run::units * Layout::scale_bytes;
         super = Run::super_at + row * Run::supers * Run::super_bytes;
     }
     // Which unit of the run, as codes and high bits lie.
-    __device__ __forceinline__ int code_unit(int step) const { return (2 * step) ^ (Run::code_swizzle(row, part) + unit); }
+    __device__ __forceinline__ int code_unit(int step) const {
+        return (2 * step) ^ (Run::code_swizzle(row, part) + unit);
+    }
     __device__ __forceinline__ int high_unit(int step) const { return (2 * step) ^ (Run::high_swizzle(row) + unit); }
 };
 
@@ -235,8 +260,9 @@ struct FragmentRegisters {
     half2 scale[2], minimum[2];  // of the first and the second half; minimum is added
 };
 
-// A fragment in those registers. Codes: `words`, `load`, and `decode<HALF>(registers, w, x, y)`, which gives the integers 4 w + (0, 2)
-// and 4 w + (1, 3) of half HALF. Scales: `load`, `apply<HALF>(registers, x)`, and `Lane`, a LaneLayout.
+// A fragment in those registers. Codes: `words`, `load`, and `decode<HALF>(registers, w, x, y)`, which gives the
+// integers 4 w + (0, 2) and 4 w + (1, 3) of half HALF. Scales: `load`, `apply<HALF>(registers, x)`, and `Lane`, a
+// LaneLayout.
 template <typename Codes, typename Scales>
 struct WeightFragment {
     using Lane = typename Scales::Lane;
@@ -257,9 +283,9 @@ struct WeightFragment {
     }
 };
 
-// Integers to f16 by the magic number 1,024: 1,024 + the integer that MASK picks from each half of `word`, since an integer below
-// 1,024 fits the lowest bits of that f16. One instruction, which the compiler does not make of an `and` and an `or` with two
-// constants.
+// Integers to f16 by the magic number 1,024: 1,024 + the integer that MASK picks from each half of `word`, since an
+// integer below 1,024 fits the lowest bits of that f16. One instruction, which the compiler does not make of an `and`
+// and an `or` with two constants.
 template <uint32_t MASK>
 __device__ __forceinline__ half2 plus_1024(uint32_t word) {
     uint32_t result;
@@ -267,7 +293,8 @@ __device__ __forceinline__ half2 plus_1024(uint32_t word) {
     return as_half2(result);
 }
 
-// Bytes as integers: 0 and 2 of `word` in x, 1 and 3 in y, less `offset` - 1,024. With a MASK, of each byte's bits in it alone.
+// Bytes as integers: 0 and 2 of `word` in x, 1 and 3 in y, less `offset` - 1,024. With a MASK, of each byte's bits in
+// it alone.
 template <uint32_t MASK = 0x00ff00ffu>
 __device__ __forceinline__ void bytes_to_half(uint32_t word, half2 offset, half2 &x, half2 &y) {
     x = __hsub2(plus_1024<MASK>(word), offset), y = __hsub2(plus_1024<MASK>(word >> 8), offset);

@@ -6,8 +6,8 @@ use anyhow::Result;
 use super::{
     device::{Device, Launch},
     launches::{
-        Linear, decode_attention, decode_attention_splits, embed_token, gemv_add, gemv_store,
-        gemv_swiglu,
+        Linear, decode_attention, decode_attention_splits, embed_token, exponent_scale, gemv_add,
+        gemv_store, gemv_swiglu,
     },
     params::DecodeAttentionParams,
     scratch::{KvCache, Scratch},
@@ -65,7 +65,7 @@ pub fn region(
             group: group as i32,
             rope_dims: config.rope_dimension_count as i32,
             interleaved: i32::from(config.rope_style == RopeStyle::Interleaved),
-            unused: 0,
+            scale: exponent_scale(config.head_dim),
         };
         // Directly behind the GEMV: it reads the position and the cache before it waits.
         launches.push(decode_attention(

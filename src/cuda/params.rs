@@ -112,11 +112,11 @@ params! {
         120 group: i32,
         124 rope_dims: i32,
         128 interleaved: i32,
-        132 unused: i32,
+        132 scale: f32,
     }
 
     /// `rope_tokens_*`.
-    RopeParams: 104 {
+    RopeParams: 112 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
@@ -133,6 +133,8 @@ params! {
         92 head_count_kv: i32,
         96 rope_dims: i32,
         100 interleaved: i32,
+        104 scale: f32,
+        108 unused: i32,
     }
 
     /// `flash_attention_*`.

@@ -7,8 +7,8 @@ use cudarc::driver::sys::CUdeviceptr;
 use super::{
     device::{Device, Launch},
     launches::{
-        Chunk, Epilogue, GATE_SCALE, Linear, embed_tokens, flash_attention, float_to_half,
-        gate_tokens, gemm, norm_tokens, rope_tokens,
+        Chunk, Epilogue, GATE_SCALE, Linear, embed_tokens, exponent_scale, flash_attention,
+        float_to_half, gate_tokens, gemm, norm_tokens, rope_tokens,
     },
     params::{FlashAttentionParams, RopeParams},
     scratch::{ChunkScratch, KvCache, Scratch},
@@ -107,6 +107,8 @@ impl Prefill<'_> {
                 head_count_kv: config.head_count_kv as i32,
                 rope_dims: config.rope_dimension_count as i32,
                 interleaved: i32::from(config.rope_style == RopeStyle::Interleaved),
+                scale: exponent_scale(config.head_dim),
+                unused: 0,
             };
             launch(rope_tokens(device, config.head_dim, rope, chunk)?)?;
             let attention = FlashAttentionParams {

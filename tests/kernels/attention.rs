@@ -71,7 +71,7 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                         group: group as i32,
                         rope_dims: rope.rope_dims() as i32,
                         interleaved: i32::from(rope.interleaved),
-                        unused: 0,
+                        scale: query_scale(head_dim) as f32,
                     };
                     let launch = launches::decode_attention(
                         device()?,

@@ -85,9 +85,9 @@ pub fn optional(values: &Option<Vec<f32>>) -> Result<(Option<Buffer>, u64)> {
     Ok((buffer, address))
 }
 
-/// What scores are multiplied with, so that powers of two give the softmax.
+/// What scores are multiplied with, so that powers of two give the softmax: not what the head size alone would give.
 pub fn query_scale(head_dim: usize) -> f64 {
-    std::f64::consts::LOG2_E / (head_dim as f64).sqrt()
+    0.9 * std::f64::consts::LOG2_E / (head_dim as f64).sqrt()
 }
 
 /// Random keys or values (head_dim, context, head_count_kv), NaN from token `filled` on.

@@ -60,6 +60,8 @@ pub fn rope_tokens_rotates_and_fills_the_cache() -> TestResult {
                     head_count_kv: head_count_kv as i32,
                     rope_dims: rope.rope_dims() as i32,
                     interleaved: i32::from(rope.interleaved),
+                    scale: query_scale(head_dim) as f32,
+                    unused: 0,
                 };
                 let launch = launches::rope_tokens(device()?, head_dim, params, Chunk { tokens })?;
                 // SAFETY: the launch is that of these buffers, which outlive it.

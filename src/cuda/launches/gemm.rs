@@ -1,5 +1,5 @@
 //! One to three matrices times a chunk of tokens (GEMM): which kernel of `kernels/gemm.cu` or `kernels/gemm_strips.cu`
-//! does it, and how its work is cut up (`kernels/PREFILL.md`).
+//! does it, and how its work is cut up (`kernels/README.md`).
 
 use anyhow::{Result, anyhow, bail, ensure};
 use bytemuck::Zeroable;

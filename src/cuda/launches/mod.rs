@@ -1,5 +1,5 @@
 //! Every operation as typed launches, one file for each: where decoding a token and reading a chunk of a prompt differ,
-//! their kernels stand beside each other. `kernels/README.md` and `kernels/PREFILL.md` say how each grid is chosen.
+//! their kernels stand beside each other. `kernels/README.md` says how each grid is chosen.
 //!
 //! Decoding multiplies a matrix with one quantized vector (GEMV); a chunk of tokens is multiplied in float16 (GEMM).
 
@@ -82,6 +82,11 @@ pub struct SplitKWorkspace {
     pub partial: CUdeviceptr,
     /// u32 ([`gemm_counters`] or one for each tile and key/value head), zero between launches
     pub finished: CUdeviceptr,
+}
+
+/// What attention multiplies scores with, so that powers of two give the softmax.
+pub fn exponent_scale(head_dim: usize) -> f32 {
+    1.0 / (head_dim as f32).sqrt() * std::f32::consts::LOG2_E
 }
 
 /// The kernel for heads of `head_dim` values among those called `kernel`.

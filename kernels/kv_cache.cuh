@@ -1,0 +1,28 @@
+// The KV cache: where a token's key or value sits, and in which format. f16.
+//
+// A token has a position, which its rotation and the mask follow, and a slot, in which it is stored; `slot_of` alone
+// knows how the one gives the other.
+#pragma once
+
+#include "common.cuh"
+
+// Of head size D.
+template <int D>
+struct KvCache {
+    // The slot of the token at `position` in a head of `capacity` slots. Consecutive tokens have consecutive slots:
+    // flash_attention.cu copies them so.
+    __device__ static __forceinline__ int slot_of(int position, int capacity) { return position; }
+
+    // A layer's keys or values are rows of D values, (D, capacity, head_count_kv): the row of a key/value head's slot.
+    __device__ static __forceinline__ size_t row(int head, int slot, int capacity) {
+        return size_t(head) * capacity + slot;
+    }
+
+    // Eight values of a token.
+    __device__ static __forceinline__ uint4 load(const half *from) { return *reinterpret_cast<const uint4 *>(from); }
+    // One value, or two.
+    __device__ static __forceinline__ void store(half *to, float value) { *to = __float2half_rn(value); }
+    __device__ static __forceinline__ void store(half *to, float value0, float value1) {
+        *reinterpret_cast<half2 *>(to) = __floats2half2_rn(value0, value1);
+    }
+};
