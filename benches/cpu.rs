@@ -10,7 +10,11 @@ use std::{
 };
 
 use anyhow::Result;
-use sharpi::{cpu::CpuBackend, engine::Backend, model::Model};
+use sharpi::{
+    backend::{Backend, Batch, Want},
+    cpu::CpuBackend,
+    model::Model,
+};
 
 const PROMPT_LEN: usize = 128;
 const DECODE_LEN: usize = 64;
@@ -29,7 +33,7 @@ fn main() -> Result<()> {
 }
 
 fn measure(name: &str, model: Model, threads: usize) -> Result<()> {
-    let vocab_size = model.config.vocab_size;
+    let vocab_size = model.decoder.vocab_size;
     let tokens: Vec<u32> = (0..PROMPT_LEN + DECODE_LEN)
         .map(|i| (i * 31 % vocab_size) as u32)
         .collect();
@@ -38,13 +42,14 @@ fn measure(name: &str, model: Model, threads: usize) -> Result<()> {
     let (mut prefill, mut decode) = (Duration::MAX, Duration::MAX);
     for _ in 0..ROUNDS {
         let start = Instant::now();
-        for (chunk, tokens) in prompt.chunks(backend.chunk_len()).enumerate() {
-            backend.forward(tokens, chunk * backend.chunk_len())?;
+        let chunk_len = backend.limits().chunk_len;
+        for (chunk, tokens) in prompt.chunks(chunk_len).enumerate() {
+            backend.compute(Batch::prompt(tokens, chunk * chunk_len, Want::Last))?;
         }
         prefill = prefill.min(start.elapsed());
         let start = Instant::now();
         for (i, token) in rest.iter().enumerate() {
-            backend.forward(&[*token], PROMPT_LEN + i)?;
+            backend.compute(Batch::decode(token, PROMPT_LEN + i))?;
         }
         decode = decode.min(start.elapsed());
     }

@@ -16,14 +16,17 @@ use std::{
 use anyhow::Result;
 use common::gguf_writer::RandomModel;
 use sharpi::{
+    backend::{Backend, Batch, Want},
     cpu::CpuBackend,
     cuda::{CudaBackend, Device, Options},
-    engine::{Backend, made_up_tokens},
+    engine::made_up_tokens,
     model::{Gguf, Model},
     quant::TensorType,
 };
 
 const CONTEXT_LEN: usize = 1024;
+/// Of a prompt, no more than this many tokens are read.
+const PROMPT_LEN: usize = 600;
 /// Tokens that are decoded after a prompt.
 const DECODED: usize = 20;
 
@@ -45,13 +48,13 @@ fn main() -> Result<()> {
             let name = format!("{architecture} {}", tensor_type.name());
             let gguf = Gguf::from_bytes(&name, random.file().to_bytes())?;
             let model = Model::from_gguf(gguf)?;
-            let prompt = made_up_tokens(60, model.config.vocab_size);
+            let prompt = made_up_tokens(60, model.decoder.vocab_size);
             hash(&name, &Arc::new(model), &[prompt], device.as_ref(), true)?;
         }
     }
     for path in std::env::args().skip(1).filter(|a| !a.starts_with("--")) {
         let model = Arc::new(Model::open(Path::new(&path))?);
-        let prompt = made_up_tokens(600, model.config.vocab_size);
+        let prompt = made_up_tokens(PROMPT_LEN, model.decoder.vocab_size);
         hash(&path, &model, &[prompt], device.as_ref(), false)?;
         if let Some(device) = &device {
             for launch in on_gpu(device, &model, 512)?.decode_launches() {
@@ -114,19 +117,25 @@ fn hash(
 fn hash_logits(backend: &mut dyn Backend, prompts: &[Vec<u32>], chunk_len: usize) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
     for prompt in prompts {
-        let mut vocab_size = 1;
+        let prompt = &prompt[..prompt.len().min(PROMPT_LEN)];
+        let limits = backend.limits();
+        let mut compute = |batch: Batch| {
+            let logits = backend.compute(batch)?.logits;
+            hasher.write(bytemuck::cast_slice(logits));
+            anyhow::Ok(())
+        };
         for (i, chunk) in prompt.chunks(chunk_len).enumerate() {
-            let logits = backend.forward(chunk, i * chunk_len)?;
-            vocab_size = logits.len();
-            hasher.write(bytemuck::cast_slice(logits));
+            compute(Batch::prompt(chunk, i * chunk_len, Want::Last))?;
         }
-        for (i, &token) in made_up_tokens(DECODED, vocab_size).iter().enumerate() {
-            let logits = backend.decode(token, prompt.len() + i)?;
-            hasher.write(bytemuck::cast_slice(logits));
+        for (i, token) in made_up_tokens(DECODED, limits.vocab_size)
+            .iter()
+            .enumerate()
+        {
+            compute(Batch::decode(token, prompt.len() + i))?;
         }
-        if chunk_len <= backend.logits_len() {
+        if chunk_len <= limits.results_len {
             let tokens = &prompt[..prompt.len().min(chunk_len)];
-            hasher.write(bytemuck::cast_slice(backend.forward_all(tokens, 0)?));
+            compute(Batch::prompt(tokens, 0, Want::All))?;
         }
     }
     Ok(hasher.finish())

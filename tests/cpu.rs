@@ -1,15 +1,18 @@
-//! The CPU backend against a forward pass in float64 that is written here a second time, as plainly as it goes, and
-//! against itself: other threads, other chunks.
+//! The CPU backend against the textbook in float64, and against itself: other threads, other chunks.
 
 mod common;
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
-use common::gguf_writer::{GgufFile, Random, RandomModel};
+use common::{
+    gguf_writer::{GgufFile, Random, RandomModel},
+    textbook,
+};
 use sharpi::{
+    backend::Backend,
     cpu::CpuBackend,
-    engine::Backend,
-    model::{Gguf, Model, Tensor, config::RopeStyle},
+    engine::Session,
+    model::{Gguf, Model, decoder::RopeScaling},
     quant::TensorType,
 };
 
@@ -21,7 +24,7 @@ fn load(file: &GgufFile) -> Arc<Model> {
 fn random_tokens(model: &Model, count: usize) -> Vec<u32> {
     let mut random = Random(7);
     (0..count)
-        .map(|_| random.below(model.config.vocab_size) as u32)
+        .map(|_| random.below(model.decoder.vocab_size) as u32)
         .collect()
 }
 
@@ -37,11 +40,7 @@ fn logits(
     let mut position = 0;
     for len in chunks {
         let end = tokens.len().min(position + len);
-        logits.extend(
-            backend
-                .forward_all(&tokens[position..end], position)
-                .unwrap(),
-        );
+        logits.extend(common::read_all(&mut backend, &tokens[position..end], position).unwrap());
         position = end;
     }
     assert_eq!(position, tokens.len(), "the chunks cover the tokens");
@@ -52,141 +51,6 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// The logits after every token by the textbook, in float64.
-fn reference(model: &Model, tokens: &[u32]) -> Vec<f64> {
-    let (config, weights) = (&model.config, &model.weights);
-    let head_dim = config.head_dim;
-    let mut hidden: Vec<Vec<f64>> = tokens
-        .iter()
-        .map(|&token| {
-            let row = token as usize * config.hidden_size;
-            widen(&weights.token_embd.to_f32()[row..row + config.hidden_size])
-        })
-        .collect();
-    for layer in &weights.layers {
-        let project =
-            |matrix: &Tensor, bias: &Option<Vec<f32>>, norm: &Option<Vec<f32>>, rotated: bool| {
-                let matrix = widen(&matrix.to_f32());
-                hidden
-                    .iter()
-                    .enumerate()
-                    .map(|(position, x)| {
-                        let mut out = product(
-                            &matrix,
-                            &rms_norm(x, &layer.attn_norm, config.rms_norm_epsilon),
-                        );
-                        if let Some(bias) = bias {
-                            out.iter_mut()
-                                .zip(bias)
-                                .for_each(|(out, bias)| *out += f64::from(*bias));
-                        }
-                        let heads = out.chunks(head_dim).map(|head| match norm {
-                            Some(norm) => rms_norm(head, norm, config.rms_norm_epsilon),
-                            None => head.to_vec(),
-                        });
-                        heads
-                            .map(|head| {
-                                if rotated {
-                                    rotate(model, &head, position)
-                                } else {
-                                    head
-                                }
-                            })
-                            .collect::<Vec<_>>()
-                    })
-                    .collect::<Vec<_>>()
-            };
-        let queries = project(&layer.attn_q, &layer.attn_q_bias, &layer.attn_q_norm, true);
-        let keys = project(&layer.attn_k, &layer.attn_k_bias, &layer.attn_k_norm, true);
-        let values = project(&layer.attn_v, &layer.attn_v_bias, &None, false);
-
-        let matrices = [
-            &layer.attn_output,
-            &layer.ffn_gate,
-            &layer.ffn_up,
-            &layer.ffn_down,
-        ];
-        let [output, gate, up, down] = matrices.map(|matrix| widen(&matrix.to_f32()));
-        for (position, x) in hidden.iter_mut().enumerate() {
-            let mut attended = Vec::new();
-            for (head, query) in queries[position].iter().enumerate() {
-                let head_kv = head * config.head_count_kv / config.head_count;
-                let weights: Vec<f64> = (0..=position)
-                    .map(|p| (dot(query, &keys[p][head_kv]) / (head_dim as f64).sqrt()).exp())
-                    .collect();
-                let sum: f64 = weights.iter().sum();
-                attended.extend((0..head_dim).map(|i| {
-                    (0..=position)
-                        .map(|p| weights[p] * values[p][head_kv][i])
-                        .sum::<f64>()
-                        / sum
-                }));
-            }
-            add(x, &product(&output, &attended));
-            let normed = rms_norm(x, &layer.ffn_norm, config.rms_norm_epsilon);
-            let gated: Vec<f64> = product(&gate, &normed)
-                .iter()
-                .zip(product(&up, &normed))
-                .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
-                .collect();
-            add(x, &product(&down, &gated));
-        }
-    }
-    let output = widen(&weights.output.to_f32());
-    let normed = hidden
-        .iter()
-        .map(|x| rms_norm(x, &weights.output_norm, config.rms_norm_epsilon));
-    normed.flat_map(|x| product(&output, &x)).collect()
-}
-
-fn widen(values: &[f32]) -> Vec<f64> {
-    values.iter().copied().map(f64::from).collect()
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn add(x: &mut [f64], y: &[f64]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-}
-
-fn product(matrix: &[f64], x: &[f64]) -> Vec<f64> {
-    matrix.chunks(x.len()).map(|row| dot(row, x)).collect()
-}
-
-fn rms_norm(x: &[f64], weight: &[f32], epsilon: f32) -> Vec<f64> {
-    let scale = (dot(x, x) / x.len() as f64 + f64::from(epsilon))
-        .sqrt()
-        .recip();
-    x.iter()
-        .zip(weight)
-        .map(|(x, weight)| x * scale * f64::from(*weight))
-        .collect()
-}
-
-fn rotate(model: &Model, head: &[f64], position: usize) -> Vec<f64> {
-    let config = &model.config;
-    let count = config.rope_dimension_count;
-    let factors = model.gguf.tensor("rope_freqs.weight").map(|t| t.to_f32());
-    let mut out = head.to_vec();
-    for i in 0..count / 2 {
-        let frequency = f64::from(config.rope_freq_base).powf(-2.0 * i as f64 / count as f64)
-            / factors
-                .as_ref()
-                .map_or(1.0, |factors| f64::from(factors[i]));
-        let (sin, cos) =
-            (position as f64 * f64::from(config.rope_position_scale) * frequency).sin_cos();
-        let (a, b) = match config.rope_style {
-            RopeStyle::Interleaved => (2 * i, 2 * i + 1),
-            RopeStyle::Neox => (i, i + count / 2),
-        };
-        out[a] = head[a] * cos - head[b] * sin;
-        out[b] = head[a] * sin + head[b] * cos;
-    }
-    out
-}
-
 /// Two layers round to float32 about a dozen times in a row; sums of up to 512 products in 16 lanes add at most
 /// 32 + 4 roundings each, most of which cancel. 2^-24 * sqrt(12 * 36) is 1.2e-6 of a logit's usual size; the greatest
 /// of some ten thousand lies four standard deviations out.
@@ -194,8 +58,8 @@ fn rotate(model: &Model, head: &[f64], position: usize) -> Vec<f64> {
 fn assert_matches_reference(model: &Arc<Model>, name: &str) {
     let tokens = random_tokens(model, 37);
     let logits = logits(model, 2, &tokens, [21, 1, 15]);
-    let expected = reference(model, &tokens);
-    let size = (dot(&expected, &expected) / expected.len() as f64).sqrt();
+    let expected = textbook::logits(model, &tokens);
+    let size = textbook::size(&expected);
     assert_eq!(logits.len(), expected.len());
     for (i, (logit, expected)) in logits.iter().zip(&expected).enumerate() {
         let error = (f64::from(*logit) - expected).abs() / size;
@@ -248,7 +112,10 @@ fn rope_factors_scaling_and_partial_rotation_are_applied() {
         .collect();
     file.push("rope_freqs.weight", &[16], TensorType::F32, factors);
     let model = load(&file);
-    assert_eq!(model.config.rope_position_scale, 0.25);
+    assert_eq!(
+        model.decoder.layers[0].attention.rope.scaling,
+        RopeScaling::Linear(4.0)
+    );
     assert_matches_reference(&model, "scaled");
 }
 
@@ -289,8 +156,8 @@ fn logits_of_the_last_token_are_those_of_all() {
     let tokens = random_tokens(&model, 33);
     let all = logits(&model, 2, &tokens, [33]);
     let mut backend = CpuBackend::new(model.clone(), tokens.len(), 2).unwrap();
-    let last = backend.forward(&tokens, 0).unwrap();
-    assert!(bits(last) == bits(&all[32 * model.config.vocab_size..]));
+    let last = common::read(&mut backend, &tokens, 0).unwrap();
+    assert!(bits(last) == bits(&all[32 * model.decoder.vocab_size..]));
 }
 
 /// A prompt that shares its start with an earlier one is read on from where they part.
@@ -298,12 +165,36 @@ fn logits_of_the_last_token_are_those_of_all() {
 fn going_back_forgets_what_came_after() {
     let model = load(&RandomModel::new("qwen3", TensorType::F16).file());
     let tokens = random_tokens(&model, 40);
-    let fresh = bits(&logits(&model, 2, &tokens, [40])[39 * model.config.vocab_size..]);
+    let fresh = bits(&logits(&model, 2, &tokens, [40])[39 * model.decoder.vocab_size..]);
     let mut backend = CpuBackend::new(model.clone(), 64, 2).unwrap();
     let mut detour = tokens[..10].to_vec();
     detour.extend(tokens[..50 - 10].iter().rev());
-    backend.forward(&detour, 0).unwrap();
-    assert!(bits(backend.forward(&tokens[10..], 10).unwrap()) == fresh);
+    common::read(&mut backend, &detour, 0).unwrap();
+    assert!(bits(common::read(&mut backend, &tokens[10..], 10).unwrap()) == fresh);
+}
+
+/// A session that went back computes what one computes that never went further.
+#[test]
+fn a_session_goes_back_to_an_earlier_length() {
+    let model = load(&RandomModel::new("qwen2", TensorType::Q8_0).file());
+    let tokens = random_tokens(&model, 30);
+    let session = || {
+        let backend = CpuBackend::new(model.clone(), 64, 2).unwrap();
+        let mut session = Session::new(Box::new(backend));
+        let mut progress = |_, _| ControlFlow::Continue(());
+        session.prefill(&tokens[..20], &mut progress).unwrap();
+        session
+    };
+    let mut fresh = session();
+    let expected = bits(fresh.decode(tokens[20]).unwrap());
+    let mut went_back = session();
+    for token in &tokens[21..] {
+        went_back.decode(*token).unwrap();
+    }
+    went_back.rewind(20);
+    assert_eq!(went_back.len(), 20);
+    assert!(bits(went_back.decode(tokens[20]).unwrap()) == expected);
+    assert_eq!(went_back.len(), 21);
 }
 
 #[test]
@@ -311,30 +202,31 @@ fn the_context_is_filled_to_its_last_position_and_not_beyond() {
     let model = load(&RandomModel::new("llama", TensorType::F32).file());
     let tokens = random_tokens(&model, 18);
     let mut backend = CpuBackend::new(model, 17, 1).unwrap();
-    assert_eq!(backend.context_len(), 17);
-    backend.forward(&tokens[..16], 0).unwrap();
-    backend.forward(&tokens[16..17], 16).unwrap();
-    let error = backend.forward(&tokens[17..], 17).unwrap_err().to_string();
+    assert_eq!(backend.limits().context_len, 17);
+    common::read(&mut backend, &tokens[..16], 0).unwrap();
+    common::read(&mut backend, &tokens[16..17], 16).unwrap();
+    let error = common::read(&mut backend, &tokens[17..], 17)
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("position 17") && error.contains("context of 17"),
         "{error}"
     );
-    assert!(backend.forward(&tokens, 0).is_err());
-    assert!(backend.forward(&tokens[..1], usize::MAX).is_err());
+    assert!(common::read(&mut backend, &tokens, 0).is_err());
+    assert!(common::read(&mut backend, &tokens[..1], usize::MAX).is_err());
 }
 
 #[test]
 fn calls_that_make_no_sense_are_refused() {
     let model = load(&RandomModel::new("llama", TensorType::F32).file());
-    let vocab_size = model.config.vocab_size as u32;
+    let vocab_size = model.decoder.vocab_size as u32;
     let mut backend = CpuBackend::new(model, 1000, 1).unwrap();
-    assert!(backend.forward(&[], 0).is_err());
-    assert!(
-        backend
-            .forward_all(&vec![0; backend.chunk_len() + 1], 0)
-            .is_err()
-    );
-    let error = backend.forward(&[vocab_size], 0).unwrap_err().to_string();
+    let chunk_len = backend.limits().chunk_len;
+    assert!(common::read(&mut backend, &[], 0).is_err());
+    assert!(common::read_all(&mut backend, &vec![0; chunk_len + 1], 0).is_err());
+    let error = common::read(&mut backend, &[vocab_size], 0)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains(&vocab_size.to_string()), "{error}");
 }
 

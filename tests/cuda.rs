@@ -9,18 +9,27 @@ use common::{
     gpu::{self, Test, TestResult, check},
 };
 use sharpi::{
+    backend::Backend,
     cpu::CpuBackend,
     cuda::{CudaBackend, Device, Options},
-    engine::{Backend, Sampler, SamplingParams, Session, Trace, evaluate, made_up_tokens},
+    engine::{Sampler, SamplingParams, Session, Trace, evaluate, made_up_tokens},
     model::{Gguf, Model},
     quant::TensorType,
 };
 
 fn main() {
-    let tests: [Test; 15] = [
+    let tests: [Test; 17] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
             graph_and_direct_logits_are_the_same_bits,
+        ),
+        (
+            "kernels_that_wait_for_each_other_give_the_same_bits",
+            kernels_that_wait_for_each_other_give_the_same_bits,
+        ),
+        (
+            "a_failed_capture_loses_no_token",
+            a_failed_capture_loses_no_token,
         ),
         (
             "a_second_prompt_on_a_session_computes_what_a_fresh_one_does",
@@ -139,7 +148,7 @@ fn relative_error(reference: impl Iterator<Item = f32>, ours: impl Iterator<Item
 /// 300 tokens: across the places where attention cuts the context into more pieces.
 fn graph_and_direct_logits_are_the_same_bits() -> TestResult {
     let model = demo();
-    let prompt = made_up_tokens(5, model.config.vocab_size);
+    let prompt = made_up_tokens(5, model.decoder.vocab_size);
     let (mut direct, mut graph) = (backend(&model, true), backend(&model, false));
     let reference = Trace::record(&mut direct, &prompt, 300, None)?;
     let replayed = Trace::record(&mut graph, &prompt, 300, Some(&reference.tokens))?;
@@ -163,9 +172,84 @@ fn graph_and_direct_logits_are_the_same_bits() -> TestResult {
     )
 }
 
+/// Kernels start before the one before has ended, in graphs and in direct launches alike, and wait themselves for what they
+/// read. A missing wait shows against launches that all wait.
+fn kernels_that_wait_for_each_other_give_the_same_bits() -> TestResult {
+    let models = [
+        demo(),
+        random_model("qwen2", TensorType::Q6_K)?,
+        random_model("llama", TensorType::BF16)?,
+    ];
+    for model in models {
+        let options = Options {
+            context_len: Some(model.decoder.context_length.min(1024)),
+            chunk_len: Some(64),
+            ..Options::default()
+        };
+        let trace = |dependent, follow: Option<&[u32]>| {
+            let device = Device::open(0)?;
+            device.set_dependent_launch(dependent);
+            let mut cuda = CudaBackend::new(device, model.clone(), &options, &mut |_, _| {})?;
+            let prompt = made_up_tokens(77, model.decoder.vocab_size);
+            let count = options.context_len.unwrap_or(0).min(400) - prompt.len();
+            Trace::record(&mut cuda, &prompt, count, follow)
+        };
+        let waiting = trace(false, None)?;
+        let dependent = trace(true, Some(&waiting.tokens))?;
+        let difference = waiting.compare(&dependent).first_difference;
+        check(
+            difference.is_none(),
+            format!(
+                "{}: logits differ first at token {difference:?}",
+                model.gguf.name()
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+fn a_failed_capture_loses_no_token() -> TestResult {
+    let model = demo();
+    let prompt = made_up_tokens(5, model.decoder.vocab_size);
+    let reference = Trace::record(&mut backend(&model, true), &prompt, 40, None)?;
+    let mut failing = backend(&model, false);
+    failing.device_handle().set_failing_captures(true);
+    let direct = Trace::record(&mut failing, &prompt, 40, Some(&reference.tokens))?;
+    let difference = reference.compare(&direct).first_difference;
+    check(
+        difference.is_none(),
+        format!("logits differ first at token {difference:?}"),
+    )?;
+    let report = failing.graph_report().expect("CUDA has a report").clone();
+    let reason = report.disabled_reason.clone().unwrap_or_default();
+    check(
+        !report.enabled
+            && report.captures == 0
+            && report.direct_tokens == 39
+            && reason.contains("CUDA_ERROR"),
+        format!("{report:?}"),
+    )?;
+    // The device is as good as before.
+    failing.device_handle().set_failing_captures(false);
+    failing.set_graph(None);
+    let replayed = Trace::record(&mut failing, &prompt, 40, Some(&reference.tokens))?;
+    let report = failing.graph_report().expect("CUDA has a report");
+    check(
+        report.captures == 1 && reference.compare(&replayed).first_difference.is_none(),
+        format!("{report:?}"),
+    )
+}
+
+fn random_model(architecture: &'static str, tensor_type: TensorType) -> anyhow::Result<Arc<Model>> {
+    let random = RandomModel::new(architecture, tensor_type);
+    let name = format!("{architecture} {}", tensor_type.name());
+    let gguf = Gguf::from_bytes(&name, random.file().to_bytes())?;
+    Ok(Arc::new(Model::from_gguf(gguf)?))
+}
+
 fn a_second_prompt_on_a_session_computes_what_a_fresh_one_does() -> TestResult {
     let model = demo();
-    let prompts = [200, 37].map(|len| made_up_tokens(len, model.config.vocab_size));
+    let prompts = [200, 37].map(|len| made_up_tokens(len, model.decoder.vocab_size));
     let mut used = backend(&model, false);
     Trace::record(&mut used, &prompts[0], 100, None)?;
     let second = Trace::record(&mut used, &prompts[1], 100, None)?;
@@ -187,7 +271,7 @@ fn predictions_follow_the_cpu_on_a_text() -> TestResult {
     let model = demo();
     let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
     let tokens = story(&model, &mut cpu, 2_000)?;
-    for (way, chunk_len) in [("decoded", 1), ("read in chunks", 2048)] {
+    for (way, chunk_len, bound) in [("decoded", 1, 1e-3), ("read in chunks", 2048, 1e-5)] {
         let mut progress = |_, _| ControlFlow::Continue(());
         let mut cuda = chunked(&model, 2048, chunk_len)?;
         let evaluation = evaluate(&mut cuda, Some(&mut cpu), &tokens, 500, None, &mut progress)?;
@@ -198,7 +282,7 @@ fn predictions_follow_the_cpu_on_a_text() -> TestResult {
             same_top * 100.0
         );
         check(
-            mean <= 1e-3 && same_top >= 0.985,
+            mean <= bound && same_top >= 0.985,
             format!("{way}: mean KL divergence {mean:e}, same top token {same_top}"),
         )?;
     }
@@ -237,10 +321,10 @@ fn story(model: &Model, cpu: &mut CpuBackend, tokens: usize) -> anyhow::Result<V
     let mut text = Vec::new();
     let mut sampler = Sampler::new(params, &[], Vec::new());
     while text.len() < tokens {
-        let mut token = made_up_tokens(text.len() + 1, model.config.vocab_size)[text.len()];
+        let mut token = made_up_tokens(text.len() + 1, model.decoder.vocab_size)[text.len()];
         for position in 0..500 {
             text.push(token);
-            token = sampler.sample(cpu.forward(&[token], position)?)?;
+            token = sampler.sample(common::decode(cpu, token, position)?)?;
         }
     }
     Ok(text)
@@ -263,8 +347,8 @@ fn every_tensor_type_and_architecture_follows_the_cpu() -> TestResult {
                 let name = format!("{architecture} {} heads of {head_dim}", tensor_type.name());
                 let model = Gguf::from_bytes(&name, random.file().to_bytes())?;
                 let model = Arc::new(Model::from_gguf(model)?);
-                let context_len = model.config.context_length.min(256);
-                let prompt = made_up_tokens(40, model.config.vocab_size);
+                let context_len = model.decoder.context_length.min(256);
+                let prompt = made_up_tokens(40, model.decoder.vocab_size);
                 let mut cpu = CpuBackend::new(model.clone(), context_len, 0)?;
                 let options = Options {
                     context_len: Some(context_len),
@@ -299,7 +383,7 @@ fn every_tensor_type_and_architecture_follows_the_cpu() -> TestResult {
 
 fn nothing_is_allocated_once_generation_has_begun() -> TestResult {
     let model = demo();
-    let prompt = made_up_tokens(70, model.config.vocab_size);
+    let prompt = made_up_tokens(70, model.decoder.vocab_size);
     let mut cuda = backend(&model, false);
     // The first tokens load the kernels and capture the graph, which the driver takes memory for.
     Trace::record(&mut cuda, &prompt, 3, None)?;
@@ -371,19 +455,23 @@ fn a_type_without_kernels_is_refused_by_name() -> TestResult {
 }
 
 fn reading_a_prompt_follows_the_cpu_for_every_chunk_length() -> TestResult {
-    prompts_follow_the_cpu(&demo(), &golden())
+    prompts_follow_the_cpu(&demo(), &golden(), 5e-6)
 }
 
 fn reading_a_prompt_of_smollm2_follows_the_cpu_for_every_chunk_length() -> TestResult {
     let path = common::smollm2_path().ok_or("the file is gone")?;
     let golden = include_str!("data/smollm2-golden.json");
     let golden: Vec<serde_json::Value> = serde_json::from_str(golden)?;
-    prompts_follow_the_cpu(&Arc::new(Model::open(&path)?), &golden)
+    prompts_follow_the_cpu(&Arc::new(Model::open(&path)?), &golden, 5e-5)
 }
 
 /// Weights and activations in float16, for a chunk of one token as well: a mean KL divergence of 1e-6 on the demo model and of
 /// 6e-6 on SmolLM2, which 8-bit activations take 1e-2 away.
-fn prompts_follow_the_cpu(model: &Arc<Model>, golden: &[serde_json::Value]) -> TestResult {
+fn prompts_follow_the_cpu(
+    model: &Arc<Model>,
+    golden: &[serde_json::Value],
+    bound: f64,
+) -> TestResult {
     let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
     let mut references = Vec::new();
     for case in golden {
@@ -410,7 +498,7 @@ fn prompts_follow_the_cpu(model: &Arc<Model>, golden: &[serde_json::Value]) -> T
         let mean = kl.iter().sum::<f64>() / kl.len() as f64;
         eprintln!("chunks of {chunk_len}: mean KL divergence {mean:.1e}");
         check(
-            mean <= 1e-4,
+            mean <= bound,
             format!("chunks of {chunk_len}: mean KL divergence {mean:e}"),
         )?;
     }
@@ -420,6 +508,7 @@ fn prompts_follow_the_cpu(model: &Arc<Model>, golden: &[serde_json::Value]) -> T
 /// Weights and activations in float16: about 2^-11 a product.
 fn every_tensor_type_reads_prompts() -> TestResult {
     use TensorType::*;
+    let mut worst = 0f64;
     for tensor_type in [
         Q4_K, Q6_K, Q4_0, Q4_1, Q5_0, Q5_1, Q5_K, Q8_0, F16, BF16, F32,
     ] {
@@ -431,17 +520,18 @@ fn every_tensor_type_reads_prompts() -> TestResult {
             let name = format!("{architecture} {}", tensor_type.name());
             let model = Gguf::from_bytes(&name, random.file().to_bytes())?;
             let model = Arc::new(Model::from_gguf(model)?);
-            let context_len = model.config.context_length.min(256);
+            let context_len = model.decoder.context_length.min(256);
             let mut cpu = CpuBackend::new(model.clone(), context_len, 0)?;
             let mut cuda = chunked(&model, context_len, context_len)?;
             for len in [2, 33, 100] {
-                let prompt = made_up_tokens(len, model.config.vocab_size);
+                let prompt = made_up_tokens(len, model.decoder.vocab_size);
                 let reference = Trace::record(&mut cpu, &prompt, 1, None)?;
                 let ours = Trace::record(&mut cuda, &prompt, 1, Some(&reference.tokens))?;
                 let error = relative_error(
                     reference.logits.iter().copied(),
                     ours.logits.iter().copied(),
                 );
+                worst = worst.max(error);
                 check(
                     error <= 5e-3,
                     format!("{name}, {len} tokens: relative error {error:e}"),
@@ -449,6 +539,7 @@ fn every_tensor_type_reads_prompts() -> TestResult {
             }
         }
     }
+    eprintln!("largest relative error {worst:.1e}");
     Ok(())
 }
 
@@ -457,19 +548,20 @@ fn the_cache_after_reading_is_the_one_after_decoding() -> TestResult {
     let random = RandomModel::new("qwen3", TensorType::F16);
     let model = Gguf::from_bytes("f16", random.file().to_bytes())?;
     let model = Arc::new(Model::from_gguf(model)?);
-    let prompt = made_up_tokens(100, model.config.vocab_size);
+    let prompt = made_up_tokens(100, model.decoder.vocab_size);
     let cache = |cuda: &CudaBackend| -> anyhow::Result<Vec<f32>> {
         Ok(cuda.download_cache()?.into_iter().map(f32::from).collect())
     };
     let mut cuda = chunked(&model, 128, 100)?;
-    cuda.forward(&prompt, 0)?;
+    common::read(&mut cuda, &prompt, 0)?;
     let read = cache(&cuda)?;
     let mut cuda = chunked(&model, 128, 100)?;
     for (position, &token) in prompt.iter().enumerate() {
-        cuda.decode(token, position)?;
+        common::decode(&mut cuda, token, position)?;
     }
     let decoded = cache(&cuda)?;
     let error = relative_error(decoded.iter().copied(), read.iter().copied());
+    eprintln!("relative error {error:.1e}");
     check(error <= 1e-3, format!("relative error {error:e}"))
 }
 
@@ -492,7 +584,7 @@ fn perplexity_is_the_same_read_in_chunks_or_token_by_token() -> TestResult {
 
 fn a_session_reads_only_what_is_new() -> TestResult {
     let model = demo();
-    let tokens = made_up_tokens(300, model.config.vocab_size);
+    let tokens = made_up_tokens(300, model.decoder.vocab_size);
     let mut session = Session::new(Box::new(backend(&model, false)));
     let mut read = |prompt: &[u32]| -> anyhow::Result<(usize, Vec<f32>)> {
         let mut first = None;

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
 use serde::Deserialize;
 use sharpi::{
+    backend::Backend,
     cpu::CpuBackend,
-    engine::Backend,
     model::{Message, Model, Prompt},
 };
 
@@ -132,11 +132,11 @@ fn last_logprobs(model: &Arc<Model>, golden: &Golden) -> Result<()> {
 fn mean_nll(model: &Arc<Model>, golden: &Golden) -> Result<()> {
     let expected = golden.mean_nll.context("the reference has no likelihood")?;
     let mut backend = backend(model, golden)?;
-    let (vocab_size, chunk_len) = (model.config.vocab_size, backend.chunk_len());
+    let (vocab_size, chunk_len) = (model.decoder.vocab_size, backend.limits().chunk_len);
     let mut sum = 0.0;
     for (chunk, tokens) in golden.prompt_ids.chunks(chunk_len).enumerate() {
         let next = &golden.prompt_ids[chunk * chunk_len + 1..];
-        let logits = backend.forward_all(tokens, chunk * chunk_len)?;
+        let logits = common::read_all(&mut backend, tokens, chunk * chunk_len)?;
         sum -= logits
             .chunks_exact(vocab_size)
             .zip(next)
@@ -163,9 +163,7 @@ fn greedy_tokens(model: &Arc<Model>, golden: &Golden) -> Result<()> {
             best == Some(id as usize) || margin < 0.02,
             "token {i} is {best:?} for {id}, whose margin is {margin}"
         );
-        logits = backend
-            .forward(&[id], golden.prompt_ids.len() + i)?
-            .to_vec();
+        logits = common::decode(&mut backend, id, golden.prompt_ids.len() + i)?.to_vec();
     }
     Ok(())
 }
@@ -180,10 +178,10 @@ fn backend(model: &Arc<Model>, golden: &Golden) -> Result<CpuBackend> {
 
 /// The logits after `tokens`, read from position 0.
 fn forward(backend: &mut CpuBackend, tokens: &[u32]) -> Result<Vec<f32>> {
-    let chunk_len = backend.chunk_len();
+    let chunk_len = backend.limits().chunk_len;
     let mut logits = Vec::new();
     for (chunk, tokens) in tokens.chunks(chunk_len).enumerate() {
-        logits = backend.forward(tokens, chunk * chunk_len)?.to_vec();
+        logits = common::read(backend, tokens, chunk * chunk_len)?.to_vec();
     }
     Ok(logits)
 }

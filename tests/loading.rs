@@ -8,18 +8,16 @@ use anyhow::Result;
 use common::gguf_writer::{GgufFile, RandomModel, Value};
 use sharpi::{
     model::{
-        Config, Gguf, Weights,
-        config::{Architecture, RopeStyle},
+        Decoder, Gguf, arch,
+        decoder::{KeyValues, Layer, RopeScaling, RopeStyle},
+        ops::Op,
     },
     quant::TensorType,
 };
 
 /// Reads the file as far as its tensors reach, under the name `model.gguf`.
-fn load(bytes: Vec<u8>) -> Result<(Gguf, Config, Weights)> {
-    let gguf = Gguf::from_bytes("model.gguf", bytes)?;
-    let config = Config::from_gguf(&gguf)?;
-    let weights = Weights::from_gguf(&gguf, &config)?;
-    Ok((gguf, config, weights))
+fn load(bytes: Vec<u8>) -> Result<Decoder> {
+    arch::describe(&Gguf::from_bytes("model.gguf", bytes)?, arch::ALL)
 }
 
 fn qwen3() -> GgufFile {
@@ -46,24 +44,24 @@ fn assert_change_refused(change: impl FnOnce(&mut GgufFile), parts: &[&str]) {
 
 #[test]
 fn a_model_of_each_architecture_loads_with_its_own_traits() {
-    for (name, architecture, rope_style, qk_norm, qkv_bias) in [
-        (
-            "llama",
-            Architecture::Llama,
-            RopeStyle::Interleaved,
-            false,
-            false,
-        ),
-        ("qwen2", Architecture::Qwen2, RopeStyle::Neox, false, true),
-        ("qwen3", Architecture::Qwen3, RopeStyle::Neox, true, false),
+    for (name, rope_style, qk_norm, qkv_bias) in [
+        ("llama", RopeStyle::Interleaved, false, false),
+        ("qwen2", RopeStyle::Neox, false, true),
+        ("qwen3", RopeStyle::Neox, true, false),
     ] {
-        let (_, config, weights) =
-            load(RandomModel::new(name, TensorType::Q4_K).file().to_bytes()).unwrap();
-        assert_eq!(config.architecture, architecture);
-        assert_eq!(config.rope_style, rope_style);
-        assert_eq!(weights.layers.len(), 2);
-        assert_eq!(weights.layers[1].attn_q_norm.is_some(), qk_norm, "{name}");
-        assert_eq!(weights.layers[1].attn_k_bias.is_some(), qkv_bias, "{name}");
+        let file = RandomModel::new(name, TensorType::Q4_K).file();
+        let decoder = load(file.to_bytes()).unwrap();
+        assert_eq!(decoder.layers.len(), 2);
+        let attention = &decoder.layers[1].attention;
+        let KeyValues::Own(own) = &attention.kv else {
+            panic!("{name}: keys and values of another layer");
+        };
+        assert_eq!(attention.rope.style, rope_style, "{name}");
+        assert_eq!(attention.q_norm.is_some(), qk_norm, "{name}");
+        assert_eq!(own.k_norm.is_some(), qk_norm, "{name}");
+        for linear in [&attention.q, &own.k, &own.v] {
+            assert_eq!(linear.bias.is_some(), qkv_bias, "{name}");
+        }
     }
 }
 
@@ -74,20 +72,30 @@ fn hyper_parameters_are_those_of_the_file() {
         .set("qwen3.rope.scaling.factor", 4.0f32)
         .set("qwen3.rope.dimension_count", 32u32)
         .set("qwen3.rope.freq_base", 1e6f32);
-    let (_, config, _) = load(file.to_bytes()).unwrap();
-    assert_eq!(config.context_length, 128);
-    assert_eq!(config.block_count, 2);
-    assert_eq!(config.hidden_size, 256);
-    assert_eq!(config.feed_forward_length, 512);
-    assert_eq!(config.vocab_size, 264);
+    let decoder = load(file.to_bytes()).unwrap();
+    assert_eq!(decoder.context_length, 128);
+    assert_eq!(decoder.layers.len(), 2);
+    assert_eq!(decoder.hidden_size, 256);
+    assert_eq!(decoder.vocab_size, 264);
+    let Layer {
+        attention,
+        feed_forward,
+        ..
+    } = &decoder.layers[1];
+    assert_eq!(feed_forward.gate.weights.rows(), 512);
     assert_eq!(
-        (config.head_count, config.head_count_kv, config.head_dim),
+        (
+            attention.head_count,
+            attention.head_count_kv,
+            attention.head_dim
+        ),
         (4, 2, 64)
     );
-    assert_eq!(config.rms_norm_epsilon, 1e-6);
-    assert_eq!(config.rope_freq_base, 1e6);
-    assert_eq!(config.rope_dimension_count, 32);
-    assert_eq!(config.rope_position_scale, 0.25);
+    assert_eq!(attention.norm.epsilon, 1e-6);
+    assert_eq!(attention.scale, 0.125);
+    assert_eq!(attention.rope.base, 1e6);
+    assert_eq!(attention.rope.dimensions, 32);
+    assert_eq!(attention.rope.scaling, RopeScaling::Linear(4.0));
 }
 
 #[test]
@@ -100,57 +108,82 @@ fn hyper_parameters_that_a_file_may_leave_out_have_their_defaults() {
     ] {
         file.unset(&format!("qwen3.{key}"));
     }
-    let (_, config, _) = load(file.to_bytes()).unwrap();
-    assert_eq!(config.head_dim, 64);
-    assert_eq!(config.rope_dimension_count, 64);
-    assert_eq!(config.rope_freq_base, 10_000.0);
-    assert_eq!(config.rope_position_scale, 1.0);
+    let decoder = load(file.to_bytes()).unwrap();
+    let attention = &decoder.layers[0].attention;
+    assert_eq!(attention.head_dim, 64);
+    assert_eq!(attention.rope.dimensions, 64);
+    assert_eq!(attention.rope.base, 10_000.0);
+    assert_eq!(attention.rope.scaling, RopeScaling::None);
 }
 
 #[test]
-fn key_value_heads_may_be_given_per_layer_where_all_are_equal() {
+fn heads_may_be_counted_for_each_layer() {
     const KEY: &str = "qwen3.attention.head_count_kv";
     let mut file = qwen3();
-    file.set(KEY, vec![2u32, 2]);
-    assert_eq!(load(file.to_bytes()).unwrap().1.head_count_kv, 2);
-    assert_change_refused(
-        |file| {
-            file.set(KEY, vec![2u32, 1]);
-        },
-        &[KEY, "2 for layer 0", "1 for layer 1"],
-    );
+    file.set(KEY, vec![2u32, 1]);
+    for name in ["blk.1.attn_k.weight", "blk.1.attn_v.weight"] {
+        let tensor = file.tensor(name);
+        tensor.shape[1] /= 2;
+        tensor.data.truncate(tensor.data.len() / 2);
+    }
+    let decoder = load(file.to_bytes()).unwrap();
+    let counts = decoder.layers.iter().map(|l| l.attention.head_count_kv);
+    assert_eq!(counts.collect::<Vec<_>>(), [2, 1]);
+
+    for (counts, parts) in [
+        (vec![2u32], ["1 elements", "2 layers"]),
+        (
+            vec![2, 3],
+            ["3 for layer 1", "divisor of its 4 query heads"],
+        ),
+        (vec![2, 0], ["0 for layer 1", "expected 1 to"]),
+    ] {
+        file.set(KEY, counts);
+        assert_refused(load(file.to_bytes()), &[KEY, parts[0], parts[1]]);
+    }
+}
+
+/// The matrix that gives logits.
+fn output(decoder: &Decoder) -> &str {
+    let mut weights = decoder.ops.iter().rev().filter_map(Op::weights);
+    weights.next().expect("a model has matrices").name()
 }
 
 #[test]
 fn the_output_matrix_is_the_embedding_where_the_file_has_none() {
-    let (_, _, tied) = load(qwen3().to_bytes()).unwrap();
-    assert_eq!(tied.output.name(), "token_embd.weight");
+    let tied = load(qwen3().to_bytes()).unwrap();
+    assert_eq!(output(&tied), "token_embd.weight");
     let model = RandomModel {
         tied: false,
         ..RandomModel::new("qwen3", TensorType::Q4_K)
     };
-    let (_, _, separate) = load(model.file().to_bytes()).unwrap();
-    assert_eq!(separate.output.name(), "output.weight");
+    let separate = load(model.file().to_bytes()).unwrap();
+    assert_eq!(output(&separate), "output.weight");
 }
 
 #[test]
 fn rope_factors_divide_the_frequencies_of_llama() {
     let mut file = RandomModel::new("llama", TensorType::Q8_0).file();
-    let (_, _, without) = load(file.to_bytes()).unwrap();
+    let frequencies = |file: &GgufFile| {
+        load(file.to_bytes()).unwrap().layers[1]
+            .attention
+            .rope
+            .frequencies()
+    };
+    let without = frequencies(&file);
     let factors: Vec<f32> = (0..32).map(|i| 1.0 + i as f32).collect();
     let data = factors
         .iter()
         .flat_map(|factor| factor.to_le_bytes())
         .collect();
     file.push("rope_freqs.weight", &[32], TensorType::F32, data);
-    let (_, _, with) = load(file.to_bytes()).unwrap();
     let factors = factors.into_iter().map(f64::from);
-    let divided = without.rope_frequencies.iter().zip(factors);
+    let divided = without.iter().zip(factors);
     let divided: Vec<f64> = divided
         .map(|(frequency, factor)| frequency / factor)
         .collect();
-    assert_eq!(without.rope_frequencies[0], 1.0);
-    assert_eq!(with.rope_frequencies, divided);
+    assert_eq!(without[0], 1.0);
+    assert_eq!(frequencies(&file), divided);
 }
 
 #[test]
@@ -179,7 +212,7 @@ fn tensor_bytes_are_those_written_for_every_type_and_alignment() {
             if let Some(alignment) = alignment {
                 file.set("general.alignment", alignment);
             }
-            let (gguf, ..) = load(file.to_bytes()).unwrap();
+            let gguf = Gguf::from_bytes("model.gguf", file.to_bytes()).unwrap();
             for written in &file.tensors {
                 let read = gguf.tensor(&written.name).unwrap();
                 let shape: Vec<u64> = read
@@ -204,7 +237,7 @@ fn metadata_is_read_by_type_or_refused_by_key() {
     file.set("a.string", "text")
         .set("a.float", 1.5f32)
         .set("a.nan", f32::NAN);
-    let (gguf, ..) = load(file.to_bytes()).unwrap();
+    let gguf = Gguf::from_bytes("model.gguf", file.to_bytes()).unwrap();
     assert_eq!(gguf.str("a.string").unwrap(), Some("text"));
     assert_eq!(gguf.str("a.missing").unwrap(), None);
     assert_eq!(gguf.f64("a.float").unwrap(), Some(1.5));
@@ -495,7 +528,7 @@ fn an_impossible_hyper_parameter_is_refused_by_key_and_value() {
         (
             "attention.head_count_kv",
             3u32.into(),
-            "is 3, expected a divisor of the 4",
+            "is 3 for layer 0, expected a divisor of its 4",
         ),
         ("attention.head_count_kv", 0u32.into(), "is 0"),
         ("attention.head_count_kv", "2".into(), "is the string \"2\""),
@@ -607,7 +640,7 @@ fn a_split_model_opens_from_its_first_part() {
         .map(|path| fs::metadata(path).unwrap().len())
         .sum();
     assert_eq!(gguf.file_bytes(), bytes_on_disk);
-    Weights::from_gguf(&gguf, &Config::from_gguf(&gguf).unwrap()).unwrap();
+    arch::describe(&gguf, arch::ALL).unwrap();
 }
 
 #[test]

@@ -6,9 +6,9 @@ use anyhow::{Context, Result, anyhow};
 
 use super::{args::Device, context, progress::CountBar};
 use crate::{
+    backend::Backend,
     cpu::CpuBackend,
     cuda::{self, CudaBackend, Gpus},
-    engine::Backend,
     model::Model,
 };
 
@@ -108,7 +108,7 @@ pub fn on_gpu(
         chunk_len: compute.ubatch,
         graph_disabled: compute.graph_disabled.clone(),
     };
-    context::warn_if_untrained(compute, &model.config);
+    context::warn_if_untrained(compute, &model.decoder);
     let mut bar = CountBar::bytes(compute.show_progress, "uploading the weights");
     CudaBackend::new(gpu, Arc::clone(model), &options, &mut |done, total| {
         bar.update(done, total)
@@ -118,7 +118,7 @@ pub fn on_gpu(
 
 /// Brings the model to the CPU.
 pub fn on_cpu(compute: &Compute, model: &Arc<Model>) -> Result<Box<dyn Backend>> {
-    let context_len = context::choose(compute, &model.config)?;
+    let context_len = context::choose(compute, &model.decoder)?;
     let backend =
         CpuBackend::new(Arc::clone(model), context_len, compute.threads).with_context(|| {
             let flags = compute.context_flags;

@@ -17,8 +17,9 @@ use super::{
     resolve::ModelSource,
 };
 use crate::{
+    backend::Backend,
     cuda,
-    engine::{Backend, Kind, Workload, measure},
+    engine::{Kind, Workload, measure},
 };
 
 pub struct BenchRequest {
@@ -100,10 +101,9 @@ pub fn run(request: &BenchRequest) -> Result<Outcome> {
     }
     for &workload in &request.workloads {
         let time = |backend: &mut dyn Backend| {
-            let vocab_size = model.config.vocab_size;
-            let samples = measure(backend, workload, vocab_size, request.repetitions)
+            let samples = measure(backend, workload, request.repetitions)
                 .with_context(|| format!("measuring {}", workload.name()))?;
-            let operations = model.weights.operations(workload.tokens);
+            let operations = model.decoder.operations(workload.tokens);
             anyhow::Ok(Row::new(workload, &samples, backend, operations, ceilings))
         };
         let mut rows = Vec::new();

@@ -4,17 +4,20 @@ use anyhow::{Result, bail};
 use indicatif::HumanBytes;
 
 use super::{backend::Compute, system};
-use crate::model::Config;
+use crate::{
+    backend::{KvFormat, KvLayout},
+    model::Decoder,
+};
 
 /// Tokens of context on the CPU. Asked for none, the length that the model was trained for, as far as the cache takes
 /// no more than half of the memory that is free.
 ///
 /// # Errors
 /// A context that this machine's memory could never hold.
-pub fn choose(compute: &Compute, config: &Config) -> Result<usize> {
-    let per_token = kv_bytes_per_token(config);
+pub fn choose(compute: &Compute, decoder: &Decoder) -> Result<usize> {
+    let per_token = kv_bytes_per_token(decoder);
     let Some(asked) = compute.context_len else {
-        return Ok(automatic(config.context_length, per_token));
+        return Ok(automatic(decoder.context_length, per_token));
     };
     if let Some(total) = system::total_memory_bytes() {
         let most = total / per_token;
@@ -28,20 +31,20 @@ pub fn choose(compute: &Compute, config: &Config) -> Result<usize> {
             );
         }
     }
-    warn_if_untrained(compute, config);
+    warn_if_untrained(compute, decoder);
     Ok(asked)
 }
 
 /// Says so where the context is longer than the model was trained for.
-pub fn warn_if_untrained(compute: &Compute, config: &Config) {
+pub fn warn_if_untrained(compute: &Compute, decoder: &Decoder) {
     if let Some(asked) = compute.context_len
-        && asked > config.context_length
+        && asked > decoder.context_length
     {
         tracing::warn!(
             "a context of {asked} tokens ({}) is more than the {} that the model was trained for; the text may become \
              nonsense",
             compute.context_flags,
-            config.context_length
+            decoder.context_length
         );
     }
 }
@@ -59,8 +62,6 @@ fn automatic(trained: usize, per_token: u64) -> usize {
     context_len
 }
 
-/// A float32 key and value for every key/value head of every layer.
-fn kv_bytes_per_token(config: &Config) -> u64 {
-    let values = 2 * config.block_count * config.head_count_kv * config.head_dim;
-    (values * size_of::<f32>()).max(1) as u64
+fn kv_bytes_per_token(decoder: &Decoder) -> u64 {
+    KvLayout::new(decoder, 1, KvFormat::F32).bytes_per_token() as u64
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Display,
+    fmt::{self, Display},
     io::{self, Write},
 };
 
@@ -17,7 +17,7 @@ use super::{
     resolve::ModelSource,
 };
 use crate::{
-    model::{Gguf, Model},
+    model::{Gguf, Model, decoder::Layer},
     quant::TensorType,
 };
 
@@ -41,14 +41,53 @@ struct HyperParameters {
     context_length: usize,
     block_count: usize,
     hidden_size: usize,
-    feed_forward_length: usize,
+    feed_forward_length: PerLayer<usize>,
     vocab_size: usize,
-    head_count: usize,
-    head_count_kv: usize,
-    head_dim: usize,
+    head_count: PerLayer<usize>,
+    head_count_kv: PerLayer<usize>,
+    head_dim: PerLayer<usize>,
     rms_norm_epsilon: f32,
-    rope_freq_base: f32,
-    rope_dimension_count: usize,
+    rope_freq_base: PerLayer<f32>,
+    rope_dimension_count: PerLayer<usize>,
+}
+
+/// One value where all layers have it, else that of each.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum PerLayer<T> {
+    Same(T),
+    Each(Vec<T>),
+}
+
+impl<T: Copy + PartialEq> PerLayer<T> {
+    fn new(layers: &[Layer], value: impl Fn(&Layer) -> T) -> Self {
+        let values: Vec<T> = layers.iter().map(value).collect();
+        match values.first() {
+            Some(&first) if values.iter().all(|&value| value == first) => Self::Same(first),
+            _ => Self::Each(values),
+        }
+    }
+}
+
+impl<T: Copy> PerLayer<T> {
+    fn map<U>(&self, f: impl Fn(T) -> U) -> PerLayer<U> {
+        match self {
+            Self::Same(value) => PerLayer::Same(f(*value)),
+            Self::Each(values) => PerLayer::Each(values.iter().copied().map(f).collect()),
+        }
+    }
+}
+
+impl<T: Display> Display for PerLayer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Same(value) => value.fmt(f),
+            Self::Each(values) => {
+                let values: Vec<String> = values.iter().map(T::to_string).collect();
+                write!(f, "{} (by layer)", values.join(" "))
+            }
+        }
+    }
 }
 
 /// All tensors of one type.
@@ -90,10 +129,11 @@ impl<'a> Info<'a> {
     fn new(model: &'a Model) -> Result<Self> {
         let Model {
             gguf,
-            config,
+            decoder,
             tokenizer,
             ..
         } = model;
+        let layers = &decoder.layers[..];
         let ends = tokenizer.end_of_generation().iter();
         let sampling = gguf
             .metadata()
@@ -108,17 +148,21 @@ impl<'a> Info<'a> {
                 .map(|tensor| (tensor.row_len() * tensor.rows()) as u64)
                 .sum(),
             hyper_parameters: HyperParameters {
-                context_length: config.context_length,
-                block_count: config.block_count,
-                hidden_size: config.hidden_size,
-                feed_forward_length: config.feed_forward_length,
-                vocab_size: config.vocab_size,
-                head_count: config.head_count,
-                head_count_kv: config.head_count_kv,
-                head_dim: config.head_dim,
-                rms_norm_epsilon: config.rms_norm_epsilon,
-                rope_freq_base: config.rope_freq_base,
-                rope_dimension_count: config.rope_dimension_count,
+                context_length: decoder.context_length,
+                block_count: layers.len(),
+                hidden_size: decoder.hidden_size,
+                feed_forward_length: PerLayer::new(layers, |layer| {
+                    layer.feed_forward.gate.weights.rows()
+                }),
+                vocab_size: decoder.vocab_size,
+                head_count: PerLayer::new(layers, |layer| layer.attention.head_count),
+                head_count_kv: PerLayer::new(layers, |layer| layer.attention.head_count_kv),
+                head_dim: PerLayer::new(layers, |layer| layer.attention.head_dim),
+                rms_norm_epsilon: layers[0].attention.norm.epsilon,
+                rope_freq_base: PerLayer::new(layers, |layer| layer.attention.rope.base),
+                rope_dimension_count: PerLayer::new(layers, |layer| {
+                    layer.attention.rope.dimensions
+                }),
             },
             tensor_types: count_types(gguf),
             tokenizer: TokenizerInfo {
@@ -152,7 +196,11 @@ impl<'a> Info<'a> {
         row(out, "context length", count(shape.context_length))?;
         row(out, "layers", shape.block_count)?;
         row(out, "hidden size", count(shape.hidden_size))?;
-        row(out, "feed-forward length", count(shape.feed_forward_length))?;
+        row(
+            out,
+            "feed-forward length",
+            shape.feed_forward_length.map(count),
+        )?;
         row(
             out,
             "attention heads",

@@ -7,7 +7,10 @@ use std::{
 
 use serde::Serialize;
 
-use crate::engine::{FinishReason, Generation, GraphReport, TokenEvent};
+use crate::{
+    backend::GraphReport,
+    engine::{FinishReason, Generation, TokenEvent},
+};
 
 /// What an error of a write to standard output was doing.
 pub const WRITING: &str = "writing to standard output";

@@ -17,7 +17,8 @@ use super::{
     resolve::ModelSource,
 };
 use crate::{
-    engine::{Backend, Evaluation, evaluate},
+    backend::Backend,
+    engine::{Evaluation, evaluate},
     model::Prompt,
 };
 

@@ -34,7 +34,7 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
     drop(spinner);
     let model = Arc::new(model);
     let mut session = Session::new(opening.load(&model)?);
-    let context_len = session.backend().context_len();
+    let context_len = session.backend().limits().context_len;
     let sampling = request.sampling.resolve(&model.gguf, context_len)?;
     tracing::debug!("{sampling:?}");
     let seed = sampling.seed;
@@ -120,7 +120,7 @@ fn start<'a>(model: &'a Model, prompt: &'a [u32]) -> Result<Start<'a>> {
             name: model.gguf.str("general.name")?,
             architecture: model.gguf.str("general.architecture")?.unwrap_or_default(),
             file_bytes: model.gguf.file_bytes(),
-            context_length: model.config.context_length,
+            context_length: model.decoder.context_length,
         },
         prompt_ids: prompt,
     })

@@ -16,7 +16,8 @@ use super::{
     system,
 };
 use crate::{
-    engine::{Backend, Comparison, Trace},
+    backend::Backend,
+    engine::{Comparison, Trace},
     model::{Model, Prompt},
 };
 
@@ -38,7 +39,7 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
     let model = Arc::new(request.model.open()?);
     let gpu = opening.gpu()?.context("verify runs on a GPU only")?;
     let prompt = prompt(&model, &request.prompt)?;
-    check_memory(request.tokens, model.config.vocab_size)?;
+    check_memory(request.tokens, model.decoder.vocab_size)?;
     let compute = Compute {
         context_len: Some(prompt.len() + request.tokens),
         ..request.compute.clone()

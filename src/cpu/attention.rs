@@ -1,95 +1,150 @@
 //! Causal attention with grouped queries over a float32 KV cache.
 
-use super::simd::{Buffer, LANES, Lanes, vectorized};
-use crate::{math::exp, model::Config, quant::vectorize_inside};
+use std::ops::Range;
 
-/// Blocks of positions, or lanes of a head, that are summed at once.
+use super::simd::{Buffer, LANES, Lanes, vectorized};
+use crate::{
+    backend::{KvLayer, KvLayout},
+    math::exp,
+    quant::vectorize_inside,
+};
+
+/// Blocks of slots, or lanes of a head, that are summed at once.
 const TILE: usize = 4;
 
-/// Keys and values of every position so far.
+/// Keys and values of every token so far.
 pub struct KvCache {
-    /// (LANES positions, head_dim, blocks of positions, head_count_kv, layers): keys that sixteen positions share a
-    /// [`Lanes`], one score in each lane
+    layout: KvLayout,
+    /// Of each layer that has its own.
+    layers: Vec<Option<LayerCache>>,
+}
+
+/// Keys and values of one layer. Its slots are filled up to a multiple of [`LANES`].
+struct LayerCache {
+    /// (LANES slots, head_dim, blocks of slots, head_count_kv): keys that sixteen slots share a [`Lanes`], one score in
+    /// each lane
     keys: Buffer,
-    /// (head_dim padded to lanes, positions, head_count_kv, layers)
+    /// (head_dim padded to lanes, slots, head_count_kv)
     values: Buffer,
-    head_count_kv: usize,
     head_dim: usize,
-    /// Positions, a multiple of [`LANES`].
-    positions: usize,
+    slots: usize,
+}
+
+/// What a query attends over.
+pub struct Visible {
+    pub layer: usize,
+    pub head_kv: usize,
+    /// Consecutive, and all in the cache.
+    pub positions: Range<usize>,
 }
 
 impl KvCache {
-    /// Room for `context_len` positions, or `None` where there is no memory for it.
-    pub fn new(config: &Config, context_len: usize) -> Option<Self> {
-        let positions = context_len.checked_next_multiple_of(LANES)?;
-        let heads = config.head_count_kv * config.block_count;
-        let keys = (heads * config.head_dim).checked_mul(positions / LANES)?;
-        let values = (heads * config.head_dim.div_ceil(LANES)).checked_mul(positions)?;
+    /// Room for all that the layout names, or `None` where there is no memory for it.
+    pub fn new(layout: KvLayout) -> Option<Self> {
+        let layers = layout.layers.iter().enumerate().map(|(index, layer)| {
+            let own = layer.owner == index;
+            own.then(|| LayerCache::new(layer)).transpose()
+        });
         Some(Self {
-            keys: Buffer::zeros(keys)?,
-            values: Buffer::zeros(values)?,
-            head_count_kv: config.head_count_kv,
-            head_dim: config.head_dim,
-            positions,
+            layers: layers.collect::<Result<_, NoMemory>>().ok()?,
+            layout,
         })
     }
 
-    /// Stores the key and value (head_dim, head_count_kv) of one position.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    /// Stores the key and value (head_dim, head_count_kv) of the token at `position`.
     pub fn store(&mut self, layer: usize, position: usize, key: &[f32], value: &[f32]) {
+        let slot = self.layout.layers[layer].slot(position);
+        let cache = self.layers[layer].as_mut();
+        let cache = cache.expect("a layer that stores has a cache of its own");
         let heads = key
-            .chunks_exact(self.head_dim)
-            .zip(value.chunks_exact(self.head_dim));
+            .chunks_exact(cache.head_dim)
+            .zip(value.chunks_exact(cache.head_dim));
         for (head, (key, value)) in heads.enumerate() {
-            let head = layer * self.head_count_kv + head;
-            let block = (head * self.positions + position) / LANES;
-            let keys = &mut self.keys.lanes_mut()[block * self.head_dim..][..self.head_dim];
+            let block = (head * cache.slots + slot) / LANES;
+            let keys = &mut cache.keys.lanes_mut()[block * cache.head_dim..][..cache.head_dim];
             for (lanes, key) in keys.iter_mut().zip(key) {
-                lanes.0[position % LANES] = *key;
+                lanes.0[slot % LANES] = *key;
             }
-            let stride = self.head_dim.div_ceil(LANES);
-            let values = &mut self.values.lanes_mut()
-                [(head * self.positions + position) * stride..][..stride];
-            bytemuck::cast_slice_mut(values)[..self.head_dim].copy_from_slice(value);
+            let stride = cache.head_dim.div_ceil(LANES);
+            let values =
+                &mut cache.values.lanes_mut()[(head * cache.slots + slot) * stride..][..stride];
+            bytemuck::cast_slice_mut(values)[..cache.head_dim].copy_from_slice(value);
         }
     }
 
-    /// Attends with one head's `query` (head_dim) over the first `positions` positions of a key/value head:
-    /// `out = softmax(query · keys / sqrt(head_dim)) · values`. `scores` has room for a number per position.
+    /// Attends with one head's `query` (head_dim): `out = softmax(scale * query · keys) · values`. `scores` has room for a
+    /// number for each slot.
     pub fn attend(
         &self,
-        layer: usize,
-        head_kv: usize,
-        positions: usize,
+        visible: Visible,
+        scale: f32,
         query: &[f32],
         scores: &mut [Lanes],
         out: &mut [f32],
     ) {
-        let head = layer * self.head_count_kv + head_kv;
-        let keys = self.positions / LANES * self.head_dim;
-        let values = self.positions * self.head_dim.div_ceil(LANES);
+        let Visible {
+            layer,
+            head_kv,
+            positions,
+        } = visible;
+        let layer = &self.layout.layers[layer];
+        let cache = self.layers[layer.owner].as_ref();
+        let cache = cache.expect("an owner has a cache");
+        let keys = cache.slots / LANES * cache.head_dim;
+        let values = cache.slots * cache.head_dim.div_ceil(LANES);
+        let first = layer.slot(positions.start);
         attend(
             query,
-            &self.keys.lanes()[head * keys..][..keys],
-            &self.values.lanes()[head * values..][..values],
-            positions,
-            &mut scores[..positions.div_ceil(LANES)],
+            &cache.keys.lanes()[head_kv * keys..][..keys],
+            &cache.values.lanes()[head_kv * values..][..values],
+            scale,
+            first,
+            first + positions.len(),
+            scores,
             out,
         );
     }
 }
 
+/// There is no memory for it.
+struct NoMemory;
+
+impl LayerCache {
+    fn new(layer: &KvLayer) -> Result<Self, NoMemory> {
+        let allocate = || {
+            let slots = layer.capacity.checked_next_multiple_of(LANES)?;
+            let keys = layer.token_len().checked_mul(slots / LANES)?;
+            let value_lanes = layer.head_count_kv * layer.head_dim.div_ceil(LANES);
+            Some(Self {
+                keys: Buffer::zeros(keys)?,
+                values: Buffer::zeros(value_lanes.checked_mul(slots)?)?,
+                head_dim: layer.head_dim,
+                slots,
+            })
+        };
+        allocate().ok_or(NoMemory)
+    }
+}
+
 vectorized! {
+    /// Over the slots from `first` to before `end`.
     fn attend(
         query: &[f32],
         keys: &[Lanes],
         values: &[Lanes],
-        positions: usize,
+        scale: f32,
+        first: usize,
+        end: usize,
         scores: &mut [Lanes],
         out: &mut [f32],
     ) {
-        let scale = 1.0 / (query.len() as f32).sqrt();
-        let mut keys = keys.chunks_exact(query.len());
+        let first_block = first / LANES;
+        let scores = &mut scores[..end.div_ceil(LANES) - first_block];
+        let mut keys = keys[first_block * query.len()..].chunks_exact(query.len());
         let (tiles, rest) = scores.as_chunks_mut::<TILE>();
         for scores in tiles {
             score(query, scale, &mut keys, scores);
@@ -97,8 +152,11 @@ vectorized! {
         for scores in rest {
             score(query, scale, &mut keys, std::array::from_mut(scores));
         }
-        // Lanes beyond the last position hold what is no key of ours.
-        bytemuck::cast_slice_mut::<Lanes, f32>(scores)[positions..].fill(f32::NEG_INFINITY);
+        // Other lanes hold keys that are not seen, or none.
+        let seen = first - first_block * LANES..end - first_block * LANES;
+        let numbers = bytemuck::cast_slice_mut::<Lanes, f32>(scores);
+        numbers[..seen.start].fill(f32::NEG_INFINITY);
+        numbers[seen.end..].fill(f32::NEG_INFINITY);
 
         let mut greatest = Lanes([f32::NEG_INFINITY; LANES]);
         for scores in scores.iter() {
@@ -114,9 +172,10 @@ vectorized! {
                 *sum += *score;
             }
         }
-        let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[..positions];
+        let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[seen];
         let scale = 1.0 / sums.sum();
         let stride = query.len().div_ceil(LANES);
+        let values = &values[first * stride..];
         for (start, out) in (0..stride).step_by(TILE).zip(out.chunks_mut(TILE * LANES)) {
             let values = values.chunks_exact(stride).map(|value| &value[start..]);
             if stride - start >= TILE {
@@ -130,7 +189,7 @@ vectorized! {
     }
 }
 
-/// `query · key * scale` for `B` blocks of positions.
+/// `query · key * scale` for `B` blocks of slots.
 #[inline(always)]
 fn score<'a, const B: usize>(
     query: &[f32],
@@ -181,21 +240,24 @@ mod tests {
     #[test]
     fn the_vector_width_changes_no_bit() {
         const HEAD_DIM: usize = 90;
-        const POSITIONS: usize = 77;
+        const FIRST: usize = 19;
+        const END: usize = 77;
         let lanes = |count: usize| -> Vec<Lanes> {
             let noise = noise(count * LANES);
             noise.as_chunks().0.iter().copied().map(Lanes).collect()
         };
-        let keys = lanes(POSITIONS.div_ceil(LANES) * HEAD_DIM);
-        let values = lanes(POSITIONS * HEAD_DIM.div_ceil(LANES));
+        let keys = lanes(END.div_ceil(LANES) * HEAD_DIM);
+        let values = lanes(END * HEAD_DIM.div_ceil(LANES));
         assert_same_bits("attend", || {
-            let mut scores = vec![Lanes::ZERO; POSITIONS.div_ceil(LANES)];
+            let mut scores = vec![Lanes::ZERO; END.div_ceil(LANES)];
             let mut out = vec![0.0; HEAD_DIM];
             attend(
                 &noise(HEAD_DIM),
                 &keys,
                 &values,
-                POSITIONS,
+                0.1,
+                FIRST,
+                END,
                 &mut scores,
                 &mut out,
             );

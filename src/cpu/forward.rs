@@ -1,226 +1,405 @@
-//! One forward pass of a dense decoder, from token ids to logits.
+//! Runs a decoder's operations on a batch, from token ids to logits.
 
-use std::ops::Range;
+use std::{mem, ops::Range, sync::Arc};
 
 use super::{
-    CpuBackend, Workers,
-    attention::KvCache,
-    matmul::{matmul, matmul_swiglu},
-    ops,
-    rope::Rope,
+    Workers,
+    attention::{KvCache, Visible},
+    elementwise,
+    matmul::{Product, matmul, matmul_swiglu},
+    rope::Rotations,
     simd::Matrix,
     workers::SharedMatrix,
 };
-use crate::model::{Config, Model, weights::LayerWeights};
+use crate::{
+    backend::Batch,
+    model::{
+        decoder::{Activation, Attention, Decoder, Linear, Norm, Rope},
+        ops::{Op, Var, needs},
+    },
+};
 
-/// The activations of a chunk of tokens.
+/// What the variables hold, and what becomes of positions.
 pub struct Activations {
-    /// (hidden_size, tokens): the residual stream
-    hidden: Matrix,
-    /// (hidden_size, tokens): what a layer's half reads of it
-    normed: Matrix,
-    /// (q_dim + 2 * kv_dim, tokens): queries, keys and values
-    qkv: Matrix,
-    /// (q_dim, tokens): what the heads gathered
-    attended: Matrix,
-    /// (feed_forward_length, tokens)
-    gated: Matrix,
+    /// By variable: (its greatest length, tokens). [`Var::Logits`] has its own place.
+    vars: [Matrix; Var::Logits as usize],
     /// (vocab_size, tokens)
     logits: Vec<f32>,
+    /// Of each rotation that the model has.
+    rotations: Vec<(Arc<Rope>, Rotations)>,
 }
 
 impl Activations {
     /// For chunks of up to `tokens` tokens, or `None` where there is no memory for them.
-    pub fn new(config: &Config, tokens: usize) -> Option<Self> {
-        let q_dim = config.head_count * config.head_dim;
-        let kv_dim = config.head_count_kv * config.head_dim;
+    pub fn new(decoder: &Decoder, tokens: usize) -> Option<Self> {
+        let mut rotations: Vec<(Arc<Rope>, Rotations)> = Vec::new();
+        for layer in &decoder.layers {
+            let rope = &layer.attention.rope;
+            if !rotations.iter().any(|(other, _)| Arc::ptr_eq(other, rope)) {
+                rotations.push((rope.clone(), Rotations::new(rope, tokens)?));
+            }
+        }
+        let mut vars: [Matrix; Var::Logits as usize] = Default::default();
+        for (matrix, len) in vars.iter_mut().zip(greatest_lengths(decoder)) {
+            *matrix = Matrix::zeros(len, tokens)?;
+        }
+        let logits = decoder.vocab_size.checked_mul(tokens)?;
         Some(Self {
-            hidden: Matrix::zeros(config.hidden_size, tokens)?,
-            normed: Matrix::zeros(config.hidden_size, tokens)?,
-            qkv: Matrix::zeros(q_dim + 2 * kv_dim, tokens)?,
-            attended: Matrix::zeros(q_dim, tokens)?,
-            gated: Matrix::zeros(config.feed_forward_length, tokens)?,
-            logits: bytemuck::try_zeroed_vec(config.vocab_size.checked_mul(tokens)?).ok()?,
+            vars,
+            logits: bytemuck::try_zeroed_vec(logits).ok()?,
+            rotations,
         })
     }
-}
 
-impl CpuBackend {
-    /// Appends `tokens` to the KV cache at `position` and computes the logits after those of them that `wanted` numbers:
-    /// (vocab_size, wanted.len()).
-    pub(super) fn compute(
-        &mut self,
-        tokens: &[u32],
-        position: usize,
-        wanted: Range<usize>,
-    ) -> &[f32] {
-        let Self {
-            model,
-            workers,
-            cache,
-            rope,
-            activations,
-            ..
-        } = self;
-        let Model {
-            config, weights, ..
-        } = &**model;
-        let epsilon = config.rms_norm_epsilon;
-        rope.seek(position, tokens.len());
-        workers.install(|| {
-            let chunk = 0..tokens.len();
-            let Activations {
-                hidden,
-                normed,
-                qkv,
-                attended,
-                gated,
-                logits,
-            } = activations;
-            for (i, token) in tokens.iter().enumerate() {
-                let row_bytes = weights.token_embd.row_bytes();
-                let row = &weights.token_embd.bytes()[*token as usize * row_bytes..][..row_bytes];
-                weights
-                    .token_embd
-                    .tensor_type()
-                    .dequantize(row, hidden.row_mut(i));
-            }
-            for (layer, layer_weights) in weights.layers.iter().enumerate() {
-                norm(hidden, &layer_weights.attn_norm, epsilon, normed, &chunk);
-                let LayerWeights {
-                    attn_q,
-                    attn_k,
-                    attn_v,
-                    ..
-                } = layer_weights;
-                matmul(
-                    workers,
-                    &[attn_q, attn_k, attn_v],
-                    normed,
-                    chunk.clone(),
-                    &qkv.share(),
-                    |out, x| *out = x,
-                );
-                for i in chunk.clone() {
-                    finish_qkv(config, layer_weights, rope, i, qkv.row_mut(i));
-                    let q_dim = config.head_count * config.head_dim;
-                    let (key, value) =
-                        qkv.row(i)[q_dim..].split_at(config.head_count_kv * config.head_dim);
-                    cache.store(layer, position + i, key, value);
-                }
-                attend(
-                    workers,
-                    config,
-                    cache,
-                    layer,
-                    position,
-                    tokens.len(),
-                    qkv,
-                    attended,
-                );
-                matmul(
-                    workers,
-                    &[&layer_weights.attn_output],
-                    attended,
-                    chunk.clone(),
-                    &hidden.share(),
-                    |out, x| *out += x,
-                );
+    fn get(&self, var: Var) -> &Matrix {
+        &self.vars[var as usize]
+    }
 
-                norm(hidden, &layer_weights.ffn_norm, epsilon, normed, &chunk);
-                let LayerWeights {
-                    ffn_gate,
-                    ffn_up,
-                    ffn_down,
-                    ..
-                } = layer_weights;
-                matmul_swiglu(workers, ffn_gate, ffn_up, normed, tokens.len(), gated);
-                matmul(
-                    workers,
-                    &[ffn_down],
-                    gated,
-                    chunk.clone(),
-                    &hidden.share(),
-                    |out, x| *out += x,
-                );
-            }
-            norm(hidden, &weights.output_norm, epsilon, normed, &wanted);
-            let logits = &mut logits[..config.vocab_size * wanted.len()];
-            let out = SharedMatrix::new(logits, config.vocab_size);
-            matmul(
-                workers,
-                &[&weights.output],
-                normed,
-                wanted,
-                &out,
-                |out, x| *out = x,
-            );
-            &*logits
-        })
+    /// A variable to be written while others are read: vectors of `len` for `tokens`. It must be put back.
+    fn take(&mut self, var: Var, len: usize, tokens: &Range<usize>) -> Matrix {
+        let mut matrix = mem::take(&mut self.vars[var as usize]);
+        matrix.reshape(len, tokens.clone());
+        matrix
+    }
+
+    fn put(&mut self, var: Var, matrix: Matrix) {
+        self.vars[var as usize] = matrix;
     }
 }
 
-fn norm(x: &Matrix, weight: &[f32], epsilon: f32, out: &mut Matrix, tokens: &Range<usize>) {
-    for token in tokens.clone() {
-        ops::rms_norm(x.row(token), weight, epsilon, out.row_mut(token));
+/// The greatest length that each variable gets.
+fn greatest_lengths(decoder: &Decoder) -> [usize; Var::Logits as usize + 1] {
+    let mut lengths = [0; Var::Logits as usize + 1];
+    let mut greatest = lengths;
+    for op in &decoder.ops {
+        let (out, len) = match op {
+            Op::Embed { table, out } => (out, table.row_len()),
+            Op::Norm { x, out, .. } => (out, lengths[*x as usize]),
+            Op::Linear { linear, out, .. } => (out, linear.weights.rows()),
+            Op::Attend { layer, out, .. } => (out, decoder.layers[*layer].attention.q_dim()),
+            Op::Gate { gate, out, .. } => (out, lengths[*gate as usize]),
+            Op::HeadNorm { .. }
+            | Op::Rope { .. }
+            | Op::Store { .. }
+            | Op::Add { .. }
+            | Op::Scale { .. }
+            | Op::Select => continue,
+        };
+        lengths[*out as usize] = len;
+        greatest[*out as usize] = greatest[*out as usize].max(len);
     }
+    greatest
 }
 
-/// Adds the biases to one token's queries, keys and values, and normalizes and rotates the heads of the first two.
-fn finish_qkv(config: &Config, weights: &LayerWeights, rope: &Rope, token: usize, qkv: &mut [f32]) {
-    let kv_dim = config.head_count_kv * config.head_dim;
-    let (q, kv) = qkv.split_at_mut(config.head_count * config.head_dim);
-    let (k, v) = kv.split_at_mut(kv_dim);
-    for (x, bias) in [
-        (&mut *q, &weights.attn_q_bias),
-        (&mut *k, &weights.attn_k_bias),
-        (&mut *v, &weights.attn_v_bias),
-    ] {
-        if let Some(bias) = bias {
-            ops::add(x, bias);
-        }
-    }
-    for (heads, norm) in [(q, &weights.attn_q_norm), (k, &weights.attn_k_norm)] {
-        for head in heads.chunks_exact_mut(config.head_dim) {
-            if let Some(norm) = norm {
-                ops::rms_norm_in_place(head, norm, config.rms_norm_epsilon);
-            }
-            rope.rotate(token, head);
-        }
-    }
-}
-
-/// Attends with every head of every token over the positions up to its own.
-#[allow(clippy::too_many_arguments)]
-fn attend(
+/// Computes a batch, and returns the logits of the tokens that get any: (vocab_size, those).
+pub fn forward<'a>(
+    decoder: &Decoder,
     workers: &Workers,
-    config: &Config,
-    cache: &KvCache,
-    layer: usize,
-    position: usize,
-    tokens: usize,
-    qkv: &Matrix,
-    out: &mut Matrix,
-) {
-    let out = out.share();
-    workers.run(tokens * config.head_count, |task, scratch| {
-        // The last token has the most positions to attend over, so that it comes first.
-        let (token, head) = (
-            tokens - 1 - task / config.head_count,
-            task % config.head_count,
-        );
-        let head_kv = head / (config.head_count / config.head_count_kv);
-        let values = head * config.head_dim..(head + 1) * config.head_dim;
-        let query = &qkv.row(token)[values.clone()];
-        // SAFETY: no other task has this head of this token.
-        let out = unsafe { out.part(token, values) };
-        cache.attend(
-            layer,
-            head_kv,
-            position + token + 1,
-            query,
-            &mut scratch.scores,
-            out,
-        );
+    cache: &mut KvCache,
+    activations: &'a mut Activations,
+    batch: &Batch,
+) -> &'a [f32] {
+    for (_, rotations) in &mut activations.rotations {
+        rotations.seek(batch.position, batch.tokens.len());
+    }
+    let mut pass = Pass {
+        decoder,
+        workers,
+        cache,
+        activations,
+        batch,
+        tokens: 0..batch.tokens.len(),
+    };
+    workers.install(|| {
+        let mut ops = &decoder.ops[..];
+        while !ops.is_empty() && !pass.tokens.is_empty() {
+            ops = pass.advance(ops);
+        }
     });
+    &activations.logits[..decoder.vocab_size * batch.wanted().len()]
+}
+
+/// A batch on its way.
+struct Pass<'a> {
+    decoder: &'a Decoder,
+    workers: &'a Workers,
+    cache: &'a mut KvCache,
+    activations: &'a mut Activations,
+    batch: &'a Batch<'a>,
+    /// Those of the batch that count.
+    tokens: Range<usize>,
+}
+
+impl Pass<'_> {
+    /// Does the first of `ops`, or as many as can be done as one, and returns the rest.
+    fn advance<'o>(&mut self, ops: &'o [Op]) -> &'o [Op] {
+        match ops {
+            [
+                Op::Linear {
+                    x,
+                    linear: gate,
+                    out: gate_out,
+                },
+                Op::Linear {
+                    x: up_x,
+                    linear: up,
+                    out: up_out,
+                },
+                Op::Gate {
+                    gate: gate_in,
+                    up: up_in,
+                    activation: Activation::Silu,
+                    out,
+                },
+                rest @ ..,
+            ] if x == up_x
+                && (gate_out, up_out) == (gate_in, up_in)
+                && gate.bias.is_none()
+                && up.bias.is_none()
+                && !needs(rest, *gate_out)
+                && !needs(rest, *up_out) =>
+            {
+                self.gated(*x, gate, up, *out);
+                rest
+            }
+            [
+                Op::Linear { x, linear, out },
+                Op::Add { x: added, to },
+                rest @ ..,
+            ] if out == added && linear.bias.is_none() && !needs(rest, *out) => {
+                self.linear_add(*x, linear, *to);
+                rest
+            }
+            [
+                Op::Linear {
+                    x,
+                    linear,
+                    out: Var::Logits,
+                },
+                rest @ ..,
+            ] => {
+                self.logits(*x, linear);
+                rest
+            }
+            [Op::Linear { x, .. }, ..] => {
+                let of_x = |op: &&Op| matches!(op, Op::Linear { x: other, out, .. } if other == x && *out != Var::Logits);
+                let (linears, rest) = ops.split_at(ops.iter().take_while(of_x).count());
+                self.linears(*x, linears);
+                rest
+            }
+            [op, rest @ ..] => {
+                self.run(op);
+                rest
+            }
+            [] => &[],
+        }
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Embed { table, out } => {
+                let mut matrix = self.activations.take(*out, table.row_len(), &self.tokens);
+                for i in self.tokens.clone() {
+                    let row = self.batch.tokens[i] as usize * table.row_bytes();
+                    let row = &table.bytes()[row..][..table.row_bytes()];
+                    table.tensor_type().dequantize(row, matrix.row_mut(i));
+                }
+                self.activations.put(*out, matrix);
+            }
+            Op::Norm { x, norm, out } => self.norm(*x, norm, *out),
+            Op::HeadNorm { x, norm } => {
+                let matrix = &mut self.activations.vars[*x as usize];
+                for i in self.tokens.clone() {
+                    for head in matrix.row_mut(i).chunks_exact_mut(norm.weight.len()) {
+                        elementwise::rms_norm_in_place(head, &norm.weight, norm.epsilon);
+                    }
+                }
+            }
+            Op::Linear { x, .. } => self.linears(*x, std::slice::from_ref(op)),
+            Op::Rope { x, rope, head_dim } => {
+                let Activations {
+                    vars, rotations, ..
+                } = &mut *self.activations;
+                let rotations = rotations.iter().find(|(other, _)| Arc::ptr_eq(other, rope));
+                let (_, rotations) = rotations.expect("every layer's rotation was prepared");
+                for i in self.tokens.clone() {
+                    for head in vars[*x as usize].row_mut(i).chunks_exact_mut(*head_dim) {
+                        rotations.rotate(i, head);
+                    }
+                }
+            }
+            Op::Store { layer, key, value } => {
+                let (keys, values) = (self.activations.get(*key), self.activations.get(*value));
+                for i in self.tokens.clone() {
+                    let position = self.batch.position + i;
+                    self.cache
+                        .store(*layer, position, keys.row(i), values.row(i));
+                }
+            }
+            Op::Attend { layer, query, out } => {
+                let attention = &self.decoder.layers[*layer].attention;
+                let mut matrix = self.activations.take(*out, attention.q_dim(), &self.tokens);
+                self.attend(*layer, attention, self.activations.get(*query), &mut matrix);
+                self.activations.put(*out, matrix);
+            }
+            Op::Gate {
+                gate,
+                up,
+                activation: Activation::Silu,
+                out,
+            } => {
+                let len = self.activations.get(*gate).len();
+                let mut matrix = self.activations.take(*out, len, &self.tokens);
+                for i in self.tokens.clone() {
+                    matrix
+                        .row_mut(i)
+                        .copy_from_slice(self.activations.get(*gate).row(i));
+                    elementwise::swiglu(matrix.row_mut(i), self.activations.get(*up).row(i));
+                }
+                self.activations.put(*out, matrix);
+            }
+            Op::Add { x, to } => {
+                let len = self.activations.get(*to).len();
+                let mut matrix = self.activations.take(*to, len, &self.tokens);
+                for i in self.tokens.clone() {
+                    elementwise::add(matrix.row_mut(i), self.activations.get(*x).row(i));
+                }
+                self.activations.put(*to, matrix);
+            }
+            Op::Scale { x, factor } => {
+                let matrix = &mut self.activations.vars[*x as usize];
+                for i in self.tokens.clone() {
+                    matrix.row_mut(i).iter_mut().for_each(|x| *x *= factor);
+                }
+            }
+            Op::Select => self.tokens = self.batch.wanted(),
+        }
+    }
+
+    fn norm(&mut self, x: Var, norm: &Norm, out: Var) {
+        if x == out {
+            let matrix = &mut self.activations.vars[x as usize];
+            for i in self.tokens.clone() {
+                elementwise::rms_norm_in_place(matrix.row_mut(i), &norm.weight, norm.epsilon);
+            }
+            return;
+        }
+        let len = self.activations.get(x).len();
+        let mut matrix = self.activations.take(out, len, &self.tokens);
+        for i in self.tokens.clone() {
+            let x = self.activations.get(x).row(i);
+            elementwise::rms_norm(x, &norm.weight, norm.epsilon, matrix.row_mut(i));
+        }
+        self.activations.put(out, matrix);
+    }
+
+    /// Linear operations on one `x`, all as one product.
+    fn linears(&mut self, x: Var, linears: &[Op]) {
+        let mut outs: Vec<(&Linear, Var, Matrix)> = Vec::new();
+        for op in linears {
+            if let Op::Linear { linear, out, .. } = op {
+                let rows = linear.weights.rows();
+                let matrix = self.activations.take(*out, rows, &self.tokens);
+                outs.push((linear, *out, matrix));
+            }
+        }
+        let products = outs.iter_mut().map(|(linear, _, matrix)| Product {
+            weights: &linear.weights,
+            out: matrix.share(),
+            first_row: self.tokens.start,
+        });
+        let products: Vec<Product> = products.collect();
+        let x = self.activations.get(x);
+        matmul(self.workers, &products, x, self.tokens.clone(), |out, x| {
+            *out = x
+        });
+        for (linear, out, mut matrix) in outs {
+            if let Some(bias) = &linear.bias {
+                for i in self.tokens.clone() {
+                    elementwise::add(matrix.row_mut(i), bias);
+                }
+            }
+            self.activations.put(out, matrix);
+        }
+    }
+
+    /// The logits lie close together, and only those of tokens that count.
+    fn logits(&mut self, x: Var, linear: &Linear) {
+        let mut logits = mem::take(&mut self.activations.logits);
+        let rows = linear.weights.rows();
+        let product = Product {
+            weights: &linear.weights,
+            out: SharedMatrix::new(&mut logits, rows),
+            first_row: 0,
+        };
+        let x = self.activations.get(x);
+        matmul(
+            self.workers,
+            &[product],
+            x,
+            self.tokens.clone(),
+            |out, x| *out = x,
+        );
+        if let Some(bias) = &linear.bias {
+            for logits in logits.chunks_exact_mut(rows).take(self.tokens.len()) {
+                elementwise::add(logits, bias);
+            }
+        }
+        self.activations.logits = logits;
+    }
+
+    /// `to += W x`
+    fn linear_add(&mut self, x: Var, linear: &Linear, to: Var) {
+        let rows = linear.weights.rows();
+        let mut matrix = self.activations.take(to, rows, &self.tokens);
+        let product = Product {
+            weights: &linear.weights,
+            out: matrix.share(),
+            first_row: self.tokens.start,
+        };
+        let add = |out: &mut f32, x| *out += x;
+        let x = self.activations.get(x);
+        matmul(self.workers, &[product], x, self.tokens.clone(), add);
+        self.activations.put(to, matrix);
+    }
+
+    /// `out = silu(gate x) * (up x)`
+    fn gated(&mut self, x: Var, gate: &Linear, up: &Linear, out: Var) {
+        let rows = gate.weights.rows();
+        let mut matrix = self.activations.take(out, rows, &self.tokens);
+        let x = self.activations.get(x);
+        matmul_swiglu(
+            self.workers,
+            &gate.weights,
+            &up.weights,
+            x,
+            self.tokens.clone(),
+            &mut matrix,
+        );
+        self.activations.put(out, matrix);
+    }
+
+    /// Attends with every head of every token over the positions that it sees.
+    fn attend(&self, layer: usize, attention: &Attention, queries: &Matrix, out: &mut Matrix) {
+        let out = out.share();
+        let heads = attention.head_count;
+        self.workers
+            .run(self.tokens.len() * heads, |task, scratch| {
+                // The last token has the most positions to attend over, so that it comes first.
+                let (token, head) = (self.tokens.end - 1 - task / heads, task % heads);
+                let end = self.batch.position + token + 1;
+                let seen = attention.window.map_or(end, |window| window.min(end));
+                let visible = Visible {
+                    layer,
+                    head_kv: head / attention.group(),
+                    positions: end - seen..end,
+                };
+                let values = head * attention.head_dim..(head + 1) * attention.head_dim;
+                let query = &queries.row(token)[values.clone()];
+                // SAFETY: no other task has this head of this token.
+                let out = unsafe { out.part(token, values) };
+                self.cache
+                    .attend(visible, attention.scale, query, &mut scratch.scores, out);
+            });
+    }
 }

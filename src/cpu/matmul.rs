@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::{
-    Workers, ops,
+    Workers, elementwise,
     simd::{LANES, Lanes, Matrix, vectorized},
     workers::SharedMatrix,
 };
@@ -47,43 +47,50 @@ impl MatmulScratch {
     }
 }
 
-/// Multiplies `matrices` (row_len, rows each), stacked by rows, with rows `first_token..first_token + tokens` of `x`
-/// (row_len, tokens), and calls `store` with every place of `out` (rows of all matrices, tokens) and its result.
+/// A matrix and where its results go.
+pub struct Product<'a> {
+    /// (row_len, rows)
+    pub weights: &'a Tensor,
+    /// (rows, tokens)
+    pub out: SharedMatrix<'a>,
+    /// The row of `out` that belongs to the first token.
+    pub first_row: usize,
+}
+
+/// Multiplies the matrices, of one row_len, with the rows `tokens` of `x` (row_len, tokens), and calls `store` with every
+/// place of their outputs and its result.
 pub fn matmul(
     workers: &Workers,
-    matrices: &[&Tensor],
+    products: &[Product],
     x: &Matrix,
     tokens: Range<usize>,
-    out: &SharedMatrix,
     store: impl Fn(&mut f32, f32) + Sync,
 ) {
-    let mut tasks = Vec::new();
-    let mut first_row = 0;
-    for matrix in matrices {
-        tasks.extend(row_tasks(matrix).map(|rows| (*matrix, first_row + rows.start, rows)));
-        first_row += matrix.rows();
-    }
+    let tasks: Vec<_> = products
+        .iter()
+        .flat_map(|product| row_tasks(product.weights).map(move |rows| (product, rows)))
+        .collect();
     workers.run(tasks.len(), |task, scratch| {
-        let (matrix, out_row, rows) = &tasks[task];
+        let (product, rows) = &tasks[task];
         let MatmulScratch {
             panel,
             sums,
             results: [results, _],
         } = &mut scratch.matmul;
         let results = &mut results[..rows.len() * tokens.len()];
-        multiply_rows(matrix, rows, x, &tokens, panel, sums, results);
-        // SAFETY: no other task has these rows of these matrices.
-        unsafe { write(out, *out_row, rows.len(), results, &store) };
+        multiply_rows(product.weights, rows, x, &tokens, panel, sums, results);
+        // SAFETY: no other task has these rows of this matrix.
+        unsafe { write(&product.out, product.first_row, rows, results, &store) };
     });
 }
 
-/// `out = silu(gate x) * (up x)` for `gate` and `up` of one shape (row_len, rows) and the first `tokens` rows of `x`.
+/// `out = silu(gate x) * (up x)` for `gate` and `up` of one shape (row_len, rows) and the rows `tokens` of `x`.
 pub fn matmul_swiglu(
     workers: &Workers,
     gate: &Tensor,
     up: &Tensor,
     x: &Matrix,
-    tokens: usize,
+    tokens: Range<usize>,
     out: &mut Matrix,
 ) {
     let out = out.share();
@@ -97,16 +104,12 @@ pub fn matmul_swiglu(
         } = &mut scratch.matmul;
         let [gated, upped] = results
             .each_mut()
-            .map(|results| &mut results[..rows.len() * tokens]);
-        multiply_rows(gate, rows, x, &(0..tokens), panel, sums, gated);
-        multiply_rows(up, rows, x, &(0..tokens), panel, sums, upped);
-        ops::swiglu(gated, upped);
+            .map(|results| &mut results[..rows.len() * tokens.len()]);
+        multiply_rows(gate, rows, x, &tokens, panel, sums, gated);
+        multiply_rows(up, rows, x, &tokens, panel, sums, upped);
+        elementwise::swiglu(gated, upped);
         // SAFETY: no other task has these rows.
-        unsafe {
-            write(&out, rows.start, rows.len(), gated, |out, value| {
-                *out = value
-            })
-        };
+        unsafe { write(&out, tokens.start, rows, gated, |out, value| *out = value) };
     });
 }
 
@@ -118,7 +121,7 @@ fn row_tasks(matrix: &Tensor) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..rows.min(start + TASK_ROWS))
 }
 
-/// Stores `results` (rows, tokens) at `first_row` of every token.
+/// Stores `results` (rows, tokens) at `rows` of every token, the first of which has row `first_row` of `out`.
 ///
 /// # Safety
 ///
@@ -126,13 +129,13 @@ fn row_tasks(matrix: &Tensor) -> impl Iterator<Item = Range<usize>> {
 unsafe fn write(
     out: &SharedMatrix,
     first_row: usize,
-    rows: usize,
+    rows: &Range<usize>,
     results: &[f32],
     store: impl Fn(&mut f32, f32),
 ) {
-    for (token, results) in results.chunks_exact(rows).enumerate() {
+    for (token, results) in results.chunks_exact(rows.len()).enumerate() {
         // SAFETY: the caller answers for these rows.
-        let places = unsafe { out.part(token, first_row..first_row + rows) };
+        let places = unsafe { out.part(first_row + token, rows.clone()) };
         for (place, result) in places.iter_mut().zip(results) {
             store(place, *result);
         }
@@ -253,9 +256,10 @@ fn multiply_panel(panel: &[PanelRow], x: &[Lanes], sums: &mut [Lanes]) {
 #[inline(always)]
 fn multiply_tile<const R: usize>(rows: &[PanelRow], x: &[Lanes], sums: &mut [Lanes; R]) {
     let rows: &[PanelRow; R] = rows.try_into().expect("a row for each sum");
-    let x = &x[..x.len().min(PANEL_LANES)]; // says that no index is out of bounds
     let mut registers = *sums;
-    for (i, &x) in x.iter().enumerate() {
+    // A range whose end says that no index is out of bounds.
+    for i in 0..x.len().min(PANEL_LANES) {
+        let x = x[i];
         for row in 0..R {
             registers[row].add_product(&rows[row][i], &x);
         }

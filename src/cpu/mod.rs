@@ -4,9 +4,9 @@
 //! every number of threads, every vector width and every way of cutting a prompt into chunks.
 
 mod attention;
+mod elementwise;
 mod forward;
 mod matmul;
-mod ops;
 mod processor;
 mod rope;
 mod simd;
@@ -16,16 +16,18 @@ pub use processor::describe_all as describe_processor;
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use self::{
     attention::KvCache,
-    forward::Activations,
+    forward::{Activations, forward},
     matmul::MatmulScratch,
-    rope::Rope,
     simd::{LANES, Lanes},
 };
-use crate::{engine::Backend, model::Model};
+use crate::{
+    backend::{Backend, Batch, KvFormat, KvLayout, Limits, Results},
+    model::Model,
+};
 
 /// Tokens that share one reading of the weights.
 const CHUNK_LEN: usize = 128;
@@ -45,7 +47,6 @@ pub struct CpuBackend {
     context_len: usize,
     workers: Workers,
     cache: KvCache,
-    rope: Rope,
     activations: Activations,
     device: String,
 }
@@ -58,57 +59,33 @@ impl CpuBackend {
     ///
     /// Where there is no memory for the context or the threads cannot be started.
     pub fn new(model: Arc<Model>, context_len: usize, threads: usize) -> Result<Self> {
-        let config = &model.config;
+        let decoder = &model.decoder;
+        let layout = KvLayout::new(decoder, context_len, KvFormat::F32);
+        let bytes_per_token = layout.bytes_per_token();
         let no_memory = || {
             format!(
-                "cannot allocate the KV cache for a context of {context_len} tokens ({} bytes a token)",
-                2 * config.block_count * config.head_count_kv * config.head_dim * size_of::<f32>(),
+                "cannot allocate the KV cache for a context of {context_len} tokens ({bytes_per_token} bytes a token)"
             )
         };
-        let cache = KvCache::new(config, context_len).with_context(no_memory)?;
-        let rope = Rope::new(
-            config.rope_style,
-            &model.weights.rope_frequencies,
-            CHUNK_LEN,
-        )
-        .with_context(no_memory)?;
-        let activations = Activations::new(config, CHUNK_LEN).with_context(no_memory)?;
-        let workers = Workers::new(threads, || Scratch {
-            matmul: MatmulScratch::new(CHUNK_LEN),
-            scores: vec![Lanes::ZERO; context_len.div_ceil(LANES)],
+        let cache = KvCache::new(layout).with_context(no_memory)?;
+        let activations = Activations::new(decoder, CHUNK_LEN).with_context(no_memory)?;
+        let workers = Workers::new(threads, || {
+            let matmul = MatmulScratch::new(CHUNK_LEN);
+            let scores = bytemuck::try_zeroed_vec(context_len.div_ceil(LANES));
+            Ok(Scratch {
+                matmul,
+                scores: scores.ok().with_context(no_memory)?,
+            })
         })?;
         let device = processor::describe(workers.threads());
         Ok(Self {
             context_len,
             workers,
             cache,
-            rope,
             activations,
             device,
             model,
         })
-    }
-
-    /// Refuses what a forward pass cannot take.
-    fn check(&self, tokens: &[u32], position: usize) -> Result<()> {
-        let vocab_size = self.model.config.vocab_size;
-        ensure!(
-            (1..=CHUNK_LEN).contains(&tokens.len()),
-            "a forward pass takes 1 to {CHUNK_LEN} tokens, not {}",
-            tokens.len()
-        );
-        ensure!(
-            position
-                .checked_add(tokens.len())
-                .is_some_and(|end| end <= self.context_len),
-            "{} tokens from position {position} on do not fit into a context of {}",
-            tokens.len(),
-            self.context_len
-        );
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
-            anyhow::bail!("token {token} is not in the model's vocabulary of {vocab_size}");
-        }
-        Ok(())
     }
 }
 
@@ -121,27 +98,28 @@ impl Backend for CpuBackend {
         &self.device
     }
 
-    fn context_len(&self) -> usize {
-        self.context_len
+    fn limits(&self) -> Limits {
+        Limits {
+            context_len: self.context_len,
+            chunk_len: CHUNK_LEN,
+            results_len: CHUNK_LEN,
+            vocab_size: self.model.decoder.vocab_size,
+        }
     }
 
-    fn chunk_len(&self) -> usize {
-        CHUNK_LEN
+    fn compute(&mut self, batch: Batch) -> Result<Results<'_>> {
+        batch.check(self.limits())?;
+        let logits = forward(
+            &self.model.decoder,
+            &self.workers,
+            &mut self.cache,
+            &mut self.activations,
+            &batch,
+        );
+        Ok(Results { logits })
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {
-        let config = &self.model.config;
-        let values = 2 * config.block_count * config.head_count_kv * config.head_dim;
-        self.model.weights.bytes_per_token() + (position * values * size_of::<f32>()) as u64
-    }
-
-    fn forward(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
-        self.check(tokens, position)?;
-        Ok(self.compute(tokens, position, tokens.len() - 1..tokens.len()))
-    }
-
-    fn forward_all(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
-        self.check(tokens, position)?;
-        Ok(self.compute(tokens, position, 0..tokens.len()))
+        self.model.decoder.bytes_per_token() + self.cache.layout().bytes_read(position)
     }
 }

@@ -1,26 +1,27 @@
 //! Rotary position embedding: Su et al., "RoFormer", <https://arxiv.org/abs/2104.09864>.
 
 use super::simd::Matrix;
-use crate::model::config::RopeStyle;
+use crate::model::decoder::{Rope, RopeStyle};
 
 /// The rotations of each position of a chunk.
-pub struct Rope {
+pub struct Rotations {
     style: RopeStyle,
-    /// (rope_dimension_count / 2)
+    /// (dimensions / 2)
     frequencies: Vec<f64>,
-    /// (rope_dimension_count / 2, tokens)
+    /// (dimensions / 2, tokens)
     cosines: Matrix,
     sines: Matrix,
 }
 
-impl Rope {
-    /// For chunks of up to `tokens` tokens. `frequencies`: radians per position, (rope_dimension_count / 2)
-    pub fn new(style: RopeStyle, frequencies: &[f64], tokens: usize) -> Option<Self> {
+impl Rotations {
+    /// For chunks of up to `tokens` tokens, or `None` where there is no memory for them.
+    pub fn new(rope: &Rope, tokens: usize) -> Option<Self> {
+        let frequencies = rope.frequencies();
         Some(Self {
-            style,
-            frequencies: frequencies.to_vec(),
+            style: rope.style,
             cosines: Matrix::zeros(frequencies.len(), tokens)?,
             sines: Matrix::zeros(frequencies.len(), tokens)?,
+            frequencies,
         })
     }
 

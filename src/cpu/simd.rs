@@ -5,6 +5,8 @@
 //! register changes the speed and nothing else. [`vectorized!`] compiles a kernel for several widths and picks one
 //! when it is called.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::workers::SharedMatrix;
@@ -64,6 +66,7 @@ impl Lanes {
 }
 
 /// Zeros that start on a cache line. The system's own zeroed pages, taken up only when they are written.
+#[derive(Default)]
 pub struct Buffer {
     /// A few more numbers than asked for, from the first of which on a cache line the buffer begins.
     numbers: Vec<f32>,
@@ -89,6 +92,7 @@ impl Buffer {
 }
 
 /// Rows of numbers, each padded with zeros to whole [`Lanes`].
+#[derive(Default)]
 pub struct Matrix {
     buffer: Buffer,
     /// Numbers in a row.
@@ -100,6 +104,23 @@ impl Matrix {
     pub fn zeros(len: usize, rows: usize) -> Option<Self> {
         let buffer = Buffer::zeros(len.div_ceil(LANES).checked_mul(rows)?)?;
         Some(Self { buffer, len })
+    }
+
+    /// Numbers in a row.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Makes rows `len` long, no longer than they were made. Numbers of `rows` are kept where they had that length, and
+    /// their padding is zeros.
+    pub fn reshape(&mut self, len: usize, rows: Range<usize>) {
+        self.len = len;
+        if !len.is_multiple_of(LANES) {
+            let stride = self.stride();
+            for row in rows {
+                self.numbers_mut()[row * stride + len..(row + 1) * stride].fill(0.0);
+            }
+        }
     }
 
     /// Numbers between the starts of two rows.

@@ -19,16 +19,16 @@ pub struct Workers<S> {
 }
 
 impl<S: Send> Workers<S> {
-    /// Starts `threads` workers (0: one per core).
-    pub fn new(threads: usize, scratch: impl Fn() -> S) -> Result<Self> {
+    /// Starts `threads` workers (0: one per core), each with what `scratch` makes.
+    pub fn new(threads: usize, scratch: impl Fn() -> Result<S>) -> Result<Self> {
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("cpu-{index}"))
             .build()
             .with_context(|| format!("cannot start {threads} threads"))?;
         let scratch = (0..pool.current_num_threads())
-            .map(|_| Mutex::new(scratch()))
-            .collect();
+            .map(|_| scratch().map(Mutex::new))
+            .collect::<Result<_>>()?;
         Ok(Self { pool, scratch })
     }
 

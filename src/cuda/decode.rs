@@ -1,116 +1,133 @@
-//! The decode region: every launch between a token's id and the logits after it, with all arguments fixed. What varies
-//! from token to token (its id and position) lies in device memory, so the list is made once and can be captured.
+//! The decode region: a decoder lowered to the launches between a token's id and the logits after it, with all arguments
+//! fixed. What varies from token to token (its id and position) lies in device memory, so the list is made once and can be
+//! captured.
+//!
+//! GEMVs read their input quantized. Norms are part of them: whoever writes the residual stream also writes it times the
+//! weights of the norm that reads it next, and whoever reads that divides by the root mean square.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{
     device::{Device, Launch},
+    kv_cache::KvCache,
     launches::{
-        Linear, decode_attention, decode_attention_splits, embed_token, exponent_scale, gemv_add,
-        gemv_store, gemv_swiglu,
+        Linear, decode_attention, decode_attention_splits, embed_token, gemv_add, gemv_store,
+        gemv_swiglu,
     },
+    lowering::{Group, Heads, groups},
     params::DecodeAttentionParams,
-    scratch::{KvCache, Scratch},
+    scratch::Scratch,
     weights::DeviceWeights,
 };
-use crate::model::{Config, config::RopeStyle};
+use crate::model::{
+    Decoder,
+    decoder::{self, Norm, RopeStyle},
+};
+
+/// What the launches ask of the order of norms.
+const NORMS: &str = "decoding on CUDA takes a norm behind each write of the residual stream, and nowhere else: use --device cpu";
 
 /// The launches of one token, in order.
-pub fn region(
+///
+/// # Errors
+/// Operations for which there is no launch.
+pub fn lower(
     device: &Device,
-    config: &Config,
+    decoder: &Decoder,
     weights: &DeviceWeights,
     scratch: &Scratch,
     cache: &KvCache,
 ) -> Result<Vec<Launch>> {
-    let epsilon = config.rms_norm_epsilon;
-    let group = config.head_count / config.head_count_kv;
-    let splits = decode_attention_splits(device, config.head_count_kv, group);
-    let (token, position) = (scratch.inputs, scratch.inputs + 4);
-    let x = scratch.hidden;
-
-    let first_norm = weights.layers[0].attn_norm;
-    let mut launches = vec![embed_token(
-        device,
-        weights.token_embd,
-        token,
-        x,
-        first_norm,
-        scratch.normed,
-    )?];
-    for (i, layer) in weights.layers.iter().enumerate() {
-        let qkv = [
-            (layer.attn_q, layer.attn_q_bias, scratch.q),
-            (layer.attn_k, layer.attn_k_bias, scratch.k),
-            (layer.attn_v, layer.attn_v_bias, scratch.v),
-        ]
-        .map(|(weights, bias, out)| Linear { weights, bias, out });
-        launches.push(gemv_store(device, &qkv, scratch.normed, epsilon)?);
-
-        let params = DecodeAttentionParams {
-            q: scratch.q,
-            k: scratch.k,
-            v: scratch.v,
-            q_norm: layer.attn_q_norm,
-            k_norm: layer.attn_k_norm,
-            frequencies: weights.rope_frequencies,
-            k_cache: cache.keys(i),
-            v_cache: cache.values(i),
-            position,
-            partial: scratch.attention_partial,
-            finished: scratch.attention_counters,
-            out: scratch.activation,
-            epsilon,
-            context: cache.context_len as i32,
-            group: group as i32,
-            rope_dims: config.rope_dimension_count as i32,
-            interleaved: i32::from(config.rope_style == RopeStyle::Interleaved),
-            scale: exponent_scale(config.head_dim),
-        };
-        // Directly behind the GEMV: it reads the position and the cache before it waits.
-        launches.push(decode_attention(
-            device,
-            config.head_dim,
-            config.head_count_kv,
-            splits,
-            params,
-        )?);
-        launches.push(gemv_add(
-            device,
-            layer.attn_output,
-            scratch.activation,
-            x,
-            layer.ffn_norm,
-            scratch.normed,
-        )?);
-
-        let (gate, up) = (layer.ffn_gate, layer.ffn_up);
-        launches.push(gemv_swiglu(
-            device,
-            gate,
-            up,
-            scratch.normed,
-            epsilon,
-            scratch.activation,
-        )?);
-        let next_norm = weights
-            .layers
-            .get(i + 1)
-            .map_or(weights.output_norm, |next| next.attn_norm);
-        launches.push(gemv_add(
-            device,
-            layer.ffn_down,
-            scratch.activation,
-            x,
-            next_norm,
-            scratch.normed,
-        )?);
-    }
-    let output = Linear {
-        weights: weights.output,
-        bias: 0,
-        out: scratch.logits,
+    let (x, normed, activation) = (scratch.hidden, scratch.normed, scratch.activation);
+    let store = |linear: &decoder::Linear, out| Linear {
+        weights: weights.matrix(&linear.weights),
+        bias: weights.vector(linear.bias.as_ref()),
+        out,
     };
-    launches.push(gemv_store(device, &[output], scratch.normed, epsilon)?);
+    let mut groups = groups(decoder)?;
+    // There is one token, and its logits are wanted.
+    groups.retain(|group| !matches!(group, Group::Select));
+
+    let mut launches = Vec::new();
+    // Of the norm that made what is read.
+    let mut epsilon = 0.0;
+    for (i, group) in groups.iter().enumerate() {
+        // What writes the residual stream writes for the norm behind it as well.
+        let norm = || match groups.get(i + 1) {
+            Some(Group::Norm(Norm { weight, .. })) => Ok(weights.vector(Some(weight))),
+            _ => bail!(NORMS),
+        };
+        match group {
+            Group::Embed(table) => {
+                let table = weights.matrix(table);
+                let token = scratch.inputs;
+                launches.push(embed_token(device, table, token, x, norm()?, normed)?);
+            }
+            Group::Norm(norm) => match groups[..i].last() {
+                Some(Group::Embed(_) | Group::AddAttended(_) | Group::AddGated(_)) => {
+                    epsilon = norm.epsilon;
+                }
+                _ => bail!(NORMS),
+            },
+            Group::Attention { q, k, v, heads } => {
+                let qkv = [
+                    store(q, scratch.q),
+                    store(k, scratch.k),
+                    store(v, scratch.v),
+                ];
+                launches.push(gemv_store(device, &qkv, normed, epsilon)?);
+                // Directly behind the GEMV: it reads the position and the cache before it waits.
+                launches.push(attention(device, weights, scratch, cache, heads)?);
+            }
+            Group::Gate { gate, up } => {
+                let (gate, up) = (weights.matrix(gate), weights.matrix(up));
+                launches.push(gemv_swiglu(device, gate, up, normed, epsilon, activation)?);
+            }
+            Group::AddAttended(matrix) | Group::AddGated(matrix) => {
+                let matrix = weights.matrix(matrix);
+                launches.push(gemv_add(device, matrix, activation, x, norm()?, normed)?);
+            }
+            Group::Select => {}
+            Group::Logits(linear) => {
+                let logits = store(linear, scratch.logits);
+                launches.push(gemv_store(device, &[logits], normed, epsilon)?);
+            }
+        }
+    }
     Ok(launches)
+}
+
+/// One layer's attention as a launch.
+fn attention(
+    device: &Device,
+    weights: &DeviceWeights,
+    scratch: &Scratch,
+    cache: &KvCache,
+    heads: &Heads,
+) -> Result<Launch> {
+    let attention = heads.attention;
+    let group = attention.group();
+    let splits = decode_attention_splits(device, attention.head_count_kv, group);
+    let params = DecodeAttentionParams {
+        q: scratch.q,
+        k: scratch.k,
+        v: scratch.v,
+        q_norm: weights.vector(heads.q_norm),
+        k_norm: weights.vector(heads.k_norm),
+        frequencies: weights.frequencies(heads.rope),
+        k_cache: cache.keys(heads.layer),
+        v_cache: cache.values(heads.layer),
+        position: scratch.position(),
+        partial: scratch.attention_partial,
+        finished: scratch.attention_counters,
+        out: scratch.activation,
+        epsilon: heads.epsilon,
+        context: cache.capacity(heads.layer) as i32,
+        group: group as i32,
+        rope_dims: heads.rope.dimensions as i32,
+        interleaved: i32::from(heads.rope.style == RopeStyle::Interleaved),
+        scale: heads.exponent_scale(),
+    };
+    let (head_dim, head_count_kv) = (attention.head_dim, attention.head_count_kv);
+    decode_attention(device, head_dim, head_count_kv, splits, params)
 }

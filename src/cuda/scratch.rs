@@ -1,28 +1,28 @@
-//! Everything that a run writes to on the device: sized before anything is taken, taken once, never grown.
+//! Everything but the KV cache that a run writes to on the device: sized before anything is taken, taken once, never grown.
+//! Where layers differ, each buffer is as long as the layer takes that needs most.
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use cudarc::driver::sys::CUdeviceptr;
-use half::f16;
 
 use super::{
     device::{Device, DeviceBuffer},
     launches::{self, Chunk, Normed, SplitKWorkspace},
     params::Activation,
-    prefill,
+    prompt,
     tensor_types::UNIT,
 };
-use crate::model::{Config, Model};
+use crate::model::{
+    Decoder,
+    decoder::{Attention, Layer},
+};
 
 /// The most tokens whose logits one call computes.
 pub const LOGITS_LEN: usize = 32;
 
 /// Where every buffer begins: enough for every vector access.
 const ALIGNMENT: usize = 256;
-
-/// Memory that is left alone: what the driver takes later, for kernels and graphs.
-const RESERVE: usize = 256 << 20;
 
 /// A named part of the device memory that a run needs.
 #[derive(Debug, Clone, Copy)]
@@ -31,89 +31,7 @@ pub struct Part {
     pub bytes: usize,
 }
 
-/// What a run needs on the device, before any of it is taken.
-pub struct Sizing {
-    weights_bytes: usize,
-    scratch: Vec<Part>,
-    kv_bytes_per_token: usize,
-}
-
-impl Sizing {
-    /// `weights_bytes`: what the weights take. `chunk`: the largest part of a prompt that is read at once.
-    pub fn new(device: &Device, model: &Model, weights_bytes: usize, chunk: Chunk) -> Result<Self> {
-        let mut scratch = parts(device, &model.config);
-        scratch.extend(chunk_parts(device, model, chunk)?);
-        Ok(Self {
-            weights_bytes,
-            scratch,
-            kv_bytes_per_token: kv_bytes_per_token(&model.config),
-        })
-    }
-
-    /// The context to use: `asked`, or as much of the model's own length as fits.
-    ///
-    /// # Errors
-    /// One that lists every part, what is free, and the largest context that would fit.
-    pub fn choose_context(
-        &self,
-        asked: Option<usize>,
-        trained: usize,
-        free: usize,
-    ) -> Result<usize> {
-        let fits = self.largest_context(free);
-        let context_len = asked.unwrap_or(trained.min(fits));
-        if context_len == 0 || context_len > fits {
-            let mut parts = format!("weights {}", Megabytes(self.weights_bytes));
-            for part in self.parts(context_len.max(1)) {
-                parts += &format!(", {} {}", part.name, Megabytes(part.bytes));
-            }
-            let advice = match fits {
-                0 => "not even a context of one token fits: use a smaller model, free memory on the GPU, or --device cpu"
-                    .to_owned(),
-                _ => format!("the largest context that fits is {fits} tokens"),
-            };
-            bail!(
-                "a context of {} tokens does not fit on the GPU: {parts}, kept free for the driver {}; free are {}; {advice}",
-                context_len.max(1),
-                Megabytes(RESERVE),
-                Megabytes(free)
-            );
-        }
-        Ok(context_len)
-    }
-
-    /// Scratch and KV cache by part.
-    pub fn parts(&self, context_len: usize) -> impl Iterator<Item = Part> {
-        let cache = Part {
-            name: "KV cache",
-            // A context that nobody has memory for must end in a refusal, not in a small number.
-            bytes: context_len.saturating_mul(self.kv_bytes_per_token),
-        };
-        self.scratch.iter().copied().chain([cache])
-    }
-
-    fn largest_context(&self, free: usize) -> usize {
-        let fixed =
-            self.weights_bytes + RESERVE + self.parts(0).map(|part| part.bytes).sum::<usize>();
-        free.saturating_sub(fixed) / self.kv_bytes_per_token
-    }
-}
-
-/// Bytes in a message.
-struct Megabytes(usize);
-
-impl std::fmt::Display for Megabytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.1} MB", self.0 as f64 / 1e6)
-    }
-}
-
-/// Bytes that one token adds to the cache: a float16 key and value for every key/value head of every layer.
-fn kv_bytes_per_token(config: &Config) -> usize {
-    2 * 2 * config.block_count * config.head_count_kv * config.head_dim
-}
-
-/// The buffers of a decode step. Shapes as in [`Config`].
+/// The buffers of a decode step. Shapes as in [`crate::model::decoder`].
 pub struct Scratch {
     memory: DeviceBuffer,
     /// i32 (2): the token to compute and its position
@@ -139,8 +57,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    pub fn new(device: &Arc<Device>, config: &Config) -> Result<Self> {
-        let (memory, addresses) = take(device, &parts(device, config))?;
+    pub fn new(device: &Arc<Device>, decoder: &Decoder) -> Result<Self> {
+        let (memory, addresses) = take(device, &decode_parts(device, decoder))?;
         let mut addresses = addresses.into_iter();
         let mut next = || addresses.next().expect("every buffer is a part");
         let (inputs, hidden) = (next(), next());
@@ -174,21 +92,55 @@ impl Scratch {
     pub fn memory(&self) -> &DeviceBuffer {
         &self.memory
     }
+
+    /// The address of an i32: the position of the token to compute, or of a chunk's first.
+    pub fn position(&self) -> CUdeviceptr {
+        self.inputs + size_of::<i32>() as u64
+    }
+}
+
+/// The greatest lengths of activations over all layers.
+struct Lengths {
+    q_dim: usize,
+    kv_dim: usize,
+    feed_forward: usize,
+}
+
+impl Lengths {
+    fn new(layers: &[Layer]) -> Self {
+        let feed_forward = layers
+            .iter()
+            .map(|layer| layer.feed_forward.gate.weights.rows());
+        Self {
+            q_dim: greatest(layers, Attention::q_dim),
+            kv_dim: greatest(layers, Attention::kv_dim),
+            feed_forward: feed_forward.max().unwrap_or(0),
+        }
+    }
+}
+
+fn greatest(layers: &[Layer], of: impl Fn(&Attention) -> usize) -> usize {
+    let values = layers.iter().map(|layer| of(&layer.attention));
+    values.max().unwrap_or(0)
 }
 
 /// The buffers of [`Scratch`] in its order.
-fn parts(device: &Device, config: &Config) -> Vec<Part> {
-    let q_dim = config.head_count * config.head_dim;
-    let kv_dim = config.head_count_kv * config.head_dim;
-    let group = config.head_count / config.head_count_kv;
-    let hidden = config.hidden_size.next_multiple_of(UNIT);
-    let widest = q_dim.max(config.feed_forward_length).next_multiple_of(UNIT);
-    let splits = launches::decode_attention_splits(device, config.head_count_kv, group);
-    let partial = (config.head_dim + 2) * config.head_count * splits;
-    let counters = launches::decode_attention_counters(config.head_count_kv, group);
+pub fn decode_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
+    let lengths = Lengths::new(&decoder.layers);
+    let Lengths { q_dim, kv_dim, .. } = lengths;
+    let hidden = decoder.hidden_size.next_multiple_of(UNIT);
+    let widest = q_dim.max(lengths.feed_forward).next_multiple_of(UNIT);
+    let partial = greatest(&decoder.layers, |attention| {
+        let (kv, group) = (attention.head_count_kv, attention.group());
+        let splits = launches::decode_attention_splits(device, kv, group);
+        (attention.head_dim + 2) * attention.head_count * splits
+    });
+    let counters = greatest(&decoder.layers, |attention| {
+        launches::decode_attention_counters(attention.head_count_kv, attention.group())
+    });
     [
         ("token and position", 2 * 4),
-        ("residual stream", config.hidden_size * 4),
+        ("residual stream", decoder.hidden_size * 4),
         ("queries", q_dim * 4),
         ("keys", kv_dim * 4),
         ("values", kv_dim * 4),
@@ -201,13 +153,13 @@ fn parts(device: &Device, config: &Config) -> Vec<Part> {
         ("sums of squares", hidden / 32 * 4),
         ("attention partial sums", partial * 4),
         ("attention counters", counters * 4),
-        ("logits", LOGITS_LEN * config.vocab_size * 4),
+        ("logits", LOGITS_LEN * decoder.vocab_size * 4),
     ]
     .map(Part::from)
     .to_vec()
 }
 
-/// The buffers of a chunk of a prompt, `tokens` being its most tokens. Shapes as in [`Config`].
+/// The buffers of a chunk of a prompt, `tokens` being its most tokens. Shapes as in [`crate::model::decoder`].
 pub struct ChunkScratch {
     memory: DeviceBuffer,
     /// i32 (tokens)
@@ -239,8 +191,8 @@ pub struct ChunkScratch {
 }
 
 impl ChunkScratch {
-    pub fn new(device: &Arc<Device>, model: &Model, chunk: Chunk) -> Result<Self> {
-        let (memory, addresses) = take(device, &chunk_parts(device, model, chunk)?)?;
+    pub fn new(device: &Arc<Device>, decoder: &Decoder, chunk: Chunk) -> Result<Self> {
+        let (memory, addresses) = take(device, &prompt_parts(device, decoder, chunk)?)?;
         let mut addresses = addresses.into_iter();
         let mut next = || addresses.next().expect("every buffer is a part");
         Ok(Self {
@@ -275,43 +227,40 @@ impl ChunkScratch {
 }
 
 /// The buffers of [`ChunkScratch`] in its order.
-fn chunk_parts(device: &Device, model: &Model, chunk: Chunk) -> Result<Vec<Part>> {
-    let config = &model.config;
+pub fn prompt_parts(device: &Device, decoder: &Decoder, chunk: Chunk) -> Result<Vec<Part>> {
     let tokens = chunk.tokens;
-    let q_dim = config.head_count * config.head_dim;
-    let kv_dim = config.head_count_kv * config.head_dim;
-    let group = config.head_count / config.head_count_kv;
-    let separate_gate = model
-        .weights
-        .layers
-        .iter()
-        .any(|layer| !prefill::is_one_product(layer));
-    let gate_len = if separate_gate {
-        config.feed_forward_length * tokens
-    } else {
-        0
+    let Lengths {
+        q_dim,
+        kv_dim,
+        feed_forward,
+    } = Lengths::new(&decoder.layers);
+    let gate_len = match prompt::has_separate_gate(decoder) {
+        true => feed_forward * tokens,
+        false => 0,
     };
-    let tiles = launches::flash_attention_tiles(tokens, group)?;
-    let attention_partial =
-        launches::flash_attention_partial_len(device, config.head_dim, tiles, config.head_count_kv);
+    let (mut attention_partial, mut attention_counters) = (0, 0);
+    for layer in &decoder.layers {
+        let (head_dim, heads_kv) = (layer.attention.head_dim, layer.attention.head_count_kv);
+        let tiles = launches::flash_attention_tiles(tokens, layer.attention.group())?;
+        let partial = launches::flash_attention_partial_len(device, head_dim, tiles, heads_kv);
+        attention_partial = attention_partial.max(partial);
+        attention_counters = attention_counters.max(tiles * heads_kv);
+    }
     Ok([
         ("prompt: tokens", tokens * 4),
-        ("prompt: residual stream", config.hidden_size * tokens * 4),
-        ("prompt: normed", chunk.tile_bytes(config.hidden_size)),
+        ("prompt: residual stream", decoder.hidden_size * tokens * 4),
+        ("prompt: normed", chunk.tile_bytes(decoder.hidden_size)),
         ("prompt: queries", q_dim * tokens * 4),
         ("prompt: keys", kv_dim * tokens * 4),
         ("prompt: values", kv_dim * tokens * 4),
         ("prompt: rotated queries", q_dim * tokens * 2),
         ("prompt: attention output", chunk.tile_bytes(q_dim)),
-        (
-            "prompt: gated",
-            chunk.tile_bytes(config.feed_forward_length),
-        ),
+        ("prompt: gated", chunk.tile_bytes(feed_forward)),
         ("prompt: gate", gate_len * 4),
         ("prompt: up", gate_len * 4),
         (
             "prompt: half-precision weights",
-            prefill::half_weights_bytes(model)?,
+            prompt::half_weights_bytes(decoder)?,
         ),
         (
             "prompt: product partial sums",
@@ -322,10 +271,7 @@ fn chunk_parts(device: &Device, model: &Model, chunk: Chunk) -> Result<Vec<Part>
             launches::gemm_counters(device) * 4,
         ),
         ("prompt: attention partial sums", attention_partial * 4),
-        (
-            "prompt: attention counters",
-            tiles * config.head_count_kv * 4,
-        ),
+        ("prompt: attention counters", attention_counters * 4),
     ]
     .map(Part::from)
     .to_vec())
@@ -352,46 +298,4 @@ fn take(device: &Arc<Device>, parts: &[Part]) -> Result<(DeviceBuffer, Vec<CUdev
     });
     let addresses = addresses.collect();
     Ok((memory, addresses))
-}
-
-/// Keys and values of all tokens so far, float16: for each layer keys, then values, each (head_dim, context_len,
-/// head_count_kv), head_dim contiguous. Another format, or an eviction, changes this struct and the attention kernel.
-pub struct KvCache {
-    memory: DeviceBuffer,
-    pub context_len: usize,
-    /// Bytes of one layer's keys, or values.
-    plane_bytes: usize,
-    pub bytes_per_token: usize,
-}
-
-impl KvCache {
-    pub fn new(device: &Arc<Device>, config: &Config, context_len: usize) -> Result<Self> {
-        let bytes_per_token = kv_bytes_per_token(config);
-        let memory = device.allocate(context_len * bytes_per_token)?;
-        memory.clear()?;
-        Ok(Self {
-            memory,
-            context_len,
-            plane_bytes: context_len * bytes_per_token / config.block_count / 2,
-            bytes_per_token,
-        })
-    }
-
-    /// All keys and values, as they lie on the device.
-    pub fn download(&self) -> Result<Vec<f16>> {
-        let mut values = vec![f16::ZERO; self.memory.bytes() / size_of::<f16>()];
-        self.memory
-            .download(0, bytemuck::cast_slice_mut(&mut values))?;
-        Ok(values)
-    }
-
-    /// Where a layer's keys begin.
-    pub fn keys(&self, layer: usize) -> CUdeviceptr {
-        self.memory.at(2 * layer * self.plane_bytes)
-    }
-
-    /// Where a layer's values begin.
-    pub fn values(&self, layer: usize) -> CUdeviceptr {
-        self.memory.at((2 * layer + 1) * self.plane_bytes)
-    }
 }

@@ -1,6 +1,6 @@
-//! The model's weights in device memory, in the layout of `kernels/types/type.cuh`.
+//! The model's weights in device memory, in the layout of `kernels/types/`: all that its operations name, each once.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use anyhow::{Context, Result};
 use cudarc::driver::sys::CUdeviceptr;
@@ -11,7 +11,11 @@ use super::{
     upload::{Piece, SLOT_BYTES, upload},
 };
 use crate::{
-    model::{Model, Tensor},
+    model::{
+        Decoder, Tensor,
+        decoder::{Rope, Vector},
+        ops::Op,
+    },
     quant::TensorType,
 };
 
@@ -29,74 +33,48 @@ pub struct Matrix {
     pub bytes: usize,
 }
 
-impl Matrix {
-    fn new(tensor: &Tensor, address: CUdeviceptr) -> Self {
-        Self {
-            address,
-            tensor_type: tensor.tensor_type(),
-            rows: tensor.rows(),
-            columns: tensor.row_len(),
-            bytes: tensor.bytes().len(),
-        }
-    }
-}
-
-/// All weights. Vectors are float32; shapes as in [`crate::model::Weights`].
+/// All weights.
 pub struct DeviceWeights {
     /// Owns what the addresses below point to.
     memory: DeviceBuffer,
-    pub token_embd: Matrix,
-    pub layers: Vec<LayerWeights>,
-    pub output_norm: CUdeviceptr,
-    pub output: Matrix,
-    /// Radians a position.
-    pub rope_frequencies: CUdeviceptr,
-}
-
-/// The weights of one layer; 0 stands for a vector that the architecture does not have.
-pub struct LayerWeights {
-    pub attn_norm: CUdeviceptr,
-    pub attn_q: Matrix,
-    pub attn_k: Matrix,
-    pub attn_v: Matrix,
-    pub attn_q_bias: CUdeviceptr,
-    pub attn_k_bias: CUdeviceptr,
-    pub attn_v_bias: CUdeviceptr,
-    pub attn_q_norm: CUdeviceptr,
-    pub attn_k_norm: CUdeviceptr,
-    pub attn_output: Matrix,
-    pub ffn_norm: CUdeviceptr,
-    pub ffn_gate: Matrix,
-    pub ffn_up: Matrix,
-    pub ffn_down: Matrix,
+    /// By the tensor's name.
+    matrices: HashMap<String, Matrix>,
+    vectors: HashMap<VectorKey, CUdeviceptr>,
 }
 
 impl DeviceWeights {
-    /// Bytes that the weights of `model` take on a device.
+    /// Bytes that the weights of `decoder` take on a device.
     ///
     /// # Errors
     /// A tensor of a type that no kernel reads.
-    pub fn bytes(model: &Model) -> Result<usize> {
-        Ok(Layout::new(model)?.bytes)
+    pub fn bytes(decoder: &Decoder) -> Result<usize> {
+        Ok(Layout::new(decoder)?.bytes)
     }
 
     /// Takes the memory and fills it. `progress` hears the bytes done and their total.
     pub fn upload(
         device: &Arc<Device>,
-        model: &Model,
+        decoder: &Decoder,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        let layout = Layout::new(model)?;
+        let layout = Layout::new(decoder)?;
         let memory = device.allocate(layout.bytes)?;
         // Padding is part of what a product reads.
         memory.clear()?;
+        let mut matrices = HashMap::new();
         let mut pieces = Vec::new();
-        for (source, offset) in &layout.matrices {
-            let rows_per_piece = (SLOT_BYTES / source.row_bytes()).clamp(1, source.rows());
-            let matrix = Matrix::new(source, memory.at(*offset));
+        for (tensor, offset) in &layout.matrices {
+            let matrix = Matrix {
+                address: memory.at(*offset),
+                tensor_type: tensor.tensor_type(),
+                rows: tensor.rows(),
+                columns: tensor.row_len(),
+                bytes: tensor.bytes().len(),
+            };
+            let rows_per_piece = (SLOT_BYTES / tensor.row_bytes()).clamp(1, tensor.rows());
             let mut begin = 0;
-            for bytes in source.bytes().chunks(rows_per_piece * source.row_bytes()) {
-                let end = begin + bytes.len() / source.row_bytes();
+            for bytes in tensor.bytes().chunks(rows_per_piece * tensor.row_bytes()) {
+                let end = begin + bytes.len() / tensor.row_bytes();
                 pieces.push(Piece {
                     source: bytes,
                     rows: begin..end,
@@ -104,6 +82,7 @@ impl DeviceWeights {
                 });
                 begin = end;
             }
+            matrices.insert(tensor.name().to_owned(), matrix);
         }
         // SAFETY: sources are rows of the tensors, and each matrix lies inside `memory`.
         unsafe {
@@ -111,74 +90,109 @@ impl DeviceWeights {
                 progress(done, layout.source_bytes)
             })?
         };
-        for (values, offset) in &layout.vectors {
+        let mut vectors = HashMap::new();
+        for (key, values, offset) in &layout.vectors {
             memory.upload(*offset, bytemuck::cast_slice::<f32, u8>(values))?;
+            vectors.insert(*key, memory.at(*offset));
         }
-        Ok(layout.finish(model, memory))
+        Ok(Self {
+            memory,
+            matrices,
+            vectors,
+        })
     }
 
     /// Bytes of device memory.
     pub fn device_bytes(&self) -> usize {
         self.memory.bytes()
     }
+
+    /// A matrix of the decoder that was uploaded.
+    pub fn matrix(&self, tensor: &Tensor) -> Matrix {
+        self.matrices[tensor.name()]
+    }
+
+    /// A vector of the decoder that was uploaded, f32; 0 where there is none.
+    pub fn vector(&self, vector: Option<&Vector>) -> CUdeviceptr {
+        vector.map_or(0, |vector| self.vectors[&VectorKey::of(vector)])
+    }
+
+    /// Radians a position, f32 (dimensions / 2), of a rotation of the decoder that was uploaded.
+    pub fn frequencies(&self, rope: &Arc<Rope>) -> CUdeviceptr {
+        self.vectors[&VectorKey::of(rope)]
+    }
+}
+
+/// Which vector: where the host has it, as long as the decoder lives.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct VectorKey(usize);
+
+impl VectorKey {
+    fn of<T: ?Sized>(shared: &Arc<T>) -> Self {
+        Self(Arc::as_ptr(shared).cast::<u8>() as usize)
+    }
 }
 
 /// Where everything goes.
+#[derive(Default)]
 struct Layout<'a> {
     matrices: Vec<(&'a Tensor, usize)>,
-    vectors: Vec<(Cow<'a, [f32]>, usize)>,
+    vectors: Vec<(VectorKey, Cow<'a, [f32]>, usize)>,
     bytes: usize,
     source_bytes: usize,
 }
 
 impl<'a> Layout<'a> {
-    fn new(model: &'a Model) -> Result<Self> {
-        let mut layout = Self {
-            matrices: Vec::new(),
-            vectors: Vec::new(),
-            bytes: 0,
-            source_bytes: 0,
-        };
-        let weights = &model.weights;
-        layout.matrix(&weights.token_embd)?;
-        for layer in &weights.layers {
-            for matrix in layer.matrices() {
-                layout.matrix(matrix)?;
-            }
-            layout.vector(&*layer.attn_norm);
-            layout.vector(&*layer.ffn_norm);
-            for vector in [
-                &layer.attn_q_bias,
-                &layer.attn_k_bias,
-                &layer.attn_v_bias,
-                &layer.attn_q_norm,
-                &layer.attn_k_norm,
-            ] {
-                layout.vector(vector.as_deref().unwrap_or_default());
+    fn new(decoder: &'a Decoder) -> Result<Self> {
+        let mut layout = Self::default();
+        for op in &decoder.ops {
+            match op {
+                Op::Embed { table, .. } => layout.matrix(table)?,
+                Op::Linear { linear, .. } => {
+                    layout.matrix(&linear.weights)?;
+                    if let Some(bias) = &linear.bias {
+                        layout.vector(VectorKey::of(bias), || Cow::Borrowed(bias));
+                    }
+                }
+                Op::Norm { norm, .. } | Op::HeadNorm { norm, .. } => {
+                    layout.vector(VectorKey::of(&norm.weight), || Cow::Borrowed(&norm.weight));
+                }
+                Op::Rope { rope, .. } => layout.vector(VectorKey::of(rope), || {
+                    rope.frequencies().into_iter().map(|f| f as f32).collect()
+                }),
+                Op::Store { .. }
+                | Op::Attend { .. }
+                | Op::Gate { .. }
+                | Op::Add { .. }
+                | Op::Scale { .. }
+                | Op::Select => {}
             }
         }
-        if !is_tied(model) {
-            layout.matrix(&weights.output)?;
-        }
-        layout.vector(&*weights.output_norm);
-        let frequencies = weights.rope_frequencies.iter().map(|&f| f as f32);
-        layout.vector(frequencies.collect::<Vec<f32>>());
         Ok(layout)
     }
 
     fn matrix(&mut self, tensor: &'a Tensor) -> Result<()> {
-        let bytes = matrix_bytes(tensor)?;
+        if self
+            .matrices
+            .iter()
+            .any(|(other, _)| other.name() == tensor.name())
+        {
+            return Ok(());
+        }
+        let kernel_type = KernelType::of(tensor.tensor_type())
+            .with_context(|| format!("laying out tensor {} for the GPU", tensor.name()))?;
+        let bytes = kernel_type.matrix_bytes(tensor.rows(), tensor.row_len());
         self.source_bytes += tensor.bytes().len();
         let offset = self.take(bytes);
         self.matrices.push((tensor, offset));
         Ok(())
     }
 
-    fn vector(&mut self, values: impl Into<Cow<'a, [f32]>>) {
-        let values = values.into();
-        if !values.is_empty() {
+    fn vector(&mut self, key: VectorKey, values: impl FnOnce() -> Cow<'a, [f32]>) {
+        if self.vectors.iter().all(|(other, ..)| *other != key) {
+            let values = values();
             let offset = self.take(size_of_val(&*values));
-            self.vectors.push((values, offset));
+            self.vectors.push((key, values, offset));
         }
     }
 
@@ -187,62 +201,4 @@ impl<'a> Layout<'a> {
         self.bytes = (offset + bytes).next_multiple_of(ALIGNMENT);
         offset
     }
-
-    /// Turns offsets into addresses, in the order in which they were taken.
-    fn finish(self, model: &Model, memory: DeviceBuffer) -> DeviceWeights {
-        let matrices = self.matrices.iter();
-        let mut matrices = matrices.map(|(tensor, offset)| Matrix::new(tensor, memory.at(*offset)));
-        let mut matrix = || matrices.next().expect("the layout holds every matrix");
-        let mut vectors = self.vectors.iter().map(|(_, offset)| memory.at(*offset));
-        let mut vector = || vectors.next().expect("the layout holds every vector");
-        let token_embd = matrix();
-        let layers = model.weights.layers.iter().map(|layer| {
-            let [attn_q, attn_k, attn_v, attn_output] = std::array::from_fn(|_| matrix());
-            let [ffn_gate, ffn_up, ffn_down] = std::array::from_fn(|_| matrix());
-            let [attn_norm, ffn_norm] = std::array::from_fn(|_| vector());
-            let mut optional = |vector_of: &Option<Vec<f32>>| match vector_of {
-                Some(_) => vector(),
-                None => 0,
-            };
-            LayerWeights {
-                attn_norm,
-                attn_q,
-                attn_k,
-                attn_v,
-                attn_q_bias: optional(&layer.attn_q_bias),
-                attn_k_bias: optional(&layer.attn_k_bias),
-                attn_v_bias: optional(&layer.attn_v_bias),
-                attn_q_norm: optional(&layer.attn_q_norm),
-                attn_k_norm: optional(&layer.attn_k_norm),
-                attn_output,
-                ffn_norm,
-                ffn_gate,
-                ffn_up,
-                ffn_down,
-            }
-        });
-        let layers = layers.collect();
-        let output = if is_tied(model) { token_embd } else { matrix() };
-        let (output_norm, rope_frequencies) = (vector(), vector());
-        DeviceWeights {
-            token_embd,
-            layers,
-            output_norm,
-            output,
-            rope_frequencies,
-            memory,
-        }
-    }
-}
-
-/// Whether the embedding is the output matrix as well.
-fn is_tied(model: &Model) -> bool {
-    model.weights.output.name() == model.weights.token_embd.name()
-}
-
-/// Bytes of a matrix on the device.
-fn matrix_bytes(tensor: &Tensor) -> Result<usize> {
-    let kernel_type = KernelType::of(tensor.tensor_type())
-        .with_context(|| format!("laying out tensor {} for the GPU", tensor.name()))?;
-    Ok(kernel_type.matrix_bytes(tensor.rows(), tensor.row_len()))
 }

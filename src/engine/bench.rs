@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::Backend;
+use super::session::read_prompt;
+use crate::backend::{Backend, Batch};
 
 /// What to time, with `depth` tokens already in the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,6 @@ impl Workload {
 pub fn measure(
     backend: &mut dyn Backend,
     workload: Workload,
-    vocab_size: usize,
     repetitions: usize,
 ) -> Result<Vec<Duration>> {
     let Workload {
@@ -51,7 +51,8 @@ pub fn measure(
         tokens,
         depth,
     } = workload;
-    let context_len = backend.context_len();
+    let limits = backend.limits();
+    let context_len = limits.context_len;
     let end = depth.checked_add(tokens).filter(|&end| end <= context_len);
     let end = end.with_context(|| {
         format!(
@@ -59,15 +60,19 @@ pub fn measure(
             workload.name()
         )
     })?;
-    let text = made_up_tokens(end, vocab_size);
-    prompt(backend, &text[..depth], 0)?;
+    let text = made_up_tokens(end, limits.vocab_size);
+    if depth > 0 {
+        read_prompt(backend, &text[..depth], 0)?;
+    }
     let mut run = || {
         let start = Instant::now();
         match kind {
-            Kind::Prompt => prompt(backend, &text[depth..], depth)?,
+            Kind::Prompt => {
+                read_prompt(backend, &text[depth..], depth)?;
+            }
             Kind::Generate => {
                 for (i, token) in text[depth..].iter().enumerate() {
-                    backend.decode(*token, depth + i)?;
+                    backend.compute(Batch::decode(token, depth + i))?;
                 }
             }
         }
@@ -75,14 +80,6 @@ pub fn measure(
     };
     run()?;
     (0..repetitions).map(|_| run()).collect()
-}
-
-fn prompt(backend: &mut dyn Backend, tokens: &[u32], position: usize) -> Result<()> {
-    let chunk_len = backend.chunk_len();
-    for (i, chunk) in tokens.chunks(chunk_len).enumerate() {
-        backend.forward(chunk, position + i * chunk_len)?;
-    }
-    Ok(())
 }
 
 /// Tokens spread over the vocabulary, the same every time.

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 
 use anyhow::{Result, ensure};
 
-use super::{Backend, log_softmax_denominator};
+use super::log_softmax_denominator;
+use crate::backend::{Backend, Batch, Want};
 
 /// What a text's predictions came to. Natural logarithms throughout.
 #[derive(Debug, Clone, Default)]
@@ -128,9 +129,9 @@ pub fn evaluate(
     };
     let chunk_len = reference
         .as_ref()
-        .map_or(usize::MAX, |reference| reference.logits_len())
-        .min(backend.logits_len());
-    let decode = backend.chunk_len() == 1;
+        .map_or(usize::MAX, |reference| reference.limits().results_len)
+        .min(backend.limits().results_len);
+    let decode = backend.limits().chunk_len == 1;
     let windows = tokens.len() / window;
     for (i, window_tokens) in tokens.chunks_exact(window).enumerate() {
         if progress(i, windows).is_break() {
@@ -140,12 +141,14 @@ pub fn evaluate(
         inputs[0] = bos.unwrap_or(inputs[0]);
         for (c, chunk) in inputs.chunks(chunk_len).enumerate() {
             let start = c * chunk_len;
-            let logits = match chunk {
-                [token] if decode => backend.decode(*token, start)?,
-                _ => backend.forward_all(chunk, start)?,
+            let read = Batch::prompt(chunk, start, Want::All);
+            let batch = match chunk {
+                [token] if decode => Batch::decode(token, start),
+                _ => read,
             };
+            let logits = backend.compute(batch)?.logits;
             let reference = match &mut reference {
-                Some(reference) => Some(reference.forward_all(chunk, start)?),
+                Some(reference) => Some(reference.compute(read)?.logits),
                 None => None,
             };
             let vocab_size = logits.len() / chunk.len();
@@ -169,6 +172,7 @@ pub fn evaluate(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::{Limits, Results};
 
     /// Logits that depend on the last token and the position alone.
     struct Table {
@@ -202,26 +206,28 @@ mod tests {
             "table"
         }
 
-        fn context_len(&self) -> usize {
-            64
-        }
-
-        fn chunk_len(&self) -> usize {
-            3
-        }
-
-        fn forward(&mut self, _tokens: &[u32], _position: usize) -> Result<&[f32]> {
-            unreachable!("an evaluation needs every position")
+        fn limits(&self) -> Limits {
+            Limits {
+                context_len: 64,
+                chunk_len: 3,
+                results_len: 3,
+                vocab_size: VOCAB,
+            }
         }
 
         fn bytes_per_token(&self, _position: usize) -> u64 {
             0
         }
 
-        fn forward_all(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
-            let rows = tokens.iter().enumerate();
-            self.logits = rows.flat_map(|(i, &t)| self.row(t, position + i)).collect();
-            Ok(&self.logits)
+        fn compute(&mut self, batch: Batch) -> Result<Results<'_>> {
+            batch.check(self.limits())?;
+            assert_eq!(batch.want, Want::All, "an evaluation needs every position");
+            let rows = batch.tokens.iter().enumerate();
+            let row = |(i, &token)| self.row(token, batch.position + i);
+            self.logits = rows.flat_map(row).collect();
+            Ok(Results {
+                logits: &self.logits,
+            })
         }
     }
 

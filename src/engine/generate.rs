@@ -123,7 +123,7 @@ pub fn generate(
     observer: &mut dyn Observer,
 ) -> Result<Generation> {
     let start = Instant::now();
-    let context_len = session.backend().context_len();
+    let context_len = session.backend().limits().context_len;
     let mut generation = Generation {
         finish_reason: FinishReason::Length,
         text: String::new(),

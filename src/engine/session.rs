@@ -1,15 +1,15 @@
-//! A conversation with a backend: remembers which tokens its KV cache holds.
+//! A text on a backend: remembers which tokens its KV cache holds.
 
 use std::ops::ControlFlow;
 
 use anyhow::{Result, ensure};
 
-use super::Backend;
+use crate::backend::{Backend, Batch, Want};
 
 /// A backend and the tokens in its KV cache.
 pub struct Session {
     backend: Box<dyn Backend>,
-    /// Token `i` is at position `i` of the KV cache.
+    /// Token `i` is at position `i`.
     tokens: Vec<u32>,
 }
 
@@ -26,8 +26,17 @@ impl Session {
     }
 
     /// Tokens in the KV cache.
-    pub fn position(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.tokens.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Goes back to the first `len` tokens; the session is as if the others had never been computed.
+    pub fn rewind(&mut self, len: usize) {
+        self.tokens.truncate(len);
     }
 
     /// Makes the KV cache hold exactly `prompt` and returns the logits after its last token. What the cache already
@@ -47,35 +56,40 @@ impl Session {
             !prompt.is_empty(),
             "the prompt holds no tokens: give it some text"
         );
-        let context_len = self.backend.context_len();
+        let limits = self.backend.limits();
         ensure!(
-            prompt.len() <= context_len,
-            "the prompt is {} tokens long, but the context holds {context_len}",
-            prompt.len()
+            prompt.len() <= limits.context_len,
+            "the prompt is {} tokens long, but the context holds {}",
+            prompt.len(),
+            limits.context_len
         );
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b);
         // The last token is always computed: its logits are the result.
-        self.tokens.truncate(shared.count().min(prompt.len() - 1));
+        let shared = shared.count().min(prompt.len() - 1);
+        self.rewind(shared);
 
-        let chunk_len = self.backend.chunk_len();
-        while prompt.len() - self.tokens.len() > chunk_len {
+        while prompt.len() - self.tokens.len() > limits.chunk_len {
             if progress(self.tokens.len(), prompt.len()).is_break() {
                 return Ok(None);
             }
             let position = self.tokens.len();
-            let chunk = &prompt[position..position + chunk_len];
-            self.backend.forward(chunk, position)?;
+            let chunk = &prompt[position..position + limits.chunk_len];
+            self.backend
+                .compute(Batch::prompt(chunk, position, Want::Nothing))?;
             self.tokens.extend_from_slice(chunk);
         }
         if progress(self.tokens.len(), prompt.len()).is_break() {
             return Ok(None);
         }
         let position = self.tokens.len();
-        let logits = self.backend.forward(&prompt[position..], position)?;
-        self.tokens.extend_from_slice(&prompt[position..]);
+        let chunk = &prompt[position..];
+        let results = self
+            .backend
+            .compute(Batch::prompt(chunk, position, Want::Last))?;
+        self.tokens.extend_from_slice(chunk);
         // Too late to stop: the work is done.
         let _ = progress(prompt.len(), prompt.len());
-        Ok(Some(logits))
+        Ok(Some(results.logits))
     }
 
     /// Appends `token` and returns the logits after it: (vocab_size).
@@ -85,11 +99,31 @@ impl Session {
     pub fn decode(&mut self, token: u32) -> Result<&[f32]> {
         let position = self.tokens.len();
         ensure!(
-            position < self.backend.context_len(),
+            position < self.backend.limits().context_len,
             "the context of {position} tokens is full"
         );
-        let logits = self.backend.decode(token, position)?;
+        let results = self.backend.compute(Batch::decode(&token, position))?;
         self.tokens.push(token);
-        Ok(logits)
+        Ok(results.logits)
     }
+}
+
+/// Reads `prompt` (one token or more) at `position`, chunk by chunk, and returns the logits after its last token.
+pub(super) fn read_prompt<'a>(
+    backend: &'a mut dyn Backend,
+    prompt: &[u32],
+    position: usize,
+) -> Result<&'a [f32]> {
+    let chunk_len = backend.limits().chunk_len;
+    let last = (prompt.len() - 1) / chunk_len * chunk_len;
+    let (chunks, rest) = prompt.split_at(last);
+    for (i, chunk) in chunks.chunks(chunk_len).enumerate() {
+        backend.compute(Batch::prompt(
+            chunk,
+            position + i * chunk_len,
+            Want::Nothing,
+        ))?;
+    }
+    let batch = Batch::prompt(rest, position + last, Want::Last);
+    Ok(backend.compute(batch)?.logits)
 }

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use super::{Backend, Divergence};
+use super::{Divergence, session::read_prompt};
+use crate::backend::{Backend, Batch};
 
 /// The logits after a prompt and after each of the tokens that followed.
 pub struct Trace {
@@ -32,18 +33,12 @@ impl Trace {
             tokens: Vec::with_capacity(count),
             logits: Vec::new(),
         };
-        let chunk_len = backend.chunk_len();
-        let chunks: Vec<&[u32]> = prompt.chunks(chunk_len).collect();
-        for (i, chunk) in chunks.iter().enumerate() {
-            let logits = backend.forward(chunk, i * chunk_len)?;
-            if i + 1 == chunks.len() {
-                trace.push(logits, follow);
-            }
-        }
+        trace.push(read_prompt(backend, prompt, 0)?, follow);
         while trace.tokens.len() < count {
             let position = prompt.len() + trace.tokens.len() - 1;
-            let logits = backend.decode(trace.tokens[trace.tokens.len() - 1], position)?;
-            trace.push(logits, follow);
+            let token = trace.tokens[trace.tokens.len() - 1];
+            let results = backend.compute(Batch::decode(&token, position))?;
+            trace.push(results.logits, follow);
         }
         Ok(trace)
     }

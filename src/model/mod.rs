@@ -1,20 +1,21 @@
-//! A model file, read and checked: hyper-parameters, weights, tokenizer and chat template.
+//! A model file, read and checked: the decoder as data, the tokenizer and the chat template.
 
+pub mod arch;
 pub mod chat_template;
-pub mod config;
+pub mod decoder;
 pub mod gguf;
+pub mod ops;
 pub mod tokenizer;
-pub mod weights;
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
+pub use arch::Architecture;
 pub use chat_template::{ChatTemplate, Message, Prompt};
-pub use config::Config;
+pub use decoder::Decoder;
 pub use gguf::{Gguf, Tensor};
 pub use tokenizer::Tokenizer;
-pub use weights::Weights;
 
 /// The demo model that the executable carries: 10 million parameters that tell simple stories.
 static DEMO: &[u8] = include_bytes!("../../assets/stories-10m-q4_k_m.gguf");
@@ -22,8 +23,7 @@ static DEMO: &[u8] = include_bytes!("../../assets/stories-10m-q4_k_m.gguf");
 /// Everything that a GGUF file says about a model.
 pub struct Model {
     pub gguf: Gguf,
-    pub config: Config,
-    pub weights: Weights,
+    pub decoder: Decoder,
     pub tokenizer: Tokenizer,
     /// `None` where the file carries no template; such a model takes raw prompts only.
     pub chat_template: Option<ChatTemplate>,
@@ -42,19 +42,22 @@ impl Model {
 
     /// Reads a parsed file as a model.
     pub fn from_gguf(gguf: Gguf) -> Result<Self> {
-        let name = gguf.name().to_owned();
-        Self::read(gguf).with_context(|| format!("cannot load {name}"))
+        Self::of_architectures(gguf, arch::ALL)
     }
 
-    fn read(gguf: Gguf) -> Result<Self> {
-        let config = Config::from_gguf(&gguf)?;
+    /// Reads a parsed file as a model of one of these architectures.
+    pub fn of_architectures(gguf: Gguf, architectures: &[Architecture]) -> Result<Self> {
+        let name = gguf.name().to_owned();
+        Self::read(gguf, architectures).with_context(|| format!("cannot load {name}"))
+    }
+
+    fn read(gguf: Gguf, architectures: &[Architecture]) -> Result<Self> {
+        let decoder = arch::describe(&gguf, architectures)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let weights = Weights::from_gguf(&gguf, &config)?;
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         Ok(Self {
             gguf,
-            config,
-            weights,
+            decoder,
             tokenizer,
             chat_template,
         })

@@ -84,6 +84,31 @@ fn messages_are_the_conversation_that_prompt_and_system_make() {
     );
 }
 
+#[test]
+fn info_lists_what_differs_from_layer_to_layer() {
+    let mut file = RandomModel::new("qwen3", TensorType::F32).file();
+    file.set("qwen3.attention.head_count_kv", vec![2u32, 1]);
+    for name in ["blk.1.attn_k.weight", "blk.1.attn_v.weight"] {
+        let tensor = file.tensor(name);
+        tensor.shape[1] /= 2;
+        tensor.data.truncate(tensor.data.len() / 2);
+    }
+    let dir = Dir::new();
+    dir.file("m.gguf", file.to_bytes());
+    let ran = dir.run(&["info", "-m", "m.gguf", "--json"]);
+    let shape = &valid("info.json", ran.stdout())["hyper_parameters"];
+    assert_eq!(shape["head_count_kv"], json!([2, 1]));
+    assert_eq!(shape["head_count"], 4);
+    let table = dir.run(&["info", "-m", "m.gguf"]);
+    assert!(
+        table
+            .stdout()
+            .contains("2 1 (by layer) for keys and values"),
+        "{}",
+        table.stdout()
+    );
+}
+
 /// Figures of the demo model as its description gives them, and the sizes of ggml's blocks.
 #[test]
 fn info_tells_shape_types_and_tokenizer() {

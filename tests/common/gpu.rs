@@ -8,9 +8,14 @@ use sharpi::cuda::{self, Gpus};
 pub type TestResult = Result<(), Failed>;
 pub type Test = (&'static str, fn() -> TestResult);
 
-/// Runs the tests and ends the process. Where there is no GPU, every test is reported as ignored; with SHARPI_REQUIRE_CUDA=1
-/// that is a failure. Those named in `lacking` are ignored in any case: a file that they need is not here.
+/// Runs the tests and ends the process; see [`trials`].
 pub fn run(tests: &[Test], lacking: &[&str]) -> ! {
+    run_trials(trials(tests, lacking))
+}
+
+/// Where there is no GPU, every test is reported as ignored; with SHARPI_REQUIRE_CUDA=1 that is a failure. Those named in
+/// `lacking` are ignored in any case: a file that they need is not here.
+pub fn trials(tests: &[Test], lacking: &[&str]) -> Vec<Trial> {
     let missing = match cuda::list() {
         Ok(Gpus::Here(_)) => None,
         Ok(Gpus::Absent(reason)) => Some(reason.to_owned()),
@@ -20,7 +25,7 @@ pub fn run(tests: &[Test], lacking: &[&str]) -> ! {
     if let Some(reason) = &missing {
         eprintln!("the tests that need a GPU do not run: {reason}");
     }
-    let trials = tests.iter().map(|&(name, test)| {
+    let trial = |&(name, test): &Test| {
         let missing = missing.clone();
         let ignored = missing.is_some() && !required || lacking.contains(&name);
         Trial::test(name, move || match missing {
@@ -28,11 +33,15 @@ pub fn run(tests: &[Test], lacking: &[&str]) -> ! {
             None => test(),
         })
         .with_ignored_flag(ignored)
-    });
-    // One at a time: they share the GPU, and one watches its free memory.
+    };
+    tests.iter().map(trial).collect()
+}
+
+/// One at a time: they share the GPU, and one watches its free memory.
+pub fn run_trials(trials: Vec<Trial>) -> ! {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    libtest_mimic::run(&arguments, trials.collect()).exit()
+    libtest_mimic::run(&arguments, trials).exit()
 }
 
 pub fn check(holds: bool, message: impl Into<String>) -> TestResult {

@@ -84,11 +84,6 @@ pub struct SplitKWorkspace {
     pub finished: CUdeviceptr,
 }
 
-/// What attention multiplies scores with, so that powers of two give the softmax.
-pub fn exponent_scale(head_dim: usize) -> f32 {
-    1.0 / (head_dim as f32).sqrt() * std::f32::consts::LOG2_E
-}
-
 /// The kernel for heads of `head_dim` values among those called `kernel`.
 fn for_head_dim(kernel: &str, head_dim: usize) -> Result<String> {
     ensure!(

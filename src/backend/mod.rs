@@ -1,0 +1,167 @@
+//! What a backend is: something that computes a batch of tokens behind those in its KV cache.
+
+mod kv_layout;
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+pub use kv_layout::{KvFormat, KvLayer, KvLayout};
+
+/// Tokens to compute together.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// One or more.
+    pub tokens: &'a [u32],
+    /// Of the first token; the others follow it.
+    pub position: usize,
+    pub phase: Phase,
+    pub want: Want,
+}
+
+/// What the tokens of a batch are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// A piece of a prompt, of at most [`Limits::chunk_len`] tokens.
+    Prompt,
+    /// One token of the text that is being generated. A backend may trade accuracy for speed here.
+    Decode,
+}
+
+/// Which tokens of a batch get results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// None: the batch is there for the KV cache.
+    Nothing,
+    Last,
+    /// All, of at most [`Limits::results_len`] tokens.
+    All,
+}
+
+/// What came out of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Results<'a> {
+    /// (vocab_size, tokens that get results), vocab_size contiguous
+    pub logits: &'a [f32],
+}
+
+/// The most tokens that a backend takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// In the KV cache.
+    pub context_len: usize,
+    /// In one batch.
+    pub chunk_len: usize,
+    /// In one batch that wants results for all.
+    pub results_len: usize,
+    /// Different tokens.
+    pub vocab_size: usize,
+}
+
+/// What computes logits. A backend owns the KV cache of one text.
+pub trait Backend {
+    /// `cpu` or `cuda`.
+    fn name(&self) -> &'static str;
+
+    /// The device's own name.
+    fn device(&self) -> &str;
+
+    fn limits(&self) -> Limits;
+
+    /// Computes a batch and caches its keys and values. Those of every position before it must be cached; those from its
+    /// position on are forgotten.
+    ///
+    /// # Errors
+    /// A batch that the limits do not allow, and whatever the device meets.
+    fn compute(&mut self, batch: Batch) -> Result<Results<'_>>;
+
+    /// Bytes of weights and KV cache that decoding the token at `position` reads.
+    fn bytes_per_token(&self, position: usize) -> u64;
+
+    /// Starts over with the graph, where there may be one: captured anew, or not used for the given reason.
+    fn set_graph(&mut self, _disabled: Option<String>) {}
+
+    /// What became of the CUDA graph, where there may be one.
+    fn graph_report(&self) -> Option<&GraphReport> {
+        None
+    }
+}
+
+/// How decoding was launched.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct GraphReport {
+    /// Whether tokens are decoded by replaying a graph.
+    pub enabled: bool,
+    pub captures: usize,
+    /// Of the latest graph.
+    pub nodes: usize,
+    /// Tokens that a replay computed.
+    pub replays: usize,
+    /// Tokens whose kernels were launched one by one.
+    pub direct_tokens: usize,
+    /// Why there is no graph.
+    pub disabled_reason: Option<String>,
+}
+
+impl<'a> Batch<'a> {
+    /// A piece of a prompt.
+    pub fn prompt(tokens: &'a [u32], position: usize, want: Want) -> Self {
+        Self {
+            tokens,
+            position,
+            phase: Phase::Prompt,
+            want,
+        }
+    }
+
+    /// One token of the text that is being generated.
+    pub fn decode(token: &'a u32, position: usize) -> Self {
+        Self {
+            tokens: std::slice::from_ref(token),
+            position,
+            phase: Phase::Decode,
+            want: Want::Last,
+        }
+    }
+
+    /// The batch's tokens that get results, by their index.
+    pub fn wanted(&self) -> std::ops::Range<usize> {
+        let len = self.tokens.len();
+        match self.want {
+            Want::Nothing => len..len,
+            Want::Last => len - 1..len,
+            Want::All => 0..len,
+        }
+    }
+
+    /// Refuses a batch that a backend of these limits cannot take.
+    pub fn check(&self, limits: Limits) -> Result<()> {
+        let Limits {
+            context_len,
+            chunk_len,
+            results_len,
+            vocab_size,
+        } = limits;
+        let len = self.tokens.len();
+        let most = match (self.phase, self.want) {
+            (Phase::Decode, _) => 1,
+            (Phase::Prompt, Want::All) => results_len.min(chunk_len),
+            (Phase::Prompt, Want::Last | Want::Nothing) => chunk_len,
+        };
+        ensure!(
+            (1..=most).contains(&len),
+            "a batch of {len} tokens was to be computed, and 1 to {most} can be"
+        );
+        ensure!(
+            self.position
+                .checked_add(len)
+                .is_some_and(|end| end <= context_len),
+            "{len} tokens from position {} on do not fit into a context of {context_len}",
+            self.position
+        );
+        let unknown = |token: &&u32| **token as usize >= vocab_size;
+        if let Some(token) = self.tokens.iter().find(unknown) {
+            anyhow::bail!("token {token} is not in the model's vocabulary of {vocab_size}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+//! The architectures: each is one file that says how metadata and tensors become a [`Decoder`].
+//!
+//! A new one is a file beside these and its line in [`ALL`].
+
+mod llama;
+mod qwen2;
+mod qwen3;
+mod source;
+
+use anyhow::{Context, Result};
+
+pub use source::{LayerSource, Shape, Source};
+
+use super::{
+    decoder::Decoder,
+    gguf::{Gguf, quoted},
+};
+
+/// An architecture that sharpi runs.
+#[derive(Clone, Copy)]
+pub struct Architecture {
+    /// `general.architecture`, and the prefix of every hyper-parameter's key.
+    pub name: &'static str,
+    pub describe: fn(&Source) -> Result<Decoder>,
+}
+
+/// Those that a file may name.
+pub const ALL: &[Architecture] = &[llama::LLAMA, qwen2::QWEN2, qwen3::QWEN3];
+
+/// Describes the model that `gguf` holds, as the one of `architectures` that it names does.
+///
+/// # Errors
+/// Another architecture, and metadata or tensors that do not make a model of it: the message names the key or the tensor,
+/// what was found and what is expected.
+pub fn describe(gguf: &Gguf, architectures: &[Architecture]) -> Result<Decoder> {
+    const KEY: &str = "general.architecture";
+    let name = gguf
+        .str(KEY)?
+        .with_context(|| format!("the metadata key \"{KEY}\" is missing"))?;
+    let mut known = architectures.iter();
+    let architecture = known.find(|a| a.name == name).with_context(|| {
+        let supported: Vec<&str> = architectures.iter().map(|a| a.name).collect();
+        format!(
+            "the architecture {} is not supported, only {} are",
+            quoted(name),
+            supported.join(", ")
+        )
+    })?;
+    (architecture.describe)(&Source::new(gguf, architecture.name))
+}

@@ -1,0 +1,32 @@
+//! Qwen2 and Qwen2.5: Yang et al., <https://arxiv.org/abs/2407.10671>. Queries, keys and values have biases.
+
+use anyhow::Result;
+
+use super::{
+    super::decoder::{Activation, Decoder, Layer, RopeStyle},
+    Architecture, Source,
+};
+
+pub const QWEN2: Architecture = Architecture {
+    name: "qwen2",
+    describe,
+};
+
+fn describe(source: &Source) -> Result<Decoder> {
+    let shape = source.shape()?;
+    let rope = source.rope(RopeStyle::Neox, shape.head_dim)?.into();
+    let layer = |layer| {
+        let tensors = source.layer(&shape, layer);
+        let mut attention = tensors.attention(&rope)?;
+        tensors.add_qkv_bias(&mut attention)?;
+        Ok(Layer {
+            attention,
+            feed_forward: tensors.feed_forward(Activation::Silu)?,
+            output_scale: None,
+        })
+    };
+    let layers = (0..shape.block_count)
+        .map(layer)
+        .collect::<Result<Vec<_>>>()?;
+    source.pre_norm_decoder(&shape, layers)
+}

@@ -1,0 +1,199 @@
+//! A model as data: what each layer holds and computes with, whatever the architecture. [`super::arch`] makes it from a
+//! file, [`super::ops`] puts it in order, and no code below asks for more.
+//!
+//! Shapes stand contiguous dimension first. `q_dim` is head_count * head_dim, `kv_dim` head_count_kv * head_dim.
+
+use std::sync::Arc;
+
+use super::{gguf::Tensor, ops::Op};
+
+/// A decoder-only transformer.
+pub struct Decoder {
+    /// Tokens that the model was trained to attend over.
+    pub context_length: usize,
+    /// Values of a token in the residual stream.
+    pub hidden_size: usize,
+    pub vocab_size: usize,
+    /// Layers may differ from each other in everything but `hidden_size`.
+    pub layers: Vec<Layer>,
+    /// The forward pass, from a token's id to its logits.
+    pub ops: Vec<Op>,
+}
+
+/// One layer: attention, then the feed-forward, each added to the residual stream.
+pub struct Layer {
+    pub attention: Attention,
+    pub feed_forward: FeedForward,
+    /// What the residual stream is multiplied with behind the layer.
+    pub output_scale: Option<f32>,
+}
+
+/// Attention with grouped queries.
+pub struct Attention {
+    /// Of the input, (hidden_size)
+    pub norm: Norm,
+    /// (hidden_size, q_dim)
+    pub q: Linear,
+    pub kv: KeyValues,
+    /// Of each query head before it is rotated, (head_dim)
+    pub q_norm: Option<Norm>,
+    pub rope: Arc<Rope>,
+    /// What `query · key` is multiplied with before the softmax.
+    pub scale: f32,
+    /// A token attends over this many tokens, itself included; `None`: over all before it.
+    pub window: Option<usize>,
+    pub head_count: usize,
+    /// Divides `head_count`.
+    pub head_count_kv: usize,
+    /// Values of one head, the same for queries, keys and values. Even.
+    pub head_dim: usize,
+    /// (q_dim, hidden_size)
+    pub output: Linear,
+    /// Of the output before it is added, (hidden_size)
+    pub output_norm: Option<Norm>,
+}
+
+/// Where a layer's keys and values come from.
+pub enum KeyValues {
+    /// The layer computes and caches them.
+    Own(Box<OwnKeyValues>),
+    /// It reads those that the layer of this index caches, which has its head size and heads for keys and values.
+    SharedWith(usize),
+}
+
+/// How a layer computes its keys and values.
+pub struct OwnKeyValues {
+    /// (hidden_size, kv_dim)
+    pub k: Linear,
+    /// (hidden_size, kv_dim)
+    pub v: Linear,
+    /// Of each key head before it is rotated, (head_dim)
+    pub k_norm: Option<Norm>,
+    /// Of each value head, (head_dim)
+    pub v_norm: Option<Norm>,
+}
+
+/// `down (activation(gate x) * (up x))`
+pub struct FeedForward {
+    /// Of the input, (hidden_size)
+    pub norm: Norm,
+    /// (hidden_size, feed_forward_length)
+    pub gate: Linear,
+    /// (hidden_size, feed_forward_length)
+    pub up: Linear,
+    pub activation: Activation,
+    /// (feed_forward_length, hidden_size)
+    pub down: Linear,
+    /// Of the output before it is added, (hidden_size)
+    pub output_norm: Option<Norm>,
+}
+
+/// A function of one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`
+    Silu,
+}
+
+/// `W x + bias`
+#[derive(Clone)]
+pub struct Linear {
+    /// (columns, rows)
+    pub weights: Tensor,
+    /// (rows)
+    pub bias: Option<Vector>,
+}
+
+/// `x / sqrt(mean(x²) + epsilon) * weight`: Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
+#[derive(Clone)]
+pub struct Norm {
+    pub weight: Vector,
+    pub epsilon: f32,
+}
+
+/// A tensor of one dimension in float32. Clones share the values.
+pub type Vector = Arc<[f32]>;
+
+/// Rotary position embedding of the leading values of a head: Su et al., "RoFormer", <https://arxiv.org/abs/2104.09864>.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    pub style: RopeStyle,
+    pub base: f32,
+    /// Leading values of a head that are rotated. Even, at most head_dim.
+    pub dimensions: usize,
+    /// What each frequency is divided by, (dimensions / 2); `None`: by nothing
+    pub factors: Option<Vec<f32>>,
+    pub scaling: RopeScaling,
+}
+
+/// Which pairs of a head's values a rotation turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// `(2i, 2i + 1)`: ggml's NORMAL, used by llama.
+    Interleaved,
+    /// `(i, i + dimensions / 2)`: NEOX, used by qwen.
+    Neox,
+}
+
+/// How positions beyond those of the training are brought into its range.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    None,
+    /// Positions are divided by this factor.
+    Linear(f32),
+}
+
+impl Rope {
+    /// Radians that each pair of a head's values turns by from one position to the next, (dimensions / 2):
+    /// `base^(-2i / dimensions)`, scaled and divided by the pair's factor.
+    pub fn frequencies(&self) -> Vec<f64> {
+        let scale = match self.scaling {
+            RopeScaling::None => 1.0,
+            RopeScaling::Linear(factor) => 1.0 / factor,
+        };
+        let frequency = |i: usize| {
+            let exponent = -((2 * i) as f64) / self.dimensions as f64;
+            let factor = self.factors.as_ref().map_or(1.0, |factors| factors[i]);
+            f64::from(scale) * f64::from(self.base).powf(exponent) / f64::from(factor)
+        };
+        (0..self.dimensions / 2).map(frequency).collect()
+    }
+}
+
+impl Attention {
+    pub fn q_dim(&self) -> usize {
+        self.head_count * self.head_dim
+    }
+
+    pub fn kv_dim(&self) -> usize {
+        self.head_count_kv * self.head_dim
+    }
+
+    /// Query heads that share a key/value head.
+    pub fn group(&self) -> usize {
+        self.head_count / self.head_count_kv
+    }
+}
+
+impl Decoder {
+    /// Bytes of the matrices that decoding one token reads: all that it is multiplied with.
+    pub fn bytes_per_token(&self) -> u64 {
+        let weights = self.ops.iter().filter_map(Op::weights);
+        weights.map(|weights| weights.bytes().len() as u64).sum()
+    }
+
+    /// Multiplications and additions of all matrices with `tokens` tokens, of which the last alone gets logits.
+    pub fn operations(&self, tokens: usize) -> f64 {
+        let mut tokens = tokens;
+        let mut products = 0.0;
+        for op in &self.ops {
+            if let Op::Select = op {
+                tokens = 1;
+            }
+            if let Some(weights) = op.weights() {
+                products += (tokens * weights.rows() * weights.row_len()) as f64;
+            }
+        }
+        2.0 * products
+    }
+}

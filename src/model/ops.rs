@@ -1,0 +1,249 @@
+//! The forward pass as a list of operations: written once for each order that architectures use, run or lowered by every
+//! backend.
+//!
+//! An operation reads and writes variables, each of which holds one vector for every token of a batch. A backend may do
+//! several at once, as long as what the list says comes out.
+
+use std::sync::Arc;
+
+use super::{
+    decoder::{Activation, Attention, FeedForward, KeyValues, Layer, Linear, Norm, Rope},
+    gguf::Tensor,
+};
+
+/// A variable: one vector of float32 for each token. Its length is that of what was written to it last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Var {
+    /// (hidden_size): the residual stream
+    Hidden,
+    /// (hidden_size): what attention or the feed-forward reads of it
+    Normed,
+    /// (q_dim)
+    Query,
+    /// (kv_dim)
+    Key,
+    /// (kv_dim)
+    Value,
+    /// (q_dim): what the heads gathered
+    Attended,
+    /// (feed_forward_length)
+    Gate,
+    /// (feed_forward_length)
+    Up,
+    /// (feed_forward_length)
+    Gated,
+    /// (hidden_size): what is about to be added to the residual stream
+    Branch,
+    /// (vocab_size)
+    Logits,
+}
+
+/// One operation on every token of a batch.
+pub enum Op {
+    /// `out = table[token]`; the table is (hidden_size, vocab_size)
+    Embed { table: Tensor, out: Var },
+    /// `out = norm(x)` over the whole vector
+    Norm { x: Var, norm: Norm, out: Var },
+    /// `x = norm(x)` over each head of `norm.weight.len()` values
+    HeadNorm { x: Var, norm: Norm },
+    /// `out = W x + bias`
+    Linear { x: Var, linear: Linear, out: Var },
+    /// Rotates each head of `head_dim` values of `x` by the token's position
+    Rope {
+        x: Var,
+        rope: Arc<Rope>,
+        head_dim: usize,
+    },
+    /// Caches the token's key and value as those of `layer`
+    Store { layer: usize, key: Var, value: Var },
+    /// `out[head] = Σ softmax(scale * query[head] · keys) values`, over what `layer` sees of the cache
+    Attend { layer: usize, query: Var, out: Var },
+    /// `out = activation(gate) * up`
+    Gate {
+        gate: Var,
+        up: Var,
+        activation: Activation,
+        out: Var,
+    },
+    /// `to += x`
+    Add { x: Var, to: Var },
+    /// `x *= factor`
+    Scale { x: Var, factor: f32 },
+    /// From here on, only the tokens whose logits are wanted count
+    Select,
+}
+
+impl Op {
+    /// The matrix that tokens are multiplied with.
+    pub fn weights(&self) -> Option<&Tensor> {
+        match self {
+            Self::Linear { linear, .. } => Some(&linear.weights),
+            Self::Embed { .. }
+            | Self::Norm { .. }
+            | Self::HeadNorm { .. }
+            | Self::Rope { .. }
+            | Self::Store { .. }
+            | Self::Attend { .. }
+            | Self::Gate { .. }
+            | Self::Add { .. }
+            | Self::Scale { .. }
+            | Self::Select => None,
+        }
+    }
+
+    fn reads(&self, var: Var) -> bool {
+        match self {
+            Self::Embed { .. } | Self::Select => false,
+            Self::Norm { x, .. }
+            | Self::HeadNorm { x, .. }
+            | Self::Linear { x, .. }
+            | Self::Rope { x, .. }
+            | Self::Scale { x, .. } => *x == var,
+            Self::Store { key, value, .. } => *key == var || *value == var,
+            Self::Attend { query, .. } => *query == var,
+            Self::Gate { gate, up, .. } => *gate == var || *up == var,
+            Self::Add { x, to } => *x == var || *to == var,
+        }
+    }
+
+    /// Whether it writes the whole of `var` without reading it.
+    fn replaces(&self, var: Var) -> bool {
+        match self {
+            Self::Embed { out, .. }
+            | Self::Norm { out, .. }
+            | Self::Linear { out, .. }
+            | Self::Attend { out, .. }
+            | Self::Gate { out, .. } => *out == var,
+            Self::HeadNorm { .. }
+            | Self::Rope { .. }
+            | Self::Store { .. }
+            | Self::Add { .. }
+            | Self::Scale { .. }
+            | Self::Select => false,
+        }
+    }
+}
+
+/// Whether any of `ops` needs what `var` holds before them: what is not needed need not be written.
+pub fn needs(ops: &[Op], var: Var) -> bool {
+    for op in ops {
+        if op.reads(var) {
+            return true;
+        }
+        if op.replaces(var) {
+            return false;
+        }
+    }
+    var == Var::Logits
+}
+
+/// The order of Llama and those after it: each part of a layer norms its input and adds its output to the residual stream.
+/// `embedding` and `output` are (hidden_size, vocab_size), `output_norm` (hidden_size).
+pub fn pre_norm_order(
+    embedding: &Tensor,
+    layers: &[Layer],
+    output_norm: &Norm,
+    output: &Tensor,
+) -> Vec<Op> {
+    let mut ops = vec![Op::Embed {
+        table: embedding.clone(),
+        out: Var::Hidden,
+    }];
+    for (index, layer) in layers.iter().enumerate() {
+        attention(&mut ops, index, &layer.attention);
+        feed_forward(&mut ops, &layer.feed_forward);
+        ops.extend(layer.output_scale.map(|factor| Op::Scale {
+            x: Var::Hidden,
+            factor,
+        }));
+    }
+    let output = Linear {
+        weights: output.clone(),
+        bias: None,
+    };
+    ops.push(Op::Select);
+    ops.push(norm(Var::Hidden, output_norm, Var::Normed));
+    ops.push(linear(Var::Normed, &output, Var::Logits));
+    ops
+}
+
+fn attention(ops: &mut Vec<Op>, layer: usize, attention: &Attention) {
+    let rope = |x| Op::Rope {
+        x,
+        rope: attention.rope.clone(),
+        head_dim: attention.head_dim,
+    };
+    ops.push(norm(Var::Hidden, &attention.norm, Var::Normed));
+    ops.push(linear(Var::Normed, &attention.q, Var::Query));
+    if let KeyValues::Own(own) = &attention.kv {
+        ops.push(linear(Var::Normed, &own.k, Var::Key));
+        ops.push(linear(Var::Normed, &own.v, Var::Value));
+    }
+    ops.extend(head_norm(Var::Query, &attention.q_norm));
+    ops.push(rope(Var::Query));
+    if let KeyValues::Own(own) = &attention.kv {
+        ops.extend(head_norm(Var::Key, &own.k_norm));
+        ops.push(rope(Var::Key));
+        ops.extend(head_norm(Var::Value, &own.v_norm));
+        ops.push(Op::Store {
+            layer,
+            key: Var::Key,
+            value: Var::Value,
+        });
+    }
+    ops.push(Op::Attend {
+        layer,
+        query: Var::Query,
+        out: Var::Attended,
+    });
+    ops.push(linear(Var::Attended, &attention.output, Var::Branch));
+    add_branch(ops, &attention.output_norm);
+}
+
+fn feed_forward(ops: &mut Vec<Op>, feed_forward: &FeedForward) {
+    ops.push(norm(Var::Hidden, &feed_forward.norm, Var::Normed));
+    ops.push(linear(Var::Normed, &feed_forward.gate, Var::Gate));
+    ops.push(linear(Var::Normed, &feed_forward.up, Var::Up));
+    ops.push(Op::Gate {
+        gate: Var::Gate,
+        up: Var::Up,
+        activation: feed_forward.activation,
+        out: Var::Gated,
+    });
+    ops.push(linear(Var::Gated, &feed_forward.down, Var::Branch));
+    add_branch(ops, &feed_forward.output_norm);
+}
+
+/// The residual stream `+= norm(branch)`.
+fn add_branch(ops: &mut Vec<Op>, output_norm: &Option<Norm>) {
+    ops.extend(
+        output_norm
+            .as_ref()
+            .map(|output_norm| norm(Var::Branch, output_norm, Var::Branch)),
+    );
+    ops.push(Op::Add {
+        x: Var::Branch,
+        to: Var::Hidden,
+    });
+}
+
+fn norm(x: Var, norm: &Norm, out: Var) -> Op {
+    Op::Norm {
+        x,
+        norm: norm.clone(),
+        out,
+    }
+}
+
+fn head_norm(x: Var, norm: &Option<Norm>) -> Option<Op> {
+    let norm = norm.clone()?;
+    Some(Op::HeadNorm { x, norm })
+}
+
+fn linear(x: Var, linear: &Linear, out: Var) -> Op {
+    Op::Linear {
+        x,
+        linear: linear.clone(),
+        out,
+    }
+}

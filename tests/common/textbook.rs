@@ -1,0 +1,147 @@
+//! The forward pass of a decoder a second time, in float64 and as plainly as it goes. Tensors come from the file by their
+//! names; of the description it takes the numbers of each layer, not the order of operations.
+
+use sharpi::model::{
+    Model,
+    decoder::{KeyValues, Rope, RopeScaling, RopeStyle},
+};
+
+/// The logits after every token.
+pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
+    let decoder = &model.decoder;
+    let tensor = |name: &str| model.gguf.tensor(name).map(|t| widen(&t.to_f32()));
+    let needed = |name: &str| tensor(name).unwrap_or_else(|| panic!("no tensor {name}"));
+    let embedding = needed("token_embd.weight");
+    let embed = |&token: &u32| {
+        let start = token as usize * decoder.hidden_size;
+        embedding[start..start + decoder.hidden_size].to_vec()
+    };
+    let mut hidden: Vec<Vec<f64>> = tokens.iter().map(embed).collect();
+    let epsilon = f64::from(decoder.layers[0].attention.norm.epsilon);
+    // Of each layer: for each position its heads.
+    let mut cached: Vec<[Vec<Vec<Vec<f64>>>; 2]> = Vec::new();
+    for (index, layer) in decoder.layers.iter().enumerate() {
+        let attention = &layer.attention;
+        let weights = |name: &str| needed(&format!("blk.{index}.{name}.weight"));
+        let optional = |name: &str| tensor(&format!("blk.{index}.{name}"));
+        let project = |name: &str, rotated: bool| -> Vec<Vec<Vec<f64>>> {
+            let (matrix, input_norm) = (weights(name), weights("attn_norm"));
+            let bias = optional(&format!("{name}.bias"));
+            let norm = optional(&format!("{name}_norm.weight"));
+            let heads = |(position, x): (usize, &Vec<f64>)| {
+                let mut out = product(&matrix, &rms_norm(x, &input_norm, epsilon));
+                if let Some(bias) = &bias {
+                    add(&mut out, bias);
+                }
+                let heads = out.chunks(attention.head_dim).map(|head| {
+                    let head = match &norm {
+                        Some(norm) => rms_norm(head, norm, epsilon),
+                        None => head.to_vec(),
+                    };
+                    match rotated {
+                        true => rotate(&attention.rope, &head, position),
+                        false => head,
+                    }
+                });
+                heads.collect()
+            };
+            hidden.iter().enumerate().map(heads).collect()
+        };
+        let queries = project("attn_q", true);
+        cached.push(match attention.kv {
+            KeyValues::Own(_) => [project("attn_k", true), project("attn_v", false)],
+            KeyValues::SharedWith(owner) => cached[owner].clone(),
+        });
+        let [keys, values] = &cached[index];
+        let [output, gate, up, down] =
+            ["attn_output", "ffn_gate", "ffn_up", "ffn_down"].map(weights);
+        let ffn_norm = weights("ffn_norm");
+        let output_norms = ["post_attention_norm.weight", "post_ffw_norm.weight"].map(optional);
+        let add_branch = |x: &mut Vec<f64>, branch: Vec<f64>, norm: &Option<Vec<f64>>| match norm {
+            Some(norm) => add(x, &rms_norm(&branch, norm, epsilon)),
+            None => add(x, &branch),
+        };
+        for (position, x) in hidden.iter_mut().enumerate() {
+            let first = attention
+                .window
+                .map_or(0, |window| (position + 1).saturating_sub(window));
+            let mut attended = Vec::new();
+            for (head, query) in queries[position].iter().enumerate() {
+                let head_kv = head * attention.head_count_kv / attention.head_count;
+                let weight =
+                    |p: usize| (dot(query, &keys[p][head_kv]) * f64::from(attention.scale)).exp();
+                let weights: Vec<f64> = (first..=position).map(weight).collect();
+                let sum: f64 = weights.iter().sum();
+                attended.extend((0..attention.head_dim).map(|i| {
+                    let values = values[first..=position].iter().zip(&weights);
+                    let products = values.map(|(value, weight)| weight * value[head_kv][i]);
+                    products.sum::<f64>() / sum
+                }));
+            }
+            add_branch(x, product(&output, &attended), &output_norms[0]);
+            let normed = rms_norm(x, &ffn_norm, epsilon);
+            let pairs = product(&gate, &normed)
+                .into_iter()
+                .zip(product(&up, &normed));
+            let gated: Vec<f64> = pairs
+                .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+                .collect();
+            add_branch(x, product(&down, &gated), &output_norms[1]);
+            let scale = f64::from(layer.output_scale.unwrap_or(1.0));
+            x.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+    let output = tensor("output.weight").unwrap_or(embedding);
+    let norm = needed("output_norm.weight");
+    let normed = hidden.iter().map(|x| rms_norm(x, &norm, epsilon));
+    normed.flat_map(|x| product(&output, &x)).collect()
+}
+
+/// The usual size of some values: their root mean square.
+pub fn size(values: &[f64]) -> f64 {
+    (dot(values, values) / values.len() as f64).sqrt()
+}
+
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+fn product(matrix: &[f64], x: &[f64]) -> Vec<f64> {
+    matrix.chunks(x.len()).map(|row| dot(row, x)).collect()
+}
+
+fn rms_norm(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
+    let scale = (dot(x, x) / x.len() as f64 + epsilon).sqrt().recip();
+    let pairs = x.iter().zip(weight);
+    pairs.map(|(x, weight)| x * scale * weight).collect()
+}
+
+fn rotate(rope: &Rope, head: &[f64], position: usize) -> Vec<f64> {
+    let count = rope.dimensions;
+    let scale = match rope.scaling {
+        RopeScaling::None => 1.0,
+        RopeScaling::Linear(factor) => 1.0 / f64::from(factor),
+    };
+    let mut out = head.to_vec();
+    for i in 0..count / 2 {
+        let factor = rope.factors.as_ref().map_or(1.0, |factors| factors[i]);
+        let exponent = -2.0 * i as f64 / count as f64;
+        let frequency = f64::from(rope.base).powf(exponent) / f64::from(factor);
+        let (sin, cos) = (position as f64 * scale * frequency).sin_cos();
+        let (a, b) = match rope.style {
+            RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+            RopeStyle::Neox => (i, i + count / 2),
+        };
+        out[a] = head[a] * cos - head[b] * sin;
+        out[b] = head[a] * sin + head[b] * cos;
+    }
+    out
+}
