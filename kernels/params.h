@@ -139,18 +139,18 @@ FIELD(GemmParams, unused, 156);
 
 // decode_attention_*
 struct DecodeAttentionParams {
-    const float *q;            // (head_count * head_dim)
-    const float *k;            // (head_count_kv * head_dim)
-    const float *v;            // (head_count_kv * head_dim)
-    const float *q_norm;       // (head_dim) or null
-    const float *k_norm;       // (head_dim) or null
-    const float *frequencies;  // (rope_dims / 2): radians a position
-    half *k_cache;             // (head_dim, context, head_count_kv), of this layer
-    half *v_cache;             // likewise
-    const int *position;       // of the new token; less than context
-    float *partial;            // scratch: (head_dim + 2, head_count, splits)
-    unsigned *finished;        // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
-    Activation out;            // (head_count * head_dim)
+    const float *q;             // (head_count * head_dim)
+    const float *k;             // (head_count_kv * head_dim)
+    const float *v;             // (head_count_kv * head_dim)
+    const float *q_norm;        // (head_dim) or null
+    const float *k_norm;        // (head_dim) or null
+    const double *frequencies;  // (rope_dims / 2): radians a position
+    half *k_cache;              // (head_dim, context, head_count_kv), of this layer
+    half *v_cache;              // likewise
+    const int *position;        // of the new token; less than context
+    float *partial;             // scratch: (head_dim + 2, head_count, splits)
+    unsigned *finished;         // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
+    Activation out;             // (head_count * head_dim)
     float epsilon;
     int context;      // tokens that the cache holds
     int group;        // query heads of a key/value head
@@ -180,16 +180,16 @@ FIELD(DecodeAttentionParams, scale, 132);
 
 // rope_tokens_*
 struct RopeParams {
-    const float *q;            // (head_count * head_dim, tokens)
-    const float *k;            // (head_count_kv * head_dim, tokens)
-    const float *v;            // (head_count_kv * head_dim, tokens)
-    const float *q_norm;       // (head_dim) or null
-    const float *k_norm;       // (head_dim) or null
-    const float *frequencies;  // (rope_dims / 2): radians a position
-    half *q_out;               // (head_dim, head_count, tokens), times scale
-    half *k_cache;             // (head_dim, context, head_count_kv), of this layer
-    half *v_cache;             // likewise
-    const int *position;       // of the first token; position + tokens is at most context
+    const float *q;             // (head_count * head_dim, tokens)
+    const float *k;             // (head_count_kv * head_dim, tokens)
+    const float *v;             // (head_count_kv * head_dim, tokens)
+    const float *q_norm;        // (head_dim) or null
+    const float *k_norm;        // (head_dim) or null
+    const double *frequencies;  // (rope_dims / 2): radians a position
+    half *q_out;                // (head_dim, head_count, tokens), times scale
+    half *k_cache;              // (head_dim, context, head_count_kv), of this layer
+    half *v_cache;              // likewise
+    const int *position;        // of the first token; position + tokens is at most context
     float epsilon;
     int context;
     int head_count;

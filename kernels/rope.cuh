@@ -6,9 +6,9 @@
 
 // cos and sin of position * frequency, for rotary embeddings. The angle is reduced in double precision; the fast
 // functions are good to 4e-7 between -pi and pi.
-__device__ __forceinline__ float2 rotation(int position, float frequency) {
+__device__ __forceinline__ float2 rotation(int position, double frequency) {
     constexpr double TWO_PI = 6.283185307179586476925;
-    const double angle = double(position) * double(frequency);
+    const double angle = position * frequency;
     const float reduced = static_cast<float>(angle - TWO_PI * rint(angle * (1 / TWO_PI)));
     return {__cosf(reduced), __sinf(reduced)};
 }

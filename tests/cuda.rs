@@ -18,7 +18,7 @@ use sharpi::{
 };
 
 fn main() {
-    let tests: [Test; 17] = [
+    let tests: [Test; 18] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
             graph_and_direct_logits_are_the_same_bits,
@@ -46,6 +46,10 @@ fn main() {
         (
             "every_tensor_type_and_architecture_follows_the_cpu",
             every_tensor_type_and_architecture_follows_the_cpu,
+        ),
+        (
+            "feed_forwards_of_any_length_follow_the_cpu",
+            feed_forwards_of_any_length_follow_the_cpu,
         ),
         (
             "nothing_is_allocated_once_generation_has_begun",
@@ -302,7 +306,7 @@ fn predictions_follow_the_cpu_after_the_golden_prompts() -> TestResult {
     }
     let mean = kl.iter().sum::<f64>() / kl.len() as f64;
     eprintln!("mean KL divergence {mean:.2e} over {} positions", kl.len());
-    check(mean <= 1e-3, format!("mean KL divergence {mean:e}"))
+    check(mean <= 5e-4, format!("mean KL divergence {mean:e}"))
 }
 
 /// Text of the model itself, drawn on the CPU.
@@ -376,6 +380,33 @@ fn every_tensor_type_and_architecture_follows_the_cpu() -> TestResult {
                     format!("{name}: relative error {error:e} is over {bound:e}"),
                 )?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Float rows need not be a multiple of anything. Bound as for float weights above.
+fn feed_forwards_of_any_length_follow_the_cpu() -> TestResult {
+    for tensor_type in [TensorType::F16, TensorType::BF16, TensorType::F32] {
+        for feed_forward_length in [523, 1026] {
+            let random = RandomModel {
+                feed_forward_length,
+                ..RandomModel::new("llama", tensor_type)
+            };
+            let name = format!("{} by {feed_forward_length}", tensor_type.name());
+            let model = Gguf::from_bytes(&name, random.file().to_bytes())?;
+            let model = Arc::new(Model::from_gguf(model)?);
+            let mut cpu = CpuBackend::new(model.clone(), 128, 0)?;
+            let mut cuda = chunked(&model, 128, 100)?;
+            let prompt = made_up_tokens(70, model.decoder.vocab_size);
+            let reference = Trace::record(&mut cpu, &prompt, 20, None)?;
+            let ours = Trace::record(&mut cuda, &prompt, 20, Some(&reference.tokens))?;
+            let error = relative_error(
+                reference.logits.iter().copied(),
+                ours.logits.iter().copied(),
+            );
+            eprintln!("{name}: relative error {error:.1e}");
+            check(error <= 2e-3, format!("{name}: relative error {error:e}"))?;
         }
     }
     Ok(())
@@ -577,7 +608,7 @@ fn perplexity_is_the_same_read_in_chunks_or_token_by_token() -> TestResult {
     let (decoded, read) = (perplexity(1)?, perplexity(2048)?);
     eprintln!("token by token {decoded:.4}, in chunks {read:.4}");
     check(
-        (read / decoded - 1.0).abs() <= 2e-3,
+        (read / decoded - 1.0).abs() <= 1e-3,
         format!("{decoded} token by token, {read} in chunks"),
     )
 }
@@ -609,9 +640,10 @@ fn a_session_reads_only_what_is_new() -> TestResult {
         )?;
         let fresh = Trace::record(&mut backend(&model, true), prompt, 1, None)?;
         let error = relative_error(fresh.logits.iter().copied(), logits.into_iter());
+        eprintln!("relative error {error:.1e}");
         // The last tokens may have been computed in a chunk of another length.
         check(
-            error <= 5e-3,
+            error <= 2e-3,
             format!("relative error {error:e} to a fresh session"),
         )?;
     }

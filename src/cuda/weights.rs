@@ -91,8 +91,8 @@ impl DeviceWeights {
             })?
         };
         let mut vectors = HashMap::new();
-        for (key, values, offset) in &layout.vectors {
-            memory.upload(*offset, bytemuck::cast_slice::<f32, u8>(values))?;
+        for (key, bytes, offset) in &layout.vectors {
+            memory.upload(*offset, bytes)?;
             vectors.insert(*key, memory.at(*offset));
         }
         Ok(Self {
@@ -117,7 +117,7 @@ impl DeviceWeights {
         vector.map_or(0, |vector| self.vectors[&VectorKey::of(vector)])
     }
 
-    /// Radians a position, f32 (dimensions / 2), of a rotation of the decoder that was uploaded.
+    /// Radians a position, f64 (dimensions / 2), of a rotation of the decoder that was uploaded.
     pub fn frequencies(&self, rope: &Arc<Rope>) -> CUdeviceptr {
         self.vectors[&VectorKey::of(rope)]
     }
@@ -133,11 +133,16 @@ impl VectorKey {
     }
 }
 
+fn floats(vector: &Vector) -> Cow<'_, [u8]> {
+    Cow::Borrowed(bytemuck::cast_slice(vector))
+}
+
 /// Where everything goes.
 #[derive(Default)]
 struct Layout<'a> {
     matrices: Vec<(&'a Tensor, usize)>,
-    vectors: Vec<(VectorKey, Cow<'a, [f32]>, usize)>,
+    /// Their bytes.
+    vectors: Vec<(VectorKey, Cow<'a, [u8]>, usize)>,
     bytes: usize,
     source_bytes: usize,
 }
@@ -151,14 +156,14 @@ impl<'a> Layout<'a> {
                 Op::Linear { linear, .. } => {
                     layout.matrix(&linear.weights)?;
                     if let Some(bias) = &linear.bias {
-                        layout.vector(VectorKey::of(bias), || Cow::Borrowed(bias));
+                        layout.vector(VectorKey::of(bias), || floats(bias));
                     }
                 }
                 Op::Norm { norm, .. } | Op::HeadNorm { norm, .. } => {
-                    layout.vector(VectorKey::of(&norm.weight), || Cow::Borrowed(&norm.weight));
+                    layout.vector(VectorKey::of(&norm.weight), || floats(&norm.weight));
                 }
                 Op::Rope { rope, .. } => layout.vector(VectorKey::of(rope), || {
-                    rope.frequencies().into_iter().map(|f| f as f32).collect()
+                    bytemuck::cast_slice(&rope.frequencies()).to_vec().into()
                 }),
                 Op::Store { .. }
                 | Op::Attend { .. }
@@ -188,11 +193,11 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    fn vector(&mut self, key: VectorKey, values: impl FnOnce() -> Cow<'a, [f32]>) {
+    fn vector(&mut self, key: VectorKey, bytes: impl FnOnce() -> Cow<'a, [u8]>) {
         if self.vectors.iter().all(|(other, ..)| *other != key) {
-            let values = values();
-            let offset = self.take(size_of_val(&*values));
-            self.vectors.push((key, values, offset));
+            let bytes = bytes();
+            let offset = self.take(bytes.len());
+            self.vectors.push((key, bytes, offset));
         }
     }
 

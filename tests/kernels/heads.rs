@@ -18,7 +18,7 @@ pub struct Rope {
     pub q_norm: Option<Vec<f32>>,
     pub k_norm: Option<Vec<f32>>,
     /// Radians a position.
-    pub frequencies: Vec<f32>,
+    pub frequencies: Vec<f64>,
     pub interleaved: bool,
 }
 
@@ -32,7 +32,7 @@ impl Rope {
         } else {
             head_dim * 3 / 4
         };
-        let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / rope_dims as f64) as f32;
+        let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / rope_dims as f64);
         Self {
             q_norm,
             k_norm,
@@ -60,7 +60,7 @@ impl Rope {
                 true => (2 * i, 2 * i + 1),
                 false => (i, i + half),
             };
-            let (sin, cos) = (position as f64 * f64::from(frequency)).sin_cos();
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
             let (a, b) = (values[first], values[second]);
             values[first] = a * cos - b * sin;
             values[second] = a * sin + b * cos;
