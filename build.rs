@@ -1,4 +1,4 @@
-//! Compiles `kernels/*.cu` into fat binaries that `src/cuda/device.rs` embeds; again only where source or headers changed.
+//! Compiles `kernels/*.cu` into fat binaries that `src/cuda/device/mod.rs` embeds; again only where source or headers changed.
 //!
 //! Without `nvcc` the crate still builds: the list of modules is then empty, and the command says so when asked for CUDA.
 

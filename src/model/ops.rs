@@ -1,8 +1,9 @@
 //! The forward pass as a list of operations: written once for each order that architectures use, run or lowered by every
 //! backend.
 //!
-//! An operation reads and writes variables, each of which holds one vector for every token of a batch. A backend may do
-//! several at once, as long as what the list says comes out.
+//! An operation reads and writes variables, each of which holds one vector for every token of a batch. What it writes is
+//! another variable than those it reads, but for a norm, which may be in place. A backend may do several operations at
+//! once, as long as what the list says comes out.
 
 use std::sync::Arc;
 
