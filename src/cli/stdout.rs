@@ -4,15 +4,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
 
-/// Whether the process was started with standard output closed.
-static CLOSED: AtomicBool = AtomicBool::new(false);
+/// Whether the process was started with a standard output that takes no writes.
+static UNWRITABLE: AtomicBool = AtomicBool::new(false);
 
-/// Refuses a standard output that was closed from the start, where all text would be lost without an error: Rust's
-/// runtime opens `/dev/null` in its place, and what does so legitimately looks the same.
+/// Refuses a standard output that was closed, or open for reading alone, from the start. All text would be lost without
+/// an error: Rust's runtime opens `/dev/null` in place of a closed one, which looks like one that was meant, and its
+/// standard library takes the error of a write to the other for success.
 pub fn check() -> Result<()> {
     ensure!(
-        !CLOSED.load(Ordering::Relaxed),
-        "standard output is closed: send it to a file or a pipe, or to /dev/null where nobody is to read it"
+        !UNWRITABLE.load(Ordering::Relaxed),
+        "standard output is closed, or not open for writing: send it to a file or a pipe, or to /dev/null where nobody \
+         is to read it"
     );
     Ok(())
 }
@@ -25,9 +27,10 @@ pub fn check() -> Result<()> {
 #[unsafe(link_section = ".init_array")]
 static AT_START: extern "C" fn() = {
     extern "C" fn look() {
-        // SAFETY: asks whether the descriptor is open, and changes nothing.
-        let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
-        CLOSED.store(flags == -1, Ordering::Relaxed);
+        // SAFETY: asks how the descriptor is open, and changes nothing.
+        let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFL) };
+        let unwritable = flags == -1 || flags & libc::O_ACCMODE == libc::O_RDONLY;
+        UNWRITABLE.store(unwritable, Ordering::Relaxed);
     }
     look
 };

@@ -205,12 +205,14 @@ fn a_closed_standard_output_is_a_failure_and_the_null_device_is_not() {
         Ran::from(output.expect("starting sh"))
     };
     for args in WRITERS {
-        let ran = run(args, ">&-");
-        let message = ran.error(1);
-        assert!(
-            message.contains("standard output is closed"),
-            "{args:?}: {message}"
-        );
+        for unwritable in [">&-", "1< /dev/null"] {
+            let ran = run(args, unwritable);
+            let message = ran.error(1);
+            assert!(
+                message.contains("standard output is closed, or not open for writing"),
+                "{args:?} {unwritable}: {message}"
+            );
+        }
         run(args, "> /dev/null").stdout();
     }
     // As Rust opens it in place of what was closed, and daemons for themselves.
