@@ -21,7 +21,7 @@ use sharpi::{
     cuda::{CudaBackend, Device, Options},
     engine::made_up_tokens,
     model::{
-        Architecture, Decoder, Gguf, Model,
+        Architecture, Decoder, Gguf, Model, RopeOptions,
         arch::Source,
         decoder::{Activation, KeyValues, Layer, RopeStyle},
     },
@@ -199,7 +199,11 @@ impl File {
 fn model(architecture: Architecture, tensor_type: TensorType) -> Result<Arc<Model>> {
     let file = File::new(architecture.name, tensor_type).to_bytes();
     let gguf = Gguf::from_bytes(architecture.name, file)?;
-    Ok(Arc::new(Model::of_architectures(gguf, &[architecture])?))
+    Ok(Arc::new(Model::of_architectures(
+        gguf,
+        &[architecture],
+        &RopeOptions::default(),
+    )?))
 }
 
 /// The logits after every token, read in several pieces and decoded at the end.

@@ -120,6 +120,22 @@ fn rope_factors_scaling_and_partial_rotation_are_applied() {
 }
 
 #[test]
+fn yarn_scales_frequencies_and_scores() {
+    let mut file = RandomModel::new("qwen2", TensorType::F32).file();
+    file.set("qwen2.rope.scaling.type", "yarn")
+        .set("qwen2.rope.scaling.factor", 8.0f32)
+        .set("qwen2.rope.scaling.original_context_length", 16u32);
+    let model = load(&file);
+    assert!(model.decoder.layers[0].attention.rope.magnitude() > 1.2);
+    assert_matches_reference(&model, "YaRN");
+    // Values of a head that are not rotated would have to keep their scale.
+    file.set("qwen2.rope.dimension_count", 32u32);
+    let gguf = Gguf::from_bytes("partial", file.to_bytes()).unwrap();
+    let error = Model::from_gguf(gguf).err().expect("it cannot be run");
+    assert!(format!("{error:#}").contains("32 of 64"), "{error:#}");
+}
+
+#[test]
 fn the_number_of_threads_changes_no_bit() {
     let model = load(&RandomModel::new("qwen3", TensorType::Q4_K).file());
     let tokens = random_tokens(&model, 100);

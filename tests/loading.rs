@@ -8,8 +8,8 @@ use anyhow::Result;
 use common::gguf_writer::{GgufFile, RandomModel, Value};
 use sharpi::{
     model::{
-        Decoder, Gguf, arch,
-        decoder::{KeyValues, Layer, RopeScaling, RopeStyle},
+        Decoder, Gguf, RopeOptions, arch,
+        decoder::{KeyValues, Layer, RopeScaling, RopeStyle, Yarn},
         ops::Op,
     },
     quant::TensorType,
@@ -17,7 +17,8 @@ use sharpi::{
 
 /// Reads the file as far as its tensors reach, under the name `model.gguf`.
 fn load(bytes: Vec<u8>) -> Result<Decoder> {
-    arch::describe(&Gguf::from_bytes("model.gguf", bytes)?, arch::ALL)
+    let gguf = Gguf::from_bytes("model.gguf", bytes)?;
+    arch::describe(&gguf, arch::ALL, &RopeOptions::default())
 }
 
 fn qwen3() -> GgufFile {
@@ -140,6 +141,84 @@ fn heads_may_be_counted_for_each_layer() {
     ] {
         file.set(KEY, counts);
         assert_refused(load(file.to_bytes()), &[KEY, parts[0], parts[1]]);
+    }
+}
+
+#[test]
+fn positions_are_scaled_as_llama_cpp_reads_the_keys() {
+    let scaling = |keys: &[(&str, Value)]| {
+        let mut file = RandomModel::new("qwen2", TensorType::Q8_0).file();
+        for (key, value) in keys {
+            file.set(&format!("qwen2.rope.{key}"), value.clone());
+        }
+        load(file.to_bytes()).unwrap().layers[0]
+            .attention
+            .rope
+            .scaling
+    };
+    let (four, eight) = (Value::F32(4.0), Value::F32(8.0));
+    let linear = RopeScaling::Linear(4.0);
+    assert_eq!(scaling(&[("scaling.factor", four.clone())]), linear);
+    assert_eq!(scaling(&[("scale_linear", four.clone())]), linear);
+    let both = [("scaling.factor", four.clone()), ("scale_linear", eight)];
+    assert_eq!(scaling(&both), linear);
+    assert_eq!(scaling(&[("scale_linear", 0f32.into())]), RopeScaling::None);
+    let none = [
+        ("scaling.type", "none".into()),
+        ("scaling.factor", four.clone()),
+    ];
+    assert_eq!(scaling(&none), RopeScaling::None);
+    let yarn = [
+        ("scaling.type", "yarn".into()),
+        ("scaling.factor", four),
+        ("scaling.original_context_length", 32_768u32.into()),
+        ("scaling.yarn_beta_fast", 16f32.into()),
+    ];
+    let expected = Yarn {
+        factor: 4.0,
+        original_context: 32_768,
+        beta_fast: 16.0,
+        beta_slow: 1.0,
+        ext_factor: 1.0,
+        attn_factor: 1.0,
+    };
+    assert_eq!(scaling(&yarn), RopeScaling::Yarn(expected));
+}
+
+#[test]
+fn what_nothing_uses_is_refused_by_name_unless_it_changes_nothing() {
+    let vector = |file: &mut GgufFile, name: &str| {
+        file.push(name, &[64], TensorType::F32, vec![0; 256]);
+    };
+    for name in [
+        "blk.0.attn_sinks.weight",
+        "blk.1.post_attention_norm.weight",
+        "blk.2.attn_norm.weight",
+        "rope_factors_long.weight",
+        "v.patch_embd.weight",
+    ] {
+        assert_change_refused(|file| vector(file, name), &[name, "qwen3"]);
+    }
+    let mut file = qwen3();
+    vector(&mut file, "blk.0.attn_rot_embd.weight");
+    file.set("qwen3.vocab_size", 264u32)
+        .set("qwen3.rope.scaling.finetuned", false)
+        .set("qwen3.logit_scale", 1f32)
+        .set("qwen3.final_logit_softcapping", 0f32)
+        .set("qwen3.a_new_key", "of no weight");
+    load(file.to_bytes()).unwrap();
+    for (key, value) in [
+        ("attention.scale", 0.5f32.into()),
+        ("attn_logit_softcapping", 50f32.into()),
+        ("logit_scale", 0.0625f32.into()),
+        ("rope.dimension_sections", vec![16u32, 24, 24, 0].into()),
+        ("use_parallel_residual", true.into()),
+    ] {
+        let key = format!("qwen3.{key}");
+        let change = |file: &mut GgufFile| {
+            file.set(&key, Value::clone(&value));
+        };
+        assert_change_refused(change, &[&key, "changes the result"]);
     }
 }
 
@@ -551,7 +630,7 @@ fn an_impossible_hyper_parameter_is_refused_by_key_and_value() {
         ("rope.freq_base", 0f32.into(), "is 0"),
         ("rope.dimension_count", 66u32.into(), "is 66"),
         ("rope.dimension_count", 31u32.into(), "is 31"),
-        ("rope.scaling.type", "yarn".into(), "is \"yarn\""),
+        ("rope.scaling.type", "longrope".into(), "is \"longrope\""),
         ("expert_count", 8u32.into(), "is 8"),
         ("attention.sliding_window", 4096u32.into(), "is 4096"),
     ];
@@ -640,7 +719,7 @@ fn a_split_model_opens_from_its_first_part() {
         .map(|path| fs::metadata(path).unwrap().len())
         .sum();
     assert_eq!(gguf.file_bytes(), bytes_on_disk);
-    arch::describe(&gguf, arch::ALL).unwrap();
+    arch::describe(&gguf, arch::ALL, &RopeOptions::default()).unwrap();
 }
 
 #[test]
@@ -708,6 +787,25 @@ fn parts_that_do_not_belong_together_are_refused() {
         Gguf::open(&paths[0]),
         &["split.tensors.count", expected[0], expected[1]],
     );
+}
+
+/// Merged files often keep the name of their first part.
+#[test]
+fn a_whole_model_opens_whatever_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut merged = qwen3();
+    for (name, count) in [
+        ("a-00001-of-00003.gguf", None),
+        ("b-00002-of-00002.gguf", Some(0u16)),
+    ] {
+        if let Some(count) = count {
+            merged.set("split.count", count).set("split.no", 0u16);
+        }
+        let path = dir.path().join(name);
+        fs::write(&path, merged.to_bytes()).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        assert_eq!(gguf.tensors().count(), merged.tensors.len(), "{name}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
 /// The longest context that a flag can ask for: a GPU counts positions in 32 bits.
 pub const MOST_TOKENS: usize = i32::MAX as usize;
@@ -147,6 +147,9 @@ pub struct RunArgs {
     pub logprobs: Option<usize>,
 
     #[command(flatten)]
+    pub rope: RopeArgs,
+
+    #[command(flatten)]
     pub machine: MachineArgs,
 }
 
@@ -205,6 +208,9 @@ pub struct BenchArgs {
     pub json: bool,
 
     #[command(flatten)]
+    pub rope: RopeArgs,
+
+    #[command(flatten)]
     pub machine: MachineArgs,
 }
 
@@ -225,6 +231,9 @@ pub struct PerplexityArgs {
     /// Compare every prediction with the CPU's
     #[arg(long)]
     pub kl: bool,
+
+    #[command(flatten)]
+    pub rope: RopeArgs,
 
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -253,6 +262,9 @@ pub struct VerifyArgs {
     /// Compare with the CPU even if the model is large
     #[arg(long)]
     pub cpu: bool,
+
+    #[command(flatten)]
+    pub rope: RopeArgs,
 
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -305,6 +317,50 @@ pub struct MachineArgs {
     /// Launch CUDA kernels one by one instead of replaying a graph (as SHARPI_CUDA_GRAPH=0 does)
     #[arg(long)]
     pub no_cuda_graph: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Positions (defaults come from the model file)")]
+pub struct RopeArgs {
+    /// How positions beyond those of the training are brought into its range: none, linear or yarn
+    #[arg(long, value_name = "TYPE")]
+    pub rope_scaling: Option<RopeScaling>,
+
+    /// Hold X times the context of the training
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = rope_scale)]
+    pub rope_scale: Option<f32>,
+
+    /// Base of the rotation frequencies
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = at_least_1)]
+    pub rope_freq_base: Option<f32>,
+
+    /// YaRN: tokens of the training's context
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = tokens)]
+    pub yarn_orig_ctx: Option<usize>,
+
+    /// YaRN: how much of the ramp between kept and scaled frequencies counts; 0: none, linear scaling
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = probability)]
+    pub yarn_ext_factor: Option<f32>,
+
+    /// YaRN: multiply queries and keys with X
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero)]
+    pub yarn_attn_factor: Option<f32>,
+
+    /// YaRN: frequencies that turn more often within the training's context stay
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero)]
+    pub yarn_beta_fast: Option<f32>,
+
+    /// YaRN: frequencies that turn less often are scaled in full
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero)]
+    pub yarn_beta_slow: Option<f32>,
+}
+
+/// What `--rope-scaling` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RopeScaling {
+    None,
+    Linear,
+    Yarn,
 }
 
 #[derive(Debug, Args)]
@@ -420,6 +476,19 @@ fn zero_or_more(text: &str) -> Result<f32, String> {
 
 fn more_than_zero(text: &str) -> Result<f32, String> {
     number(text, |value| value > 0.0, "must be more than 0")
+}
+
+fn at_least_1(text: &str) -> Result<f32, String> {
+    number(text, |value| value >= 1.0, "must be at least 1")
+}
+
+/// The range that a file's own factor may have.
+fn rope_scale(text: &str) -> Result<f32, String> {
+    number(
+        text,
+        |value| (1e-3..=1e6).contains(&value),
+        "must be between 0.001 and 1000000",
+    )
 }
 
 fn probability(text: &str) -> Result<f32, String> {

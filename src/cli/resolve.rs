@@ -12,8 +12,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{
     args::{
-        self, BenchArgs, Device, MOST_TOKENS, MachineArgs, ModelArgs, PromptArgs, RunArgs,
-        SamplingArgs, TokenizeArgs, VerbosityArgs,
+        self, BenchArgs, Device, MOST_TOKENS, MachineArgs, ModelArgs, PromptArgs, RopeArgs,
+        RunArgs, SamplingArgs, TokenizeArgs, VerbosityArgs,
     },
     backend::Compute,
     bench::BenchRequest,
@@ -24,7 +24,10 @@ use super::{
 };
 use crate::{
     engine::{Kind, SamplingParams, Workload},
-    model::{Gguf, Message, Model, Prompt},
+    model::{
+        Gguf, Message, Model, Prompt, RopeOptions,
+        arch::{self, RopeScalingType},
+    },
 };
 
 /// One command, ready to be carried out.
@@ -68,14 +71,14 @@ pub enum Format {
 
 /// Where the model comes from.
 pub enum ModelSource {
-    File(PathBuf),
+    File(PathBuf, RopeOptions),
     Demo,
 }
 
 impl ModelSource {
     pub fn open(&self) -> Result<Model> {
         match self {
-            Self::File(path) => Model::open(path),
+            Self::File(path, rope) => Model::of_architectures(Gguf::open(path)?, arch::ALL, rope),
             Self::Demo => Model::demo(),
         }
     }
@@ -83,7 +86,7 @@ impl ModelSource {
     /// What to call it while it is being loaded.
     pub fn name(&self) -> String {
         match self {
-            Self::File(path) => path.display().to_string(),
+            Self::File(path, _) => path.display().to_string(),
             Self::Demo => "the demo model".to_owned(),
         }
     }
@@ -127,14 +130,14 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
     Ok(match command {
         args::Command::Run(args) => Request::Run(Box::new(run(*args, verbosity)?)),
         args::Command::Info(args) => Request::Info {
-            model: model(args.model),
+            model: model(args.model, None)?,
             json: args.json,
         },
         args::Command::Tokenize(args) => Request::Tokenize(tokenize(args)?),
         args::Command::Bench(args) => Request::Bench(bench(args, verbosity)?),
         args::Command::Perplexity(args) => Request::Perplexity(PerplexityRequest {
             text: read_text("--file", &args.file)?,
-            model: model(args.model),
+            model: model(args.model, Some(args.rope))?,
             compute: compute(args.machine, Some(args.ctx_size), "--ctx-size", verbosity),
             window: args.ctx_size,
             kl: args.kl,
@@ -144,7 +147,7 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
                 "verify",
                 compute(args.machine, None, "--prompt and --max-tokens", verbosity),
             )?,
-            model: model(args.model),
+            model: model(args.model, Some(args.rope))?,
             cpu: args.cpu,
             tokens: args.max_tokens,
             prompt: args.prompt,
@@ -160,7 +163,7 @@ fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
         } else {
             chat(args.prompt)?
         },
-        model: model(args.model),
+        model: model(args.model, Some(args.rope))?,
         max_tokens: args.max_tokens,
         stop: args.stop,
         ignore_eos: args.ignore_eos,
@@ -261,7 +264,7 @@ fn bench(args: BenchArgs, verbosity: &VerbosityArgs) -> Result<BenchRequest> {
             true => with_graph("--compare-graph", compute)?,
             false => compute,
         },
-        model: model(args.model),
+        model: model(args.model, Some(args.rope))?,
         workloads,
         repetitions: args.repetitions,
         compare_graph: args.compare_graph,
@@ -287,22 +290,41 @@ fn tokenize(args: TokenizeArgs) -> Result<TokenizeRequest> {
         } else {
             Input::Raw(text(&args.prompt)?)
         },
-        model: model(args.model),
+        model: model(args.model, None)?,
         json: args.json,
     })
 }
 
 /// Asked last, so that what is said about it does not precede an error of usage.
-fn model(args: ModelArgs) -> ModelSource {
-    args.model.map_or_else(
-        || {
-            tracing::info!(
-                "no --model given: using the built-in demo model, which tells simple stories"
-            );
-            ModelSource::Demo
-        },
-        ModelSource::File,
-    )
+fn model(args: ModelArgs, rope: Option<RopeArgs>) -> Result<ModelSource> {
+    let rope = rope.map(rope_options).unwrap_or_default();
+    if let Some(path) = args.model {
+        return Ok(ModelSource::File(path, rope));
+    }
+    if rope != RopeOptions::default() {
+        return Err(usage(
+            "--rope-* and --yarn-* are for a model file: add --model FILE",
+        ));
+    }
+    tracing::info!("no --model given: using the built-in demo model, which tells simple stories");
+    Ok(ModelSource::Demo)
+}
+
+fn rope_options(args: RopeArgs) -> RopeOptions {
+    RopeOptions {
+        scaling: args.rope_scaling.map(|scaling| match scaling {
+            args::RopeScaling::None => RopeScalingType::None,
+            args::RopeScaling::Linear => RopeScalingType::Linear,
+            args::RopeScaling::Yarn => RopeScalingType::Yarn,
+        }),
+        scale: args.rope_scale,
+        freq_base: args.rope_freq_base,
+        yarn_orig_ctx: args.yarn_orig_ctx,
+        yarn_ext_factor: args.yarn_ext_factor,
+        yarn_attn_factor: args.yarn_attn_factor,
+        yarn_beta_fast: args.yarn_beta_fast,
+        yarn_beta_slow: args.yarn_beta_slow,
+    }
 }
 
 fn chat(args: PromptArgs) -> Result<Input> {
@@ -341,7 +363,9 @@ fn text(args: &PromptArgs) -> Result<String> {
 
 fn read_messages(path: &Path) -> Result<Vec<Message>> {
     let json = read_text("--messages", path)?;
-    let messages: Vec<Message> = serde_json::from_str(&json).with_context(|| {
+    // Editors on Windows begin files with a byte order mark; RFC 8259, section 8.1, lets readers ignore it.
+    let json = json.strip_prefix('\u{feff}').unwrap_or(&json);
+    let messages: Vec<Message> = serde_json::from_str(json).with_context(|| {
         format!(
             r#"--messages {}: expected [{{"role":"user","content":"..."}}, ...]"#,
             path.display()

@@ -141,22 +141,75 @@ pub enum RopeScaling {
     None,
     /// Positions are divided by this factor.
     Linear(f32),
+    Yarn(Yarn),
+}
+
+/// Frequencies that turn often within the original context stay, those that turn seldom are scaled, and between the two
+/// lies a ramp: Peng et al., "YaRN", <https://arxiv.org/abs/2309.00071>.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Yarn {
+    /// How many times the original context is to be held.
+    pub factor: f32,
+    /// Tokens that the model was trained on before.
+    pub original_context: usize,
+    /// Turns within the original context from which on a frequency stays.
+    pub beta_fast: f32,
+    /// Turns up to which a frequency is scaled in full.
+    pub beta_slow: f32,
+    /// How much of the ramp counts: 1, or 0 for linear scaling of all frequencies.
+    pub ext_factor: f32,
+    /// Multiplies queries and keys, beside what YaRN itself asks for.
+    pub attn_factor: f32,
 }
 
 impl Rope {
     /// Radians that each pair of a head's values turns by from one position to the next, (dimensions / 2):
     /// `base^(-2i / dimensions)`, scaled and divided by the pair's factor.
     pub fn frequencies(&self) -> Vec<f64> {
-        let scale = match self.scaling {
-            RopeScaling::None => 1.0,
-            RopeScaling::Linear(factor) => 1.0 / factor,
-        };
         let frequency = |i: usize| {
             let exponent = -((2 * i) as f64) / self.dimensions as f64;
             let factor = self.factors.as_ref().map_or(1.0, |factors| factors[i]);
-            f64::from(scale) * f64::from(self.base).powf(exponent) / f64::from(factor)
+            let scale = match self.scaling {
+                RopeScaling::None => 1.0,
+                RopeScaling::Linear(factor) => f64::from(1.0 / factor),
+                RopeScaling::Yarn(yarn) => yarn.scale(i, self.base, self.dimensions),
+            };
+            scale * f64::from(self.base).powf(exponent) / f64::from(factor)
         };
         (0..self.dimensions / 2).map(frequency).collect()
+    }
+
+    /// What rotated queries and keys are multiplied with.
+    pub fn magnitude(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::None | RopeScaling::Linear(_) => 1.0,
+            RopeScaling::Yarn(yarn) => yarn.magnitude(),
+        }
+    }
+}
+
+impl Yarn {
+    /// What frequency `i` is multiplied with.
+    fn scale(&self, i: usize, base: f32, dimensions: usize) -> f64 {
+        // The frequency, a real number, that turns this often within the original context.
+        let turning = |turns: f32| {
+            let turn = 2.0 * std::f64::consts::PI * f64::from(turns);
+            dimensions as f64 * (self.original_context as f64 / turn).ln()
+                / (2.0 * f64::from(base).ln())
+        };
+        let low = turning(self.beta_fast).floor().max(0.0);
+        let high = turning(self.beta_slow).ceil().min(dimensions as f64 - 1.0);
+        let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+        let kept = (1.0 - ramp) * f64::from(self.ext_factor);
+        (1.0 - kept) / f64::from(self.factor) + kept
+    }
+
+    fn magnitude(&self) -> f32 {
+        // Without the ramp it is linear scaling, which asks for nothing.
+        match self.ext_factor == 0.0 || self.factor <= 1.0 {
+            true => self.attn_factor,
+            false => self.attn_factor * (1.0 + 0.1 * self.factor.ln()),
+        }
     }
 }
 

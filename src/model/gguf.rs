@@ -31,12 +31,17 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Maps and checks the file at `path`; a name ending in `-00001-of-0000N.gguf` opens all N parts.
+    /// Maps and checks the file at `path`, and where its metadata says that it is the first of several parts, named
+    /// `-00001-of-0000N.gguf`, those as well. (A merged file may have kept the name of its first part.)
     pub fn open(path: &Path) -> Result<Self> {
-        let split = SplitName::parse(path);
-        if let Some(split) = &split
-            && split.number != 1
-        {
+        let mut gguf =
+            Self::open_file(path).with_context(|| format!("cannot load {}", path.display()))?;
+        let split = SplitName::parse(path).filter(|_| gguf.is_part());
+        let Some(split) = split else {
+            gguf.check_part(1, 1)?;
+            return Ok(gguf);
+        };
+        if split.number != 1 {
             bail!(
                 "{} is part {} of a model split into {}; open the first part, {}",
                 path.display(),
@@ -45,15 +50,21 @@ impl Gguf {
                 split.part(path, 1).display()
             );
         }
-        let count = split.as_ref().map_or(1, |split| split.count);
-        let mut gguf = Self::open_part(path, 1, count)?;
-        if let Some(split) = split {
-            for number in 2..=count {
-                gguf.append(Self::open_part(&split.part(path, number), number, count)?)?;
-            }
-            gguf.check_split_tensor_count()?;
+        gguf.check_part(1, split.count)?;
+        for number in 2..=split.count {
+            gguf.append(Self::open_part(
+                &split.part(path, number),
+                number,
+                split.count,
+            )?)?;
         }
+        gguf.check_split_tensor_count()?;
         Ok(gguf)
+    }
+
+    /// Whether the metadata says that there are further parts.
+    fn is_part(&self) -> bool {
+        matches!(self.u64("split.count"), Ok(Some(2..)))
     }
 
     /// Checks a file that lies in memory. `name` stands for the path in messages.
@@ -64,16 +75,17 @@ impl Gguf {
         Ok(gguf)
     }
 
+    fn open_file(path: &Path) -> Result<Self> {
+        Self::parse(&path.display().to_string(), map(path)?)
+    }
+
     fn open_part(path: &Path, number: u64, count: u64) -> Result<Self> {
-        let part = map(path)
-            .and_then(|bytes| Self::parse(&path.display().to_string(), bytes))
-            .with_context(|| match count {
-                1 => format!("cannot load {}", path.display()),
-                _ => format!(
-                    "cannot load {}, part {number} of {count} of the model",
-                    path.display()
-                ),
-            })?;
+        let part = Self::open_file(path).with_context(|| {
+            format!(
+                "cannot load {}, part {number} of {count} of the model",
+                path.display()
+            )
+        })?;
         part.check_part(number, count)?;
         Ok(part)
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-pub use arch::Architecture;
+pub use arch::{Architecture, RopeOptions};
 pub use chat_template::{ChatTemplate, Message, Prompt};
 pub use decoder::Decoder;
 pub use gguf::{Gguf, Tensor};
@@ -42,17 +42,21 @@ impl Model {
 
     /// Reads a parsed file as a model.
     pub fn from_gguf(gguf: Gguf) -> Result<Self> {
-        Self::of_architectures(gguf, arch::ALL)
+        Self::of_architectures(gguf, arch::ALL, &RopeOptions::default())
     }
 
-    /// Reads a parsed file as a model of one of these architectures.
-    pub fn of_architectures(gguf: Gguf, architectures: &[Architecture]) -> Result<Self> {
+    /// Reads a parsed file as a model of one of these architectures, with `rope` in place of the file's own.
+    pub fn of_architectures(
+        gguf: Gguf,
+        architectures: &[Architecture],
+        rope: &RopeOptions,
+    ) -> Result<Self> {
         let name = gguf.name().to_owned();
-        Self::read(gguf, architectures).with_context(|| format!("cannot load {name}"))
+        Self::read(gguf, architectures, rope).with_context(|| format!("cannot load {name}"))
     }
 
-    fn read(gguf: Gguf, architectures: &[Architecture]) -> Result<Self> {
-        let decoder = arch::describe(&gguf, architectures)?;
+    fn read(gguf: Gguf, architectures: &[Architecture], rope: &RopeOptions) -> Result<Self> {
+        let decoder = arch::describe(&gguf, architectures, rope)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         Ok(Self {

@@ -303,3 +303,81 @@ fn a_driver_that_fails_is_told_and_none_at_all_is_not() {
     );
     assert!(devices.stdout().contains("it is broken"), "{devices:?}");
 }
+
+/// A flag gives what a file's key gives, bit by bit, and comes before it.
+#[test]
+fn flags_take_the_place_of_a_files_rotation() {
+    let dir = Dir::new();
+    let plain = RandomModel::new("qwen2", TensorType::F32).file();
+    let mut scaled = plain.clone();
+    for (key, value) in [
+        ("factor", 4f32),
+        ("yarn_beta_fast", 8.0),
+        ("yarn_attn_factor", 0.9),
+    ] {
+        scaled.set(&format!("qwen2.rope.scaling.{key}"), value);
+    }
+    scaled
+        .set("qwen2.rope.scaling.type", "yarn")
+        .set("qwen2.rope.scaling.original_context_length", 32u32)
+        .set("qwen2.rope.freq_base", 5000f32);
+    dir.file("plain.gguf", plain.to_bytes());
+    dir.file("scaled.gguf", scaled.to_bytes());
+    let tokens = |model: &str, flags: &[&str]| {
+        let run = [
+            "run", "-m", model, "--raw", "-p", "the in a", "-n", "8", "--temp", "0", "--json",
+        ];
+        let ran = dir.run(&[&run[..], &["--ignore-eos", "--logprobs", "3"], flags].concat());
+        let tokens = ran
+            .stdout()
+            .lines()
+            .filter(|line| line.contains("\"token\""));
+        tokens.map(str::to_owned).collect::<Vec<String>>()
+    };
+    let flags = [
+        "--rope-scaling=yarn",
+        "--rope-scale=4",
+        "--rope-freq-base=5000",
+        "--yarn-orig-ctx=32",
+        "--yarn-beta-fast=8",
+        "--yarn-attn-factor=0.9",
+    ];
+    let expected = tokens("scaled.gguf", &[]);
+    assert_eq!(expected.len(), 8);
+    assert_eq!(tokens("plain.gguf", &flags), expected);
+    assert_ne!(tokens("plain.gguf", &[]), expected);
+    let unscaled = ["--rope-scaling=none", "--rope-freq-base=10000"];
+    assert_eq!(tokens("scaled.gguf", &unscaled), tokens("plain.gguf", &[]));
+    for (flag, message) in [
+        ("--rope-scale=0", "between 0.001"),
+        ("--rope-scaling=ntk", "possible values"),
+        ("--rope-freq-base=0.5", "at least 1"),
+    ] {
+        let ran = dir.run(&["run", "-m", "plain.gguf", "-p", "a", flag]);
+        assert!(ran.error(2).contains(message), "{flag}");
+    }
+    let ran = dir.run(&["run", "-p", "a", "--rope-scale", "2"]);
+    assert!(ran.error(2).contains("--model"));
+}
+
+#[test]
+fn a_byte_order_mark_before_messages_is_ignored() {
+    let dir = Dir::new();
+    dir.file("m.gguf", model::answers("b"));
+    let turns = r#"[{"role":"user","content":"Hi"}]"#;
+    dir.file("plain.json", turns);
+    dir.file("marked.json", format!("\u{feff}{turns}"));
+    let text = |file: &str| {
+        let args = [
+            "tokenize",
+            "-m",
+            "m.gguf",
+            "--chat",
+            "--json",
+            "--messages",
+            file,
+        ];
+        dir.run(&args).stdout().to_owned()
+    };
+    assert_eq!(text("marked.json"), text("plain.json"));
+}

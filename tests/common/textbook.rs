@@ -52,6 +52,8 @@ pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
             KeyValues::Own(_) => [project("attn_k", true), project("attn_v", false)],
             KeyValues::SharedWith(owner) => cached[owner].clone(),
         });
+        // The description has the magnitude of both sides in the scale.
+        let scale = f64::from(attention.scale / attention.rope.magnitude().powi(2));
         let [keys, values] = &cached[index];
         let [output, gate, up, down] =
             ["attn_output", "ffn_gate", "ffn_up", "ffn_down"].map(weights);
@@ -68,8 +70,7 @@ pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
             let mut attended = Vec::new();
             for (head, query) in queries[position].iter().enumerate() {
                 let head_kv = head * attention.head_count_kv / attention.head_count;
-                let weight =
-                    |p: usize| (dot(query, &keys[p][head_kv]) * f64::from(attention.scale)).exp();
+                let weight = |p: usize| (dot(query, &keys[p][head_kv]) * scale).exp();
                 let weights: Vec<f64> = (first..=position).map(weight).collect();
                 let sum: f64 = weights.iter().sum();
                 attended.extend((0..attention.head_dim).map(|i| {
@@ -126,22 +127,25 @@ fn rms_norm(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
 
 fn rotate(rope: &Rope, head: &[f64], position: usize) -> Vec<f64> {
     let count = rope.dimensions;
-    let scale = match rope.scaling {
-        RopeScaling::None => 1.0,
-        RopeScaling::Linear(factor) => 1.0 / f64::from(factor),
-    };
     let mut out = head.to_vec();
     for i in 0..count / 2 {
         let factor = rope.factors.as_ref().map_or(1.0, |factors| factors[i]);
         let exponent = -2.0 * i as f64 / count as f64;
-        let frequency = f64::from(rope.base).powf(exponent) / f64::from(factor);
-        let (sin, cos) = (position as f64 * scale * frequency).sin_cos();
+        let unscaled = f64::from(rope.base).powf(exponent) / f64::from(factor);
+        let frequency = match rope.scaling {
+            RopeScaling::None => unscaled,
+            RopeScaling::Linear(factor) => unscaled / f64::from(factor),
+            // Held to transformers in tests/rope.rs.
+            RopeScaling::Yarn(_) => rope.frequencies()[i],
+        };
+        let (sin, cos) = (position as f64 * frequency).sin_cos();
         let (a, b) = match rope.style {
             RopeStyle::Interleaved => (2 * i, 2 * i + 1),
             RopeStyle::Neox => (i, i + count / 2),
         };
-        out[a] = head[a] * cos - head[b] * sin;
-        out[b] = head[a] * sin + head[b] * cos;
+        let magnitude = f64::from(rope.magnitude());
+        out[a] = (head[a] * cos - head[b] * sin) * magnitude;
+        out[b] = (head[a] * sin + head[b] * cos) * magnitude;
     }
     out
 }

@@ -6,10 +6,11 @@ mod llama;
 mod qwen2;
 mod qwen3;
 mod source;
+mod unused;
 
 use anyhow::{Context, Result};
 
-pub use source::{LayerSource, Shape, Source};
+pub use source::{LayerSource, RopeOptions, RopeScalingType, Shape, Source};
 
 use super::{
     decoder::Decoder,
@@ -30,9 +31,13 @@ pub const ALL: &[Architecture] = &[llama::LLAMA, qwen2::QWEN2, qwen3::QWEN3];
 /// Describes the model that `gguf` holds, as the one of `architectures` that it names does.
 ///
 /// # Errors
-/// Another architecture, and metadata or tensors that do not make a model of it: the message names the key or the tensor,
-/// what was found and what is expected.
-pub fn describe(gguf: &Gguf, architectures: &[Architecture]) -> Result<Decoder> {
+/// Another architecture, and metadata or tensors that do not make a model of it, or that it does not use and that may
+/// change the result: the message names the key or the tensor, what was found and what is expected.
+pub fn describe(
+    gguf: &Gguf,
+    architectures: &[Architecture],
+    rope: &RopeOptions,
+) -> Result<Decoder> {
     const KEY: &str = "general.architecture";
     let name = gguf
         .str(KEY)?
@@ -46,5 +51,8 @@ pub fn describe(gguf: &Gguf, architectures: &[Architecture]) -> Result<Decoder> 
             supported.join(", ")
         )
     })?;
-    (architecture.describe)(&Source::new(gguf, architecture.name))
+    let source = Source::new(gguf, architecture.name, rope);
+    let decoder = (architecture.describe)(&source)?;
+    source.account(architecture.name)?;
+    Ok(decoder)
 }

@@ -2,19 +2,20 @@
 //!
 //! Key names: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#llm>
 
-use std::sync::Arc;
+use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use super::super::{
     decoder::{
         Activation, Attention, Decoder, FeedForward, KeyValues, Layer, Linear, Norm, OwnKeyValues,
-        Rope, RopeScaling, RopeStyle, Vector,
+        Rope, RopeScaling, RopeStyle, Vector, Yarn,
     },
     gguf::{Gguf, Tensor, describe, quoted},
     ops,
 };
+use super::unused::{self, Unused};
 
 /// No model's length of anything is larger.
 const MAX_LEN: usize = 1 << 20;
@@ -24,6 +25,37 @@ const MAX_HEAD_DIM: usize = 1 << 12;
 pub struct Source<'a> {
     gguf: &'a Gguf,
     prefix: &'a str,
+    rope: &'a RopeOptions,
+    used: RefCell<Used>,
+}
+
+/// What was asked for.
+#[derive(Default)]
+struct Used {
+    keys: BTreeSet<String>,
+    tensors: BTreeSet<String>,
+}
+
+/// What takes the place of a file's own rotation; `None`: the file's, or its architecture's default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RopeOptions {
+    pub scaling: Option<RopeScalingType>,
+    /// How many times the original context is to be held.
+    pub scale: Option<f32>,
+    pub freq_base: Option<f32>,
+    pub yarn_orig_ctx: Option<usize>,
+    pub yarn_ext_factor: Option<f32>,
+    pub yarn_attn_factor: Option<f32>,
+    pub yarn_beta_fast: Option<f32>,
+    pub yarn_beta_slow: Option<f32>,
+}
+
+/// The name of a [`RopeScaling`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeScalingType {
+    None,
+    Linear,
+    Yarn,
 }
 
 /// The hyper-parameters that every decoder has.
@@ -44,14 +76,19 @@ pub struct Shape {
 
 /// The tensors of one layer, named without `blk.N.` and `.weight`.
 pub struct LayerSource<'a> {
-    gguf: &'a Gguf,
+    source: &'a Source<'a>,
     shape: &'a Shape,
     layer: usize,
 }
 
 impl<'a> Source<'a> {
-    pub fn new(gguf: &'a Gguf, prefix: &'a str) -> Self {
-        Self { gguf, prefix }
+    pub fn new(gguf: &'a Gguf, prefix: &'a str, rope: &'a RopeOptions) -> Self {
+        Self {
+            gguf,
+            prefix,
+            rope,
+            used: RefCell::default(),
+        }
     }
 
     /// Reads and checks the shape. An error names the key, its value and what is expected.
@@ -86,12 +123,9 @@ impl<'a> Source<'a> {
     }
 
     /// The tensors of layer `layer`.
-    pub fn layer<'b>(&self, shape: &'b Shape, layer: usize) -> LayerSource<'b>
-    where
-        'a: 'b,
-    {
+    pub fn layer<'b>(&'b self, shape: &'b Shape, layer: usize) -> LayerSource<'b> {
         LayerSource {
-            gguf: self.gguf,
+            source: self,
             shape,
             layer,
         }
@@ -101,20 +135,39 @@ impl<'a> Source<'a> {
     pub fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
         let tensor = self.gguf.tensor(name).is_some();
         tensor
-            .then(|| Ok(find(self.gguf, name, &[len])?.to_f32()))
+            .then(|| Ok(self.tensor(name, &[len])?.to_f32()))
             .transpose()
+    }
+
+    /// The tensor called `name`, whose shape must be `shape`; further dimensions of 1 do not count.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<&'a Tensor> {
+        let tensor = self
+            .gguf
+            .tensor(name)
+            .with_context(|| format!("the tensor \"{name}\" is missing"))?;
+        let found = tensor.shape();
+        ensure!(
+            found.starts_with(shape) && found[shape.len()..].iter().all(|&extra| extra == 1),
+            "tensor \"{name}\" has the shape {found:?}, expected {shape:?} by the metadata"
+        );
+        self.used.borrow_mut().tensors.insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Vector> {
+        Ok(self.tensor(name, &[len])?.to_f32().into())
     }
 
     /// `layers` between embedding and output in [`ops::pre_norm_order`].
     pub fn pre_norm_decoder(&self, shape: &Shape, layers: Vec<Layer>) -> Result<Decoder> {
         let embedding_shape = [shape.hidden_size, shape.vocab_size];
-        let embedding = find(self.gguf, "token_embd.weight", &embedding_shape)?;
+        let embedding = self.tensor("token_embd.weight", &embedding_shape)?;
         let output = match self.gguf.tensor("output.weight") {
-            Some(_) => find(self.gguf, "output.weight", &embedding_shape)?,
+            Some(_) => self.tensor("output.weight", &embedding_shape)?,
             None => embedding,
         };
         let output_norm = Norm {
-            weight: vector(self.gguf, "output_norm.weight", shape.hidden_size)?,
+            weight: self.vector("output_norm.weight", shape.hidden_size)?,
             epsilon: shape.norm_epsilon,
         };
         Ok(Decoder {
@@ -126,8 +179,11 @@ impl<'a> Source<'a> {
         })
     }
 
+    /// A key with its prefix, of which nothing is left to be said once it was asked for.
     fn full(&self, key: &str) -> String {
-        format!("{}.{key}", self.prefix)
+        let full = format!("{}.{key}", self.prefix);
+        self.used.borrow_mut().keys.insert(full.clone());
+        full
     }
 
     /// A positive integer that must be there, no larger than any model's.
@@ -264,6 +320,9 @@ impl<'a> Source<'a> {
     fn rope_base(&self) -> Result<f32> {
         const KEY: &str = "rope.freq_base";
         let base = self.float(KEY)?.unwrap_or(10_000.0);
+        if let Some(base) = self.rope.freq_base {
+            return Ok(base);
+        }
         ensure!(
             base >= 1.0,
             "metadata key \"{}\" is {base}, expected 1 or more",
@@ -283,25 +342,104 @@ impl<'a> Source<'a> {
         Ok(count)
     }
 
+    /// Its type defaults to linear, as far as there is a factor, which has an older name as well: llama.cpp's rules.
     fn rope_scaling(&self) -> Result<RopeScaling> {
         let key = self.full("rope.scaling.type");
-        match self.gguf.str(&key)? {
-            None | Some("none") => Ok(RopeScaling::None),
-            Some("linear") => {
-                const KEY: &str = "rope.scaling.factor";
-                let factor = self.float(KEY)?.with_context(|| missing(&self.full(KEY)))?;
-                ensure!(
-                    (1e-3..=1e6).contains(&factor),
-                    "metadata key \"{}\" is {factor}, expected 0.001 to 1000000",
-                    self.full(KEY)
-                );
-                Ok(RopeScaling::Linear(factor))
-            }
+        let named = match self.gguf.str(&key)? {
+            None => None,
+            Some("none") => Some(RopeScalingType::None),
+            Some("linear") => Some(RopeScalingType::Linear),
+            Some("yarn") => Some(RopeScalingType::Yarn),
             Some(other) => bail!(
-                "metadata key \"{key}\" is {}, supported are none and linear",
+                "metadata key \"{key}\" is {}, supported are none, linear and yarn",
                 quoted(other)
             ),
+        };
+        let factor = self.factor("rope.scaling.factor", named)?;
+        let older = self.factor("rope.scale_linear", named)?;
+        let factor = self.rope.scale.or(factor).or(older);
+        let original_context =
+            self.optional_size("rope.scaling.original_context_length", 1 << 30)?;
+        let attn_factor = self.float("rope.scaling.attn_factor")?;
+        let yarn = ["ext_factor", "attn_factor", "beta_fast", "beta_slow"]
+            .map(|name| self.float(&format!("rope.scaling.yarn_{name}")));
+        let [ext_factor, yarn_attn_factor, beta_fast, beta_slow] = yarn;
+        let named = self.rope.scaling.or(named);
+        Ok(match (named, factor) {
+            (Some(RopeScalingType::None), _) | (None, None) => RopeScaling::None,
+            (Some(_), None) => return Err(anyhow!(missing(&self.full("rope.scaling.factor")))),
+            (None | Some(RopeScalingType::Linear), Some(factor)) => RopeScaling::Linear(factor),
+            (Some(RopeScalingType::Yarn), Some(factor)) => RopeScaling::Yarn(Yarn {
+                factor,
+                original_context: match self.rope.yarn_orig_ctx.or(original_context) {
+                    Some(context) => context,
+                    None => self.size_up_to("context_length", 1 << 30)?,
+                },
+                beta_fast: self.rope.yarn_beta_fast.or(beta_fast?).unwrap_or(32.0),
+                beta_slow: self.rope.yarn_beta_slow.or(beta_slow?).unwrap_or(1.0),
+                ext_factor: self.rope.yarn_ext_factor.or(ext_factor?).unwrap_or(1.0),
+                attn_factor: self
+                    .rope
+                    .yarn_attn_factor
+                    .or(yarn_attn_factor?)
+                    .or(attn_factor)
+                    .unwrap_or(1.0),
+            }),
+        })
+    }
+
+    /// A factor of positions. Where no type of scaling is named, 0 stands for none.
+    fn factor(&self, key: &str, named: Option<RopeScalingType>) -> Result<Option<f32>> {
+        let Some(factor) = self.float(key)? else {
+            return Ok(None);
+        };
+        if factor == 0.0 && named.is_none() {
+            return Ok(None);
         }
+        ensure!(
+            (1e-3..=1e6).contains(&factor),
+            "metadata key \"{}\" is {factor}, expected 0.001 to 1000000",
+            self.full(key)
+        );
+        Ok(Some(factor))
+    }
+
+    /// Refuses what is left of the file and may change the result, and warns of keys that nobody knows.
+    pub fn account(&self, architecture: &str) -> Result<()> {
+        let used = self.used.borrow();
+        let unused = |tensor: &&Tensor| {
+            !used.tensors.contains(tensor.name()) && !unused::is_harmless_tensor(tensor.name())
+        };
+        if let Some(tensor) = self.gguf.tensors().find(unused) {
+            bail!(
+                "the tensor {} is in the file, and nothing in the architecture {architecture} uses it: without it the text \
+                 would be wrong",
+                quoted(tensor.name())
+            );
+        }
+        let prefix = format!("{}.", self.prefix);
+        for (key, value) in self.gguf.metadata() {
+            let Some(name) = key.strip_prefix(&prefix) else {
+                continue;
+            };
+            if used.keys.contains(key) {
+                continue;
+            }
+            match unused::weigh_key(name, value) {
+                Unused::Harmless => {}
+                Unused::ChangesResult => bail!(
+                    "metadata key \"{key}\" is {}, which changes the result and which sharpi does not do for the \
+                     architecture {architecture}",
+                    describe(value)
+                ),
+                Unused::Unknown => tracing::warn!(
+                    "{}: metadata key {} is not known: where it changes what the model computes, the text is wrong",
+                    self.gguf.name(),
+                    quoted(key)
+                ),
+            }
+        }
+        Ok(())
     }
 
     /// Refuses files whose layers compute something that these architectures do not.
@@ -323,13 +461,19 @@ impl<'a> Source<'a> {
 }
 
 impl LayerSource<'_> {
-    /// Attention without biases and without norms of heads, every layer with keys and values of its own.
+    /// Attention with the biases that the file has and without norms of heads, every layer with keys and values of its own.
     pub fn attention(&self, rope: &Arc<Rope>) -> Result<Attention> {
         let shape = self.shape;
         let (hidden, head_dim) = (shape.hidden_size, shape.head_dim);
         let head_count = shape.head_count[self.layer];
         let head_count_kv = shape.head_count_kv[self.layer];
         let (q_dim, kv_dim) = (head_count * head_dim, head_count_kv * head_dim);
+        // Where all values of a head are rotated, what multiplies both sides of a score multiplies the score.
+        ensure!(
+            rope.magnitude() == 1.0 || rope.dimensions == head_dim,
+            "YaRN with heads of which {} of {head_dim} values are rotated is not supported",
+            rope.dimensions
+        );
         Ok(Attention {
             norm: self.norm("attn_norm", hidden)?,
             q: self.linear("attn_q", [hidden, q_dim])?,
@@ -341,7 +485,7 @@ impl LayerSource<'_> {
             })),
             q_norm: None,
             rope: rope.clone(),
-            scale: 1.0 / (head_dim as f32).sqrt(),
+            scale: rope.magnitude().powi(2) / (head_dim as f32).sqrt(),
             window: None,
             head_count,
             head_count_kv,
@@ -384,21 +528,29 @@ impl LayerSource<'_> {
         })
     }
 
-    /// A matrix (columns, rows), without a bias.
+    /// A matrix (columns, rows), with a bias (rows) where the file has one.
     pub fn linear(&self, name: &str, shape: [usize; 2]) -> Result<Linear> {
         Ok(Linear {
-            weights: find(self.gguf, &self.full(name, "weight"), &shape)?.clone(),
-            bias: None,
+            weights: self
+                .source
+                .tensor(&self.full(name, "weight"), &shape)?
+                .clone(),
+            bias: self.optional_bias(name, shape[1])?,
         })
     }
 
+    fn optional_bias(&self, name: &str, len: usize) -> Result<Option<Vector>> {
+        let vector = self.source.optional_vector(&self.full(name, "bias"), len)?;
+        Ok(vector.map(Vector::from))
+    }
+
     pub fn bias(&self, name: &str, len: usize) -> Result<Vector> {
-        vector(self.gguf, &self.full(name, "bias"), len)
+        self.source.vector(&self.full(name, "bias"), len)
     }
 
     pub fn norm(&self, name: &str, len: usize) -> Result<Norm> {
         Ok(Norm {
-            weight: vector(self.gguf, &self.full(name, "weight"), len)?,
+            weight: self.source.vector(&self.full(name, "weight"), len)?,
             epsilon: self.shape.norm_epsilon,
         })
     }
@@ -406,23 +558,6 @@ impl LayerSource<'_> {
     fn full(&self, name: &str, suffix: &str) -> String {
         format!("blk.{}.{name}.{suffix}", self.layer)
     }
-}
-
-fn vector(gguf: &Gguf, name: &str, len: usize) -> Result<Vector> {
-    Ok(find(gguf, name, &[len])?.to_f32().into())
-}
-
-/// The tensor called `name`, whose shape must be `shape`; further dimensions of 1 do not count.
-fn find<'a>(gguf: &'a Gguf, name: &str, shape: &[usize]) -> Result<&'a Tensor> {
-    let tensor = gguf
-        .tensor(name)
-        .with_context(|| format!("the tensor \"{name}\" is missing"))?;
-    let found = tensor.shape();
-    ensure!(
-        found.starts_with(shape) && found[shape.len()..].iter().all(|&extra| extra == 1),
-        "tensor \"{name}\" has the shape {found:?}, expected {shape:?} by the metadata"
-    );
-    Ok(tensor)
 }
 
 fn missing(key: &str) -> String {
