@@ -8,7 +8,7 @@ use super::{args::Device, context, progress::CountBar};
 use crate::{
     backend::Backend,
     cpu::CpuBackend,
-    cuda::{self, CudaBackend, Gpus},
+    cuda::{self, CudaBackend, DoesNotFit, Gpus},
     model::Model,
 };
 
@@ -64,7 +64,8 @@ impl Opening {
         Ok(Some(gpu))
     }
 
-    /// Brings the model onto the device. Where that was left to us, the CPU stands in for a GPU that cannot take it.
+    /// Brings the model onto the device. Where that was left to us, the CPU stands in for a GPU that fails or has no kernels
+    /// for the model, but not for one that is full: a run a hundred times slower would not be what was meant.
     pub fn load(mut self, model: &Arc<Model>) -> Result<Box<dyn Backend>> {
         let on_gpu = match self.gpu() {
             Ok(None) => return on_cpu(&self.compute, model),
@@ -73,7 +74,7 @@ impl Opening {
         };
         match on_gpu {
             Ok(backend) => Ok(Box::new(backend)),
-            Err(error) if self.compute.device == Device::Auto => {
+            Err(error) if self.compute.device == Device::Auto && !error.is::<DoesNotFit>() => {
                 tracing::warn!("running on the CPU, not on the GPU: {error:#}");
                 on_cpu(&self.compute, model)
             }
@@ -113,7 +114,26 @@ pub fn on_gpu(
     CudaBackend::new(gpu, Arc::clone(model), &options, &mut |done, total| {
         bar.update(done, total)
     })
-    .with_context(|| format!("preparing the GPU (context: {})", compute.context_flags))
+    .map_err(|mut error| {
+        if let Some(does_not_fit) = error.downcast_mut::<DoesNotFit>() {
+            does_not_fit.advice = Some(what_would_fit(does_not_fit, compute));
+        }
+        error.context("preparing the GPU")
+    })
+}
+
+/// What a person can do about a GPU without room.
+fn what_would_fit(does_not_fit: &DoesNotFit, compute: &Compute) -> String {
+    let flags = compute.context_flags;
+    let smaller = match (does_not_fit.longest, compute.ubatch) {
+        (0, None) => "a smaller model, or memory freed on the GPU,".to_owned(),
+        (0, Some(_)) => "a smaller --ubatch or model, or memory freed on the GPU,".to_owned(),
+        (longest, None) => format!("up to {longest} tokens of context ({flags})"),
+        (longest, Some(_)) => {
+            format!("up to {longest} tokens of context ({flags}), more with a smaller --ubatch,")
+        }
+    };
+    format!("{smaller} would fit, or --device cpu")
 }
 
 /// Brings the model to the CPU.

@@ -33,7 +33,6 @@ use self::{
     prompt::Prompt,
     region::Region,
     scratch::{ChunkScratch, LOGITS_LEN, Scratch},
-    sizing::Sizing,
     weights::DeviceWeights,
 };
 use crate::{
@@ -43,6 +42,7 @@ use crate::{
 
 pub use ceiling::{gemm_ceiling, read_ceiling};
 pub use device::{ARCHS, Device, DeviceInfo, Gpus, list};
+pub use sizing::DoesNotFit;
 pub use tensor_types::UNIT;
 pub use weights::Matrix;
 
@@ -55,7 +55,8 @@ pub const DEFAULT_CHUNK_LEN: usize = 2048;
 pub struct Options {
     /// Tokens of the KV cache; `None`: the model's own length, or what fits.
     pub context_len: Option<usize>,
-    /// Tokens of a prompt that are read at once; `None`: [`DEFAULT_CHUNK_LEN`]. No more than the context are used.
+    /// Tokens of a prompt that are read at once; `None`: [`DEFAULT_CHUNK_LEN`], or fewer where memory is short. No more than
+    /// the context are used.
     pub chunk_len: Option<usize>,
     /// Why decoding must not be captured into a graph, if so; `None`: it is.
     pub graph_disabled: Option<String>,
@@ -92,19 +93,7 @@ impl CudaBackend {
         let decoder = &model.decoder;
         let (free, _) = device.memory()?;
         let weights_bytes = DeviceWeights::bytes(decoder)?;
-        let most = options.context_len.unwrap_or(decoder.context_length);
-        let chunk = Chunk {
-            tokens: options
-                .chunk_len
-                .unwrap_or(DEFAULT_CHUNK_LEN)
-                .clamp(1, most.max(1)),
-        };
-        let sizing = Sizing::new(&device, decoder, weights_bytes, chunk)?;
-        let context_len =
-            sizing.choose_context(options.context_len, decoder.context_length, free)?;
-        for part in sizing.parts(context_len) {
-            tracing::debug!("{}: {} bytes", part.name, part.bytes);
-        }
+        let (chunk, context_len) = sizing::choose(&device, decoder, weights_bytes, options, free)?;
 
         let start = Instant::now();
         let weights = DeviceWeights::upload(&device, decoder, progress)

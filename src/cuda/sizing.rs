@@ -1,8 +1,12 @@
-//! What a run needs on the device, before any of it is taken, and the context that fits.
+//! What a run needs on the device, before any of it is taken: how much context fits, and how much of a prompt is read at
+//! once.
 
-use anyhow::{Result, bail};
+use std::fmt;
+
+use anyhow::Result;
 
 use super::{
+    DEFAULT_CHUNK_LEN, Options,
     device::Device,
     launches::Chunk,
     scratch::{Part, decode_parts, prompt_parts},
@@ -15,84 +19,230 @@ use crate::{
 /// Memory that is left alone: what the driver takes later, for kernels and graphs.
 const RESERVE: usize = 256 << 20;
 
-/// All but the length of the context.
-pub struct Sizing {
-    weights_bytes: usize,
-    scratch: Vec<Part>,
-    kv_bytes_per_token: usize,
+/// The smallest chunk that scratch shrinks to by itself: smaller ones save little.
+const LEAST_CHUNK_LEN: usize = 128;
+
+/// A context that is worth smaller chunks, where the model has that much.
+const PLENTY: usize = 8192;
+
+/// All that a run takes but the length of its context, in bytes.
+#[derive(Debug, Clone)]
+pub struct Needs {
+    /// Tokens of a prompt that are read at once.
+    pub chunk_len: usize,
+    pub weights: usize,
+    pub scratch: usize,
+    pub kv_per_token: usize,
 }
 
-impl Sizing {
-    /// `weights_bytes`: what the weights take. `chunk`: the largest part of a prompt that is read at once.
-    pub fn new(
-        device: &Device,
-        decoder: &Decoder,
-        weights_bytes: usize,
-        chunk: Chunk,
-    ) -> Result<Self> {
-        let mut scratch = decode_parts(device, decoder);
-        scratch.extend(prompt_parts(device, decoder, chunk)?);
-        Ok(Self {
-            weights_bytes,
-            scratch,
-            kv_bytes_per_token: KvLayout::new(decoder, 1, KvFormat::F16).bytes_per_token(),
-        })
-    }
+/// A model or a context for which the GPU has no room.
+#[derive(Debug, Clone)]
+pub struct DoesNotFit {
+    pub needs: Needs,
+    /// Tokens that were asked for, or 1.
+    pub context_len: usize,
+    pub free: usize,
+    /// The longest context that fits with these chunks, 0 for none.
+    pub longest: usize,
+    /// What can be done about it, where a caller knows: the last line of the message.
+    pub advice: Option<String>,
+}
 
-    /// The context to use: `asked`, or as much of the model's own length as fits.
-    ///
-    /// # Errors
-    /// One that lists every part, what is free, and the largest context that would fit.
-    pub fn choose_context(
-        &self,
-        asked: Option<usize>,
-        trained: usize,
-        free: usize,
-    ) -> Result<usize> {
-        let fits = self.largest_context(free);
-        let context_len = asked.unwrap_or(trained.min(fits));
-        if context_len == 0 || context_len > fits {
-            let mut parts = format!("weights {}", Megabytes(self.weights_bytes));
-            for part in self.parts(context_len.max(1)) {
-                parts += &format!(", {} {}", part.name, Megabytes(part.bytes));
-            }
-            let advice = match fits {
-                0 => "not even a context of one token fits: use a smaller model, free memory on the GPU, or --device cpu"
-                    .to_owned(),
-                _ => format!("the largest context that fits is {fits} tokens"),
-            };
-            bail!(
-                "a context of {} tokens does not fit on the GPU: {parts}, kept free for the driver {}; free are {}; {advice}",
-                context_len.max(1),
-                Megabytes(RESERVE),
-                Megabytes(free)
-            );
+/// Chooses the chunk and the context of a run: those asked for, or the largest that fit. Scratch gives way, down to chunks
+/// of [`LEAST_CHUNK_LEN`], before a context is refused or becomes shorter than [`PLENTY`].
+///
+/// # Errors
+/// [`DoesNotFit`], and a model that the kernels cannot run.
+pub fn choose(
+    device: &Device,
+    decoder: &Decoder,
+    weights: usize,
+    options: &Options,
+    free: usize,
+) -> Result<(Chunk, usize)> {
+    let trained = decoder.context_length;
+    let most = options.context_len.unwrap_or(trained).max(1);
+    let kv_per_token = KvLayout::new(decoder, 1, KvFormat::F16).bytes_per_token();
+    let mut needs = Vec::new();
+    for chunk_len in chunk_lens(options.chunk_len, most) {
+        let mut parts = decode_parts(device, decoder);
+        parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);
+        needs.push((
+            Needs {
+                chunk_len,
+                weights,
+                scratch: parts.iter().map(|part| part.bytes).sum(),
+                kv_per_token,
+            },
+            parts,
+        ));
+    }
+    let all: Vec<Needs> = needs.iter().map(|(needs, _)| needs.clone()).collect();
+    let (index, context_len) = fit(&all, options.context_len, trained, free)?;
+    for Part { name, bytes } in &needs[index].1 {
+        tracing::debug!("{name}: {bytes} bytes");
+    }
+    let kv_bytes = context_len * kv_per_token;
+    tracing::debug!("KV cache: {kv_bytes} bytes, {kv_per_token} a token");
+    let tokens = all[index].chunk_len;
+    Ok((Chunk { tokens }, context_len))
+}
+
+/// The chunks to try, the largest first.
+fn chunk_lens(asked: Option<usize>, most: usize) -> Vec<usize> {
+    if let Some(asked) = asked {
+        return vec![asked.clamp(1, most)];
+    }
+    let halves = std::iter::successors(Some(DEFAULT_CHUNK_LEN), |len| Some(len / 2));
+    let mut lens: Vec<usize> = halves
+        .take_while(|&len| len >= LEAST_CHUNK_LEN)
+        .map(|len| len.min(most))
+        .collect();
+    lens.dedup();
+    lens
+}
+
+/// Which of `needs` (the largest chunk first) to take, and the context.
+fn fit(
+    needs: &[Needs],
+    asked: Option<usize>,
+    trained: usize,
+    free: usize,
+) -> Result<(usize, usize), DoesNotFit> {
+    let wanted = asked.unwrap_or(trained.min(PLENTY));
+    let enough = |needs: &Needs| needs.longest(free) >= wanted.max(1);
+    let index = needs.iter().position(enough).unwrap_or(needs.len() - 1);
+    let longest = needs[index].longest(free);
+    let context_len = asked.unwrap_or(trained.min(longest));
+    match (1..=longest).contains(&context_len) {
+        true => Ok((index, context_len)),
+        false => Err(DoesNotFit {
+            needs: needs[index].clone(),
+            context_len: context_len.max(1),
+            free,
+            longest,
+            advice: None,
+        }),
+    }
+}
+
+impl Needs {
+    /// The longest context that fits into `free` bytes.
+    fn longest(&self, free: usize) -> usize {
+        let fixed = self.weights.saturating_add(self.scratch);
+        free.saturating_sub(fixed.saturating_add(RESERVE)) / self.kv_per_token
+    }
+}
+
+impl fmt::Display for DoesNotFit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            needs,
+            context_len,
+            free,
+            ..
+        } = self;
+        // A context that nobody has memory for must not become a small number.
+        let cache = context_len.saturating_mul(needs.kv_per_token);
+        write!(
+            f,
+            "a context of {context_len} tokens does not fit on the GPU\n  \
+             weights   {:>12}\n  \
+             KV cache  {:>12}, {} bytes a token\n  \
+             scratch   {:>12}, most of it to read {} tokens of a prompt at once\n  \
+             free      {:>12}, of which the driver keeps {}",
+            Megabytes(needs.weights).to_string(),
+            Megabytes(cache).to_string(),
+            needs.kv_per_token,
+            Megabytes(needs.scratch).to_string(),
+            needs.chunk_len,
+            Megabytes(*free).to_string(),
+            Megabytes(RESERVE)
+        )?;
+        match &self.advice {
+            Some(advice) => write!(f, "\n{advice}"),
+            None => Ok(()),
         }
-        Ok(context_len)
-    }
-
-    /// Scratch and KV cache by part.
-    pub fn parts(&self, context_len: usize) -> impl Iterator<Item = Part> {
-        let cache = Part {
-            name: "KV cache",
-            // A context that nobody has memory for must end in a refusal, not in a small number.
-            bytes: context_len.saturating_mul(self.kv_bytes_per_token),
-        };
-        self.scratch.iter().copied().chain([cache])
-    }
-
-    fn largest_context(&self, free: usize) -> usize {
-        let fixed =
-            self.weights_bytes + RESERVE + self.parts(0).map(|part| part.bytes).sum::<usize>();
-        free.saturating_sub(fixed) / self.kv_bytes_per_token
     }
 }
+
+impl std::error::Error for DoesNotFit {}
 
 /// Bytes in a message.
 struct Megabytes(usize);
 
-impl std::fmt::Display for Megabytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Megabytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.1} MB", self.0 as f64 / 1e6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: usize = 1 << 30;
+
+    /// A model of 4 GiB with a cache of 128 KiB a token and scratch of 256 KiB for each token of a chunk.
+    fn needs(chunk_lens: &[usize]) -> Vec<Needs> {
+        let needs = |&chunk_len: &usize| Needs {
+            chunk_len,
+            weights: 4 * GIB,
+            scratch: chunk_len << 18,
+            kv_per_token: 1 << 17,
+        };
+        chunk_lens.iter().map(needs).collect()
+    }
+
+    #[test]
+    fn scratch_gives_way_before_the_context_does() {
+        let needs = needs(&chunk_lens(None, 40_960));
+        let lens: Vec<usize> = needs.iter().map(|needs| needs.chunk_len).collect();
+        assert_eq!(lens, [2048, 1024, 512, 256, 128]);
+        let fit = |asked, free| fit(&needs, asked, 40_960, free).unwrap();
+        assert_eq!(fit(None, 80 * GIB), (0, 40_960));
+        // What is left beside the largest chunk holds a long context: it is cut, the chunk is not.
+        assert_eq!(fit(None, 6 * GIB), (0, 10_240));
+        // 1.2 GiB are left for both.
+        let (index, context_len) = fit(None, 4 * GIB + RESERVE + GIB * 6 / 5);
+        assert_eq!(needs[index].chunk_len, 512);
+        assert!(context_len >= PLENTY, "{context_len}");
+        // Never enough for plenty: the smallest chunk leaves most.
+        let (index, context_len) = fit(None, 4 * GIB + RESERVE + GIB / 10);
+        assert_eq!((needs[index].chunk_len, context_len), (128, 563));
+        // A context that was asked for takes as much of the scratch as it must.
+        assert_eq!(fit(Some(100), 4 * GIB + RESERVE + GIB / 10), (3, 100));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_with_what_would() {
+        let all = needs(&chunk_lens(None, 40_960));
+        let error = fit(&all, Some(9000), 40_960, 5 * GIB).unwrap_err();
+        assert_eq!((error.needs.chunk_len, error.longest), (128, 5888));
+        let message = error.to_string();
+        let lines: Vec<&str> = message.lines().collect();
+        assert_eq!(lines.len(), 5, "{message}");
+        for (line, part) in
+            lines
+                .iter()
+                .zip(["9000 tokens", "weights", "KV cache", "scratch", "free"])
+        {
+            assert!(line.contains(part), "{line:?}");
+        }
+        assert_eq!(fit(&all, None, 40_960, GIB).unwrap_err().longest, 0);
+        let endless = fit(&all, Some(usize::MAX), 40_960, 5 * GIB).unwrap_err();
+        assert!(
+            endless.to_string().contains("18446744073709.6 MB"),
+            "{endless}"
+        );
+        // Chunks that were asked for stay.
+        let asked = needs(&chunk_lens(Some(2048), 40_960));
+        assert_eq!(asked.len(), 1);
+        assert_eq!(
+            fit(&asked, Some(5000), 40_960, 5 * GIB)
+                .unwrap_err()
+                .longest,
+            2048
+        );
     }
 }
