@@ -38,17 +38,13 @@ const fn codebook<const COORDINATES: usize, const POINTS: usize>(
 
 /// Writes `scale` times the point, negated where the coordinate's bit of `signs` is 1.
 #[inline(always)]
-fn signed<const COORDINATES: usize>(
-    scale: f32,
-    point: &[i8; COORDINATES],
-    signs: u8,
-    out: &mut [f32],
-) {
+fn signed(scale: f32, point: &[i8; 8], signs: u8, out: &mut [f32]) {
     vectorize_inside();
-    let out = &mut out[..COORDINATES];
-    for i in 0..COORDINATES {
-        let sign = if signs & 1 << i == 0 { 1.0 } else { -1.0 };
-        out[i] = scale * f32::from(point[i]) * sign;
+    let out = &mut out[..8];
+    for i in 0..8 {
+        // Not a select: LLVM makes one of pieces.
+        let sign = u32::from(signs) << (31 - i) & 1 << 31;
+        out[i] = f32::from_bits((scale * f32::from(point[i])).to_bits() ^ sign);
     }
 }
 
@@ -186,9 +182,11 @@ impl Block for IQ3_XXS {
         for (group, out) in out.chunks_exact_mut(32).enumerate() {
             let (signs, group_scale) = self.groups[group].unpack();
             let scale = scale * group_scale * 0.5;
-            for (i, out) in out.chunks_exact_mut(4).enumerate() {
-                let point = &IQ3_XXS_CODEBOOK[usize::from(self.points[group * 8 + i])];
-                signed(scale, point, signs[i / 2] >> (i % 2 * 4), out);
+            for (i, out) in out.chunks_exact_mut(8).enumerate() {
+                let pair = [0, 1].map(|half| {
+                    IQ3_XXS_CODEBOOK[usize::from(self.points[group * 8 + i * 2 + half])]
+                });
+                signed(scale, &bytemuck::cast(pair), signs[i], out);
             }
         }
     }
@@ -215,11 +213,13 @@ impl Block for IQ3_S {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let scale = self.scale.to_f32();
-        for (i, out) in out.chunks_exact_mut(4).enumerate() {
-            let high = usize::from(self.points_high[i / 8] >> (i % 8) & 1);
-            let point = &IQ3_S_CODEBOOK[usize::from(self.points[i]) | high << 8];
-            let scale = scale * f32::from(1 + 2 * nibble(&self.group_scales, i / 8));
-            signed(scale, point, self.signs[i / 2] >> (i % 2 * 4), out);
+        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+            let pair = [0, 1].map(|half| {
+                let high = usize::from(self.points_high[i / 4] >> (i % 4 * 2 + half) & 1);
+                IQ3_S_CODEBOOK[usize::from(self.points[i * 2 + half]) | high << 8]
+            });
+            let scale = scale * f32::from(1 + 2 * nibble(&self.group_scales, i / 4));
+            signed(scale, &bytemuck::cast(pair), self.signs[i], out);
         }
     }
 }

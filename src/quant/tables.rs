@@ -3,27 +3,34 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Block, float::F16, nibble};
+use super::{Block, float::F16, nibble, vectorize_inside};
 
 /// Of IQ4: steps that grow with the distance from zero.
-const IQ4: [f32; 16] = [
-    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0,
-    89.0, 113.0,
+const IQ4: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
 
 /// Twice the E2M1 numbers of the Open Compute Project's microscaling formats, without a negative zero.
-const E2M1: [f32; 16] = [
-    0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0,
-];
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// Writes 32 values: value `i` is in the low half of byte `i`, value `i + 16` in its high half.
 #[inline(always)]
-fn look_up(scale: f32, table: &[f32; 16], quants: &[u8; 16], out: &mut [f32]) {
+fn look_up(scale: f32, table: &[i8; 16], quants: &[u8; 16], out: &mut [f32]) {
     let (low, high) = out.split_at_mut(16);
     for i in 0..16 {
-        low[i] = scale * table[usize::from(quants[i] & 15)];
-        high[i] = scale * table[usize::from(quants[i] >> 4)];
+        low[i] = scale * entry(table, quants[i] & 15);
+        high[i] = scale * entry(table, quants[i] >> 4);
     }
+}
+
+/// Looks a number up by selects and shifts, which LLVM does for several numbers at once: three times as fast as loads.
+#[inline(always)]
+fn entry(table: &[i8; 16], index: u8) -> f32 {
+    let [a, b, c, d] = bytemuck::cast::<_, [u32; 4]>(*table).map(u32::from_le);
+    let (low, high) = if index & 4 == 0 { (a, c) } else { (b, d) };
+    let word = if index & 8 == 0 { low } else { high };
+    let at_the_top = word << (24 - u32::from(index & 3) * 8);
+    (at_the_top as i32 >> 24) as f32
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -66,6 +73,7 @@ impl Block for IQ4_XS {
         let scale = self.scale.to_f32();
         let high = u16::from_le_bytes(self.group_scales_high);
         for (group, out) in out.chunks_exact_mut(32).enumerate() {
+            vectorize_inside();
             let high = (high >> (2 * group)) as u8 & 3;
             let group_scale = i32::from(nibble(&self.group_scales_low, group) | high << 4) - 32;
             look_up(scale * group_scale as f32, &IQ4, &self.groups[group], out);
