@@ -491,8 +491,8 @@ fn a_second_key_or_tensor_of_the_same_name_is_refused() {
 fn an_unsupported_tensor_type_is_refused_by_its_ggml_name() {
     for (id, name) in [
         (9, "Q8_1"),
-        (20, "IQ4_NL"),
-        (39, "MXFP4"),
+        (28, "F64"),
+        (36, "IQ4_NL_4_4"),
         (40, "NVFP4"),
         (4_000, "unknown"),
     ] {

@@ -50,7 +50,8 @@ fn float16_infinities_and_nan_survive() {
     assert!(values[2].is_nan());
 }
 
-/// Ids as in ggml's `enum ggml_type`; 4 and 5 are withdrawn, 16 to 29 are formats that sharpi does not read.
+/// Ids as in ggml's `enum ggml_type`, without those withdrawn (4, 5, 31 to 33, 36 to 38), those of activations (9, 15),
+/// plain numbers that weights are not stored in (24 to 28) and NVFP4 (40).
 #[test]
 fn ids_name_the_types_that_ggml_names() {
     let named: Vec<_> = (0..=40)
@@ -69,7 +70,19 @@ fn ids_name_the_types_that_ggml_names() {
         (12, "Q4_K"),
         (13, "Q5_K"),
         (14, "Q6_K"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (29, "IQ1_M"),
         (30, "BF16"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
     ];
     assert_eq!(named, expected);
 }

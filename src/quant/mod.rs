@@ -5,8 +5,12 @@
 //! `ggml-common.h` and `ggml-quants.c`.
 
 mod blocks32;
+mod codebook_points;
+mod codebooks;
 mod float;
 mod k_quants;
+mod tables;
+mod ternary;
 
 use bytemuck::Pod;
 
@@ -38,6 +42,12 @@ pub fn dequantize<B: Block>(blocks: &[B], out: &mut [f32]) {
 #[inline(always)]
 pub(crate) fn vectorize_inside() {
     std::hint::black_box(());
+}
+
+/// The numbers of four bits that lie two to a byte, the first in the low half.
+#[inline(always)]
+fn nibble(bytes: &[u8], index: usize) -> u8 {
+    bytes[index / 2] >> (index % 2 * 4) & 15
 }
 
 /// Work that is generic over a format, for [`TensorType::visit`].
@@ -115,6 +125,18 @@ tensor_types! {
     Q4_K = 12, k_quants::Q4_K;
     Q5_K = 13, k_quants::Q5_K;
     Q6_K = 14, k_quants::Q6_K;
+    IQ4_NL = 20, tables::IQ4_NL;
+    IQ4_XS = 23, tables::IQ4_XS;
+    MXFP4 = 39, tables::MXFP4;
+    IQ3_S = 21, codebooks::IQ3_S;
+    IQ3_XXS = 18, codebooks::IQ3_XXS;
+    IQ2_S = 22, codebooks::IQ2_S;
+    IQ2_XS = 17, codebooks::IQ2_XS;
+    IQ2_XXS = 16, codebooks::IQ2_XXS;
+    IQ1_M = 29, codebooks::IQ1_M;
+    IQ1_S = 19, codebooks::IQ1_S;
+    TQ2_0 = 35, ternary::TQ2_0;
+    TQ1_0 = 34, ternary::TQ1_0;
 }
 
 impl TensorType {

@@ -235,29 +235,67 @@ pub struct Format {
     pub id: u32,
     pub block_len: usize,
     pub block_bytes: usize,
-    /// Where the f16 scale stands and the standard deviation of random values when it is 1. `None` for plain floats.
-    scale: Option<(usize, f32)>,
+    /// Where the scale stands and the standard deviation of random values when it is 1. `None` for plain floats.
+    scale: Option<(Scale, f32)>,
     /// Where the f16 minimum stands and what to multiply the scale with so that random values have zero mean.
     min: Option<(usize, f32)>,
+}
+
+enum Scale {
+    /// An f16 at this byte.
+    F16(usize),
+    /// The exponent of a power of two at this byte, 128 added.
+    Exponent(usize),
+    /// The quarters of an f16 in the highest bits of four little-endian words, the first at this byte.
+    Quarters(usize),
+}
+
+impl Scale {
+    /// Writes the scale into a block.
+    fn set(&self, block: &mut [u8], scale: f32) {
+        let half = f16::from_f32(scale);
+        match *self {
+            Self::F16(at) => block[at..at + 2].copy_from_slice(&half.to_le_bytes()),
+            Self::Exponent(at) => block[at] = (scale.log2().round() + 128.0) as u8,
+            Self::Quarters(at) => {
+                for (i, word) in block[at..at + 8].chunks_exact_mut(2).enumerate() {
+                    word[1] = word[1] & 15 | ((half.to_bits() >> (4 * i)) as u8) << 4;
+                }
+            }
+        }
+    }
 }
 
 impl Format {
     /// Sizes and field order: ggml-common.h and `enum ggml_type` of ggml.h.
     pub fn of(tensor_type: TensorType) -> Self {
+        use Scale::*;
         let (id, block_len, block_bytes, scale, min) = match tensor_type {
             TensorType::F32 => (0, 1, 4, None, None),
             TensorType::F16 => (1, 1, 2, None, None),
             TensorType::BF16 => (30, 1, 2, None, None),
-            TensorType::Q4_0 => (2, 32, 18, Some((0, 4.6)), None),
-            TensorType::Q4_1 => (3, 32, 20, Some((0, 4.6)), Some((2, -7.5))),
-            TensorType::Q5_0 => (6, 32, 22, Some((0, 9.2)), None),
-            TensorType::Q5_1 => (7, 32, 24, Some((0, 9.2)), Some((2, -15.5))),
-            TensorType::Q8_0 => (8, 32, 34, Some((0, 74.0)), None),
-            TensorType::Q2_K => (10, 256, 84, Some((80, 13.0)), Some((82, 1.5))),
-            TensorType::Q3_K => (11, 256, 110, Some((108, 43.0)), None),
-            TensorType::Q4_K => (12, 256, 144, Some((0, 258.0)), Some((2, 7.5))),
-            TensorType::Q5_K => (13, 256, 176, Some((0, 525.0)), Some((2, 15.5))),
-            TensorType::Q6_K => (14, 256, 210, Some((208, 1370.0)), None),
+            TensorType::Q4_0 => (2, 32, 18, Some((F16(0), 4.6)), None),
+            TensorType::Q4_1 => (3, 32, 20, Some((F16(0), 4.6)), Some((2, -7.5))),
+            TensorType::Q5_0 => (6, 32, 22, Some((F16(0), 9.2)), None),
+            TensorType::Q5_1 => (7, 32, 24, Some((F16(0), 9.2)), Some((2, -15.5))),
+            TensorType::Q8_0 => (8, 32, 34, Some((F16(0), 74.0)), None),
+            TensorType::Q2_K => (10, 256, 84, Some((F16(80), 13.0)), Some((82, 1.5))),
+            TensorType::Q3_K => (11, 256, 110, Some((F16(108), 43.0)), None),
+            TensorType::Q4_K => (12, 256, 144, Some((F16(0), 258.0)), Some((2, 7.5))),
+            TensorType::Q5_K => (13, 256, 176, Some((F16(0), 525.0)), Some((2, 15.5))),
+            TensorType::Q6_K => (14, 256, 210, Some((F16(208), 1370.0)), None),
+            TensorType::IQ4_NL => (20, 32, 18, Some((F16(0), 67.0)), None),
+            TensorType::IQ4_XS => (23, 256, 136, Some((F16(0), 1250.0)), None),
+            TensorType::MXFP4 => (39, 32, 17, Some((Exponent(0), 5.85)), None),
+            TensorType::IQ3_S => (21, 256, 110, Some((F16(0), 140.0)), None),
+            TensorType::IQ3_XXS => (18, 256, 98, Some((F16(0), 142.0)), None),
+            TensorType::IQ2_S => (22, 256, 82, Some((F16(0), 56.0)), None),
+            TensorType::IQ2_XS => (17, 256, 74, Some((F16(0), 56.0)), None),
+            TensorType::IQ2_XXS => (16, 256, 66, Some((F16(0), 53.6)), None),
+            TensorType::IQ1_M => (29, 256, 56, Some((Quarters(48), 7.2)), None),
+            TensorType::IQ1_S => (19, 256, 50, Some((F16(0), 7.2)), None),
+            TensorType::TQ2_0 => (35, 256, 66, Some((F16(64), 0.71)), None),
+            TensorType::TQ1_0 => (34, 256, 54, Some((F16(52), 0.82)), None),
         };
         Self {
             id,
@@ -294,7 +332,7 @@ impl Random {
     /// Blocks of `values` random values with about zero mean and this standard deviation.
     pub fn blocks(&mut self, tensor_type: TensorType, values: usize, std: f32) -> Vec<u8> {
         let format = Format::of(tensor_type);
-        let Some((scale_at, unit_std)) = format.scale else {
+        let Some((scale_field, unit_std)) = format.scale else {
             return (0..values)
                 .flat_map(|_| float_bytes(tensor_type, self.centered(std)))
                 .collect();
@@ -303,9 +341,15 @@ impl Random {
         let mut out: Vec<u8> = (0..blocks * format.block_bytes)
             .map(|_| self.u64() as u8)
             .collect();
+        if tensor_type == TensorType::TQ2_0 {
+            // No quant of two bits is 3.
+            for byte in &mut out {
+                *byte &= !(*byte << 1 & 0xaa);
+            }
+        }
         for block in out.chunks_exact_mut(format.block_bytes) {
             let scale = std / unit_std;
-            block[scale_at..scale_at + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+            scale_field.set(block, scale);
             if let Some((min_at, ratio)) = format.min {
                 block[min_at..min_at + 2]
                     .copy_from_slice(&f16::from_f32(scale * ratio).to_le_bytes());

@@ -19,6 +19,8 @@ TYPES = {
     "F32": (64, []), "F16": (512, []), "BF16": (256, []),
     "Q4_0": (8, [0]), "Q4_1": (8, [0, 2]), "Q5_0": (8, [0]), "Q5_1": (8, [0, 2]), "Q8_0": (8, [0]),
     "Q2_K": (3, [80, 82]), "Q3_K": (3, [108]), "Q4_K": (3, [0, 2]), "Q5_K": (3, [0, 2]), "Q6_K": (3, [208]),
+    "IQ4_NL": (8, [0]), "IQ4_XS": (3, [0]), "MXFP4": (8, []), "IQ3_S": (3, [0]), "IQ3_XXS": (3, [0]), "IQ2_S": (3, [0]),
+    "IQ2_XS": (3, [0]), "IQ2_XXS": (3, [0]), "IQ1_M": (3, []), "IQ1_S": (3, [0]), "TQ2_0": (3, [64]), "TQ1_0": (3, [52]),
 }
 
 
@@ -37,6 +39,14 @@ def main():
         for block in blocks:
             for offset in scales:
                 block[offset:offset + 2] = np.frombuffer(random_scale(rng), dtype=np.uint8)
+        if name == "MXFP4":  # powers of two: all kinds of exponents, but none that overflows
+            blocks[:, 0] = [0, 1, 2, 127, 252, *rng.integers(3, 252, count - 5)]
+        if name == "IQ1_M":  # a float16 in the highest bits of four words
+            for block in blocks:
+                scale = int.from_bytes(random_scale(rng), "little")
+                for word in range(4):
+                    at = 49 + 2 * word
+                    block[at] = block[at] & 15 | (scale >> 4 * word & 15) << 4
         if name == "F32":
             blocks = rng.standard_normal(count, dtype=np.float32).view(np.uint8)
         if name == "F16":  # a stretch of subnormals, the rest of any size

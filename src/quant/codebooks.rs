@@ -1,0 +1,327 @@
+//! The formats IQ1 to IQ3: blocks of 256 values, of which every four or eight are a point of a codebook, in groups of
+//! 16 or 32 with a small integer scale. IQ2 and IQ3 have a sign for every value beside the points, IQ1 a small shift
+//! for all values of a point.
+#![allow(non_camel_case_types)]
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Block, codebook_points as points, float::F16, nibble, vectorize_inside};
+
+const LEN: usize = 256;
+
+type Codebook<const COORDINATES: usize, const POINTS: usize> = [[i8; COORDINATES]; POINTS];
+
+static IQ1_CODEBOOK: Codebook<8, 2048> = codebook(&points::IQ1, &[-1, 0, 1]);
+static IQ2_XXS_CODEBOOK: Codebook<8, 256> = codebook(&points::IQ2_XXS, &[8, 25, 43]);
+static IQ2_XS_CODEBOOK: Codebook<8, 512> = codebook(&points::IQ2_XS, &[8, 25, 43]);
+static IQ2_S_CODEBOOK: Codebook<8, 1024> = codebook(&points::IQ2_S, &[8, 25, 43]);
+static IQ3_XXS_CODEBOOK: Codebook<4, 256> =
+    codebook(&points::IQ3_XXS, &[4, 12, 20, 28, 36, 44, 52, 62]);
+static IQ3_S_CODEBOOK: Codebook<4, 512> = codebook(&points::IQ3_S, &[1, 3, 5, 7, 9, 11, 13, 15]);
+
+/// Unpacks points whose coordinates are indexes of `levels`, the first in the lowest bits.
+const fn codebook<const COORDINATES: usize, const POINTS: usize>(
+    points: &[u16; POINTS],
+    levels: &[i8],
+) -> Codebook<COORDINATES, POINTS> {
+    let bits = levels.len().next_power_of_two().ilog2();
+    let mut codebook = [[0; COORDINATES]; POINTS];
+    let mut i = 0;
+    while i < POINTS * COORDINATES {
+        let (point, coordinate) = (i / COORDINATES, i % COORDINATES);
+        let level = points[point] >> (bits * coordinate as u32) & ((1 << bits) - 1);
+        codebook[point][coordinate] = levels[level as usize];
+        i += 1;
+    }
+    codebook
+}
+
+/// Writes `scale` times the point, negated where the coordinate's bit of `signs` is 1.
+#[inline(always)]
+fn signed(scale: f32, point: &[i8; 8], signs: u8, out: &mut [f32]) {
+    vectorize_inside();
+    let out = &mut out[..8];
+    for i in 0..8 {
+        // Not a select: LLVM makes one of pieces.
+        let sign = u32::from(signs) << (31 - i) & 1 << 31;
+        out[i] = f32::from_bits((scale * f32::from(point[i])).to_bits() ^ sign);
+    }
+}
+
+/// Signs of eight values, of which seven are stored: the number of minus signs is even.
+#[inline(always)]
+fn even_signs(seven: u32) -> u8 {
+    let seven = seven as u8 & 127;
+    seven | (seven.count_ones() as u8 & 1) << 7
+}
+
+/// Four even signs of eight values each, and above them the scale of 32 values, as IQ2_XXS and IQ3_XXS store them.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(transparent)]
+struct SignsAndScale([u8; 4]);
+
+impl SignsAndScale {
+    #[inline(always)]
+    fn unpack(self) -> ([u8; 4], f32) {
+        let word = u32::from_le_bytes(self.0);
+        let signs = std::array::from_fn(|i| even_signs(word >> (7 * i)));
+        (signs, 0.5 + (word >> 28) as f32)
+    }
+}
+
+/// Value: `scale * (0.5 + group_scale) / 4 * point`, signed; eight groups of 32.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct IQ2_XXS {
+    scale: F16,
+    groups: [IQ2_XXS_Group; LEN / 32],
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct IQ2_XXS_Group {
+    points: [u8; 4],
+    signs_and_scale: SignsAndScale,
+}
+
+const _: () = assert!(size_of::<IQ2_XXS>() == 66);
+
+impl Block for IQ2_XXS {
+    const LEN: usize = LEN;
+
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let scale = self.scale.to_f32();
+        for (group, out) in self.groups.iter().zip(out.chunks_exact_mut(32)) {
+            let (signs, group_scale) = group.signs_and_scale.unpack();
+            let scale = scale * group_scale * 0.25;
+            for (i, out) in out.chunks_exact_mut(8).enumerate() {
+                let point = &IQ2_XXS_CODEBOOK[usize::from(group.points[i])];
+                signed(scale, point, signs[i], out);
+            }
+        }
+    }
+}
+
+/// As [`IQ2_XXS`], with groups of 16.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct IQ2_XS {
+    scale: F16,
+    /// Little-endian: the point in the low nine bits, even signs above it.
+    points_and_signs: [[u8; 2]; LEN / 8],
+    /// Two to a byte, the first in the low half.
+    group_scales: [u8; LEN / 32],
+}
+
+const _: () = assert!(size_of::<IQ2_XS>() == 74);
+
+impl Block for IQ2_XS {
+    const LEN: usize = LEN;
+
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let scale = self.scale.to_f32();
+        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+            let point_and_signs = u16::from_le_bytes(self.points_and_signs[i]);
+            let point = &IQ2_XS_CODEBOOK[usize::from(point_and_signs & 511)];
+            let signs = even_signs(u32::from(point_and_signs >> 9));
+            let scale = scale * (0.5 + f32::from(nibble(&self.group_scales, i / 2))) * 0.25;
+            signed(scale, point, signs, out);
+        }
+    }
+}
+
+/// As [`IQ2_XS`], with eight free signs.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct IQ2_S {
+    scale: F16,
+    points: [u8; LEN / 8],
+    signs: [u8; LEN / 8],
+    /// The two high bits of four points in each byte, the first in the lowest bits.
+    points_high: [u8; LEN / 32],
+    /// Two to a byte, the first in the low half.
+    group_scales: [u8; LEN / 32],
+}
+
+const _: () = assert!(size_of::<IQ2_S>() == 82);
+
+impl Block for IQ2_S {
+    const LEN: usize = LEN;
+
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let scale = self.scale.to_f32();
+        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+            let high = usize::from(self.points_high[i / 4] >> (i % 4 * 2) & 3);
+            let point = &IQ2_S_CODEBOOK[usize::from(self.points[i]) | high << 8];
+            let scale = scale * (0.5 + f32::from(nibble(&self.group_scales, i / 2))) * 0.25;
+            signed(scale, point, self.signs[i], out);
+        }
+    }
+}
+
+/// Value: `scale * (0.5 + group_scale) / 2 * point`, signed; eight groups of 32.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct IQ3_XXS {
+    scale: F16,
+    points: [u8; LEN / 4],
+    groups: [SignsAndScale; LEN / 32],
+}
+
+const _: () = assert!(size_of::<IQ3_XXS>() == 98);
+
+impl Block for IQ3_XXS {
+    const LEN: usize = LEN;
+
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let scale = self.scale.to_f32();
+        for (group, out) in out.chunks_exact_mut(32).enumerate() {
+            let (signs, group_scale) = self.groups[group].unpack();
+            let scale = scale * group_scale * 0.5;
+            for (i, out) in out.chunks_exact_mut(8).enumerate() {
+                let pair = [0, 1].map(|half| {
+                    IQ3_XXS_CODEBOOK[usize::from(self.points[group * 8 + i * 2 + half])]
+                });
+                signed(scale, &bytemuck::cast(pair), signs[i], out);
+            }
+        }
+    }
+}
+
+/// Value: `scale * (1 + 2 * group_scale) * point`, signed; eight groups of 32.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct IQ3_S {
+    scale: F16,
+    points: [u8; LEN / 4],
+    /// The ninth bit of eight points in each byte, the first in the lowest bit.
+    points_high: [u8; LEN / 32],
+    signs: [u8; LEN / 8],
+    /// Two to a byte, the first in the low half.
+    group_scales: [u8; LEN / 64],
+}
+
+const _: () = assert!(size_of::<IQ3_S>() == 110);
+
+impl Block for IQ3_S {
+    const LEN: usize = LEN;
+
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let scale = self.scale.to_f32();
+        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+            let pair = [0, 1].map(|half| {
+                let high = usize::from(self.points_high[i / 4] >> (i % 4 * 2 + half) & 1);
+                IQ3_S_CODEBOOK[usize::from(self.points[i * 2 + half]) | high << 8]
+            });
+            let scale = scale * f32::from(1 + 2 * nibble(&self.group_scales, i / 4));
+            signed(scale, &bytemuck::cast(pair), self.signs[i], out);
+        }
+    }
+}
+
+/// Writes `scale * (point + shift)` where the shift is an eighth, negated by `negative`.
+#[inline(always)]
+fn shifted(scale: f32, point: usize, negative: bool, out: &mut [f32]) {
+    vectorize_inside();
+    let shift = if negative { -0.125 } else { 0.125 };
+    for (out, coordinate) in out.iter_mut().zip(&IQ1_CODEBOOK[point]) {
+        *out = scale * (f32::from(*coordinate) + shift);
+    }
+}
+
+/// Value: `scale * (1 + 2 * group_scale) * (point + shift)`; eight groups of 32.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct IQ1_S {
+    scale: F16,
+    points: [u8; LEN / 8],
+    /// Little-endian: the three high bits of four points, the scale in three bits, the sign of the shift.
+    groups: [[u8; 2]; LEN / 32],
+}
+
+const _: () = assert!(size_of::<IQ1_S>() == 50);
+
+impl Block for IQ1_S {
+    const LEN: usize = LEN;
+
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let scale = self.scale.to_f32();
+        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+            let group = u16::from_le_bytes(self.groups[i / 4]);
+            let high = usize::from(group >> (i % 4 * 3) & 7);
+            let scale = scale * f32::from(1 + 2 * (group >> 12 & 7));
+            let point = usize::from(self.points[i]) | high << 8;
+            shifted(scale, point, group >> 15 == 1, out);
+        }
+    }
+}
+
+/// As [`IQ1_S`], with groups of 16 and a shift of its own for each point.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct IQ1_M {
+    points: [u8; LEN / 8],
+    /// Two to a byte, the first in the low half: the three high bits of a point, the sign of its shift.
+    points_high: [u8; LEN / 16],
+    /// Four little-endian words, in each of them four scales of three bits and a quarter of the float16 scale.
+    scales: [u8; 8],
+}
+
+const _: () = assert!(size_of::<IQ1_M>() == 56);
+
+impl Block for IQ1_M {
+    const LEN: usize = LEN;
+
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let scales = u64::from_le_bytes(self.scales);
+        let quarter = |i: u32| (scales >> (16 * i + 12) & 15) << (4 * i);
+        let scale = (quarter(0) | quarter(1) | quarter(2) | quarter(3)) as u16;
+        let scale = bytemuck::cast::<_, F16>(scale.to_le_bytes()).to_f32();
+        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+            let (word, group) = (i / 8, i % 8 / 2);
+            let group_scale = (scales >> (16 * word + 3 * group)) as u8 & 7;
+            let high = nibble(&self.points_high, i);
+            let point = usize::from(self.points[i]) | usize::from(high & 7) << 8;
+            shifted(
+                scale * f32::from(1 + 2 * group_scale),
+                point,
+                high & 8 != 0,
+                out,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vectors of `tests/quant.rs` meet some of the points only. Hashes are FNV-1a, printed by
+    /// `codebook_points.py`.
+    #[test]
+    fn codebooks_are_the_references() {
+        let codebooks = [
+            (IQ1_CODEBOOK.as_flattened(), 0x6703_ed86_3501_ae2e),
+            (IQ2_XXS_CODEBOOK.as_flattened(), 0xbb4e_e025_b5ac_6e8e),
+            (IQ2_XS_CODEBOOK.as_flattened(), 0xc9b1_ee61_e799_09bd),
+            (IQ2_S_CODEBOOK.as_flattened(), 0x123e_dd38_a3b6_2b90),
+            (IQ3_XXS_CODEBOOK.as_flattened(), 0xdfa5_dc83_d6a1_55d5),
+            (IQ3_S_CODEBOOK.as_flattened(), 0xfa37_020c_25b4_4829_u64),
+        ];
+        for (i, (codebook, expected)) in codebooks.into_iter().enumerate() {
+            let hash = codebook
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &coordinate| {
+                    (hash ^ u64::from(coordinate as u8)).wrapping_mul(0x100_0000_01b3)
+                });
+            assert_eq!(hash, expected, "codebook {i}");
+        }
+    }
+}
