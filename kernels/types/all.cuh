@@ -2,6 +2,7 @@
 #pragma once
 
 #include "float.cuh"
+#include "q3_k.cuh"
 #include "q4_0.cuh"
 #include "q4_1.cuh"
 #include "q4_k.cuh"
@@ -20,7 +21,8 @@
     CALL(q4_0, Q4_0, 2)       \
     CALL(q4_1, Q4_1, 3)       \
     CALL(q5_0, Q5_0, 6)       \
-    CALL(q5_1, Q5_1, 7)
+    CALL(q5_1, Q5_1, 7)       \
+    CALL(q3_k, Q3_K, 11)
 
 // Those that GEMM takes.
 #define GEMM_TYPES(CALL)  \
