@@ -2,6 +2,7 @@
 #pragma once
 
 #include "float.cuh"
+#include "q2_k.cuh"
 #include "q3_k.cuh"
 #include "q4_0.cuh"
 #include "q4_1.cuh"
@@ -22,7 +23,8 @@
     CALL(q4_1, Q4_1, 3)       \
     CALL(q5_0, Q5_0, 6)       \
     CALL(q5_1, Q5_1, 7)       \
-    CALL(q3_k, Q3_K, 11)
+    CALL(q3_k, Q3_K, 11)      \
+    CALL(q2_k, Q2_K, 10)
 
 // Those that GEMM takes.
 #define GEMM_TYPES(CALL)  \

@@ -12,8 +12,8 @@ use crate::{
     harness::{Buffer, device, run, silu},
 };
 
-pub const TYPES: [TensorType; 12] = [
-    Q4_K, Q6_K, Q5_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, F16, BF16, F32,
+pub const TYPES: [TensorType; 13] = [
+    Q4_K, Q6_K, Q5_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, Q2_K, F16, BF16, F32,
 ];
 
 /// Rows and columns of matrices; columns are rounded up to the type's blocks. The longest rows are the longest that the
@@ -113,6 +113,7 @@ pub fn two_unit_bytes(tensor_type: TensorType) -> Option<usize> {
         Q8_0 => Some(136),
         Q6_K => Some(105),
         Q3_K => Some(56),
+        Q2_K => Some(42),
         _ => None,
     }
 }
