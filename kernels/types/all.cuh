@@ -2,6 +2,7 @@
 #pragma once
 
 #include "float.cuh"
+#include "iq4_nl.cuh"
 #include "q2_k.cuh"
 #include "q3_k.cuh"
 #include "q4_0.cuh"
@@ -24,7 +25,8 @@
     CALL(q5_0, Q5_0, 6)       \
     CALL(q5_1, Q5_1, 7)       \
     CALL(q3_k, Q3_K, 11)      \
-    CALL(q2_k, Q2_K, 10)
+    CALL(q2_k, Q2_K, 10)      \
+    CALL(iq4_nl, IQ4_NL, 20)
 
 // Those that GEMM takes.
 #define GEMM_TYPES(CALL)  \

@@ -82,7 +82,7 @@ const fn direct(values: usize, bytes: usize, wide_values: usize, wide_bytes: usi
 }
 
 /// The table: everything that a new type takes on the host.
-static KERNEL_TYPES: [KernelType; 13] = {
+static KERNEL_TYPES: [KernelType; 14] = {
     use Gemm::Copied;
     use TensorType::*;
     [
@@ -99,6 +99,13 @@ static KERNEL_TYPES: [KernelType; 13] = {
         row(Q4_K, 12, "q4_k", tiles(72), direct(512, 4608, 256, 2304)),
         row(Q5_K, 13, "q5_k", tiles(88), direct(256, 2816, 256, 2816)),
         row(Q6_K, 14, "q6_k", tiles(105), direct(256, 3392, 256, 3392)),
+        row(
+            IQ4_NL,
+            20,
+            "iq4_nl",
+            tiles(72),
+            direct(512, 4608, 256, 2304),
+        ),
     ]
 };
 

@@ -12,8 +12,8 @@ use crate::{
     harness::{Buffer, device, run, silu},
 };
 
-pub const TYPES: [TensorType; 13] = [
-    Q4_K, Q6_K, Q5_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, Q2_K, F16, BF16, F32,
+pub const TYPES: [TensorType; 14] = [
+    Q4_K, Q6_K, Q5_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, Q2_K, IQ4_NL, F16, BF16, F32,
 ];
 
 /// Rows and columns of matrices; columns are rounded up to the type's blocks. The longest rows are the longest that the
@@ -106,7 +106,7 @@ impl Weights {
 /// Bytes of two units of 64 values in the kernels' layout (kernels/README.md); none for float types.
 pub fn two_unit_bytes(tensor_type: TensorType) -> Option<usize> {
     match tensor_type {
-        Q4_0 | Q4_K => Some(72),
+        Q4_0 | Q4_K | IQ4_NL => Some(72),
         Q4_1 => Some(80),
         Q5_0 | Q5_K => Some(88),
         Q5_1 => Some(96),
