@@ -82,7 +82,7 @@ const fn direct(values: usize, bytes: usize, wide_values: usize, wide_bytes: usi
 }
 
 /// The table: everything that a new type takes on the host.
-static KERNEL_TYPES: [KernelType; 14] = {
+static KERNEL_TYPES: [KernelType; 15] = {
     use Gemm::Copied;
     use TensorType::*;
     [
@@ -105,6 +105,13 @@ static KERNEL_TYPES: [KernelType; 14] = {
             "iq4_nl",
             tiles(72),
             direct(512, 4608, 256, 2304),
+        ),
+        row(
+            IQ4_XS,
+            23,
+            "iq4_xs",
+            tiles(68),
+            direct(512, 4352, 256, 2176),
         ),
     ]
 };
