@@ -4,6 +4,7 @@
 #include "float.cuh"
 #include "iq4_nl.cuh"
 #include "iq4_xs.cuh"
+#include "mxfp4.cuh"
 #include "q2_k.cuh"
 #include "q3_k.cuh"
 #include "q4_0.cuh"
@@ -28,7 +29,8 @@
     CALL(q3_k, Q3_K, 11)      \
     CALL(q2_k, Q2_K, 10)      \
     CALL(iq4_nl, IQ4_NL, 20)  \
-    CALL(iq4_xs, IQ4_XS, 23)
+    CALL(iq4_xs, IQ4_XS, 23)  \
+    CALL(mxfp4, MXFP4, 39)
 
 // Those that GEMM takes.
 #define GEMM_TYPES(CALL)  \

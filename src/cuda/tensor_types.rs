@@ -82,7 +82,7 @@ const fn direct(values: usize, bytes: usize, wide_values: usize, wide_bytes: usi
 }
 
 /// The table: everything that a new type takes on the host.
-static KERNEL_TYPES: [KernelType; 15] = {
+static KERNEL_TYPES: [KernelType; 16] = {
     use Gemm::Copied;
     use TensorType::*;
     [
@@ -113,6 +113,7 @@ static KERNEL_TYPES: [KernelType; 15] = {
             tiles(68),
             direct(512, 4352, 256, 2176),
         ),
+        row(MXFP4, 39, "mxfp4", tiles(68), direct(512, 4608, 256, 2304)),
     ]
 };
 
