@@ -2,6 +2,7 @@
 #pragma once
 
 #include "float.cuh"
+#include "iq3_s.cuh"
 #include "iq4_nl.cuh"
 #include "iq4_xs.cuh"
 #include "mxfp4.cuh"
@@ -30,7 +31,8 @@
     CALL(q2_k, Q2_K, 10)      \
     CALL(iq4_nl, IQ4_NL, 20)  \
     CALL(iq4_xs, IQ4_XS, 23)  \
-    CALL(mxfp4, MXFP4, 39)
+    CALL(mxfp4, MXFP4, 39)    \
+    CALL(iq3_s, IQ3_S, 21)
 
 // Those that GEMM takes.
 #define GEMM_TYPES(CALL)  \

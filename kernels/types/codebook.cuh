@@ -67,6 +67,19 @@ __device__ __forceinline__ int dot4(uint32_t codes, uint32_t flipped, int x, int
     return __dp4a(static_cast<int>(permute(TABLE[2], TABLE[3], flipped)), x, sum);
 }
 
+// 2^-SHIFT times values from bytes that are 128 more: 0 and 2 of `word` in x, 1 and 3 in y.
+template <int SHIFT>
+__device__ __forceinline__ void bytes_to_half(uint32_t word, half2 &x, half2 &y) {
+    constexpr float STEP = 1 << SHIFT, OFFSET = 1024 + 128;
+    x = as_half2(permute(word, 0x64646464u, 0x4240)), y = as_half2(permute(word, 0x64646464u, 0x4341));
+    if constexpr (SHIFT == 0) {
+        x = __hsub2(x, __float2half2_rn(OFFSET)), y = __hsub2(y, __float2half2_rn(OFFSET));
+    } else {
+        const half2 factor = __float2half2_rn(1.f / STEP), offset = __float2half2_rn(-OFFSET / STEP);
+        x = __hfma2(x, factor, offset), y = __hfma2(y, factor, offset);
+    }
+}
+
 // Decodes to 2^-SHIFT times the value.
 template <typename Layout, int MT, typename Book, int SHIFT>
 struct FragmentCodes {
@@ -89,13 +102,7 @@ struct FragmentCodes {
         const uint32_t which_eight = ((r.code[w] >> 1 & 0x44444444u) | 0x32103210u) >> 16 * HALF;
         const uint32_t bytes =
             permute(permute(TABLE[0], TABLE[1], in_eight), permute(TABLE[2], TABLE[3], in_eight), which_eight);
-        x = scaled(permute(bytes, 0x64646464u, 0x4240)), y = scaled(permute(bytes, 0x64646464u, 0x4341));
-    }
-    // Of 1,024 + 128 + the value.
-    __device__ static __forceinline__ half2 scaled(uint32_t integers) {
-        if constexpr (SHIFT == 0) return __hsub2(as_half2(integers), __float2half2_rn(1024.f + 128));
-        constexpr float STEP = 1 << SHIFT;
-        return __hfma2(as_half2(integers), __float2half2_rn(1.f / STEP), __float2half2_rn(-(1024.f + 128) / STEP));
+        bytes_to_half<SHIFT>(bytes, x, y);
     }
 };
 
