@@ -3,6 +3,7 @@
 
 #include "float.cuh"
 #include "iq3_s.cuh"
+#include "iq3_xxs.cuh"
 #include "iq4_nl.cuh"
 #include "iq4_xs.cuh"
 #include "mxfp4.cuh"
@@ -32,7 +33,8 @@
     CALL(iq4_nl, IQ4_NL, 20)  \
     CALL(iq4_xs, IQ4_XS, 23)  \
     CALL(mxfp4, MXFP4, 39)    \
-    CALL(iq3_s, IQ3_S, 21)
+    CALL(iq3_s, IQ3_S, 21)    \
+    CALL(iq3_xxs, IQ3_XXS, 18)
 
 // Those that GEMM takes.
 #define GEMM_TYPES(CALL)  \

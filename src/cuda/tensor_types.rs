@@ -82,7 +82,7 @@ const fn direct(values: usize, bytes: usize, wide_values: usize, wide_bytes: usi
 }
 
 /// The table: everything that a new type takes on the host.
-static KERNEL_TYPES: [KernelType; 17] = {
+static KERNEL_TYPES: [KernelType; 18] = {
     use Gemm::Copied;
     use TensorType::*;
     [
@@ -115,6 +115,13 @@ static KERNEL_TYPES: [KernelType; 17] = {
         ),
         row(MXFP4, 39, "mxfp4", tiles(68), direct(512, 4608, 256, 2304)),
         row(IQ3_S, 21, "iq3_s", tiles(68), direct(512, 4352, 256, 2176)),
+        row(
+            IQ3_XXS,
+            18,
+            "iq3_xxs",
+            tiles(68),
+            direct(512, 4352, 256, 2176),
+        ),
     ]
 };
 
