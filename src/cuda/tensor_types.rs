@@ -82,7 +82,7 @@ const fn direct(values: usize, bytes: usize, wide_values: usize, wide_bytes: usi
 }
 
 /// The table: everything that a new type takes on the host.
-static KERNEL_TYPES: [KernelType; 18] = {
+static KERNEL_TYPES: [KernelType; 19] = {
     use Gemm::Copied;
     use TensorType::*;
     [
@@ -122,6 +122,7 @@ static KERNEL_TYPES: [KernelType; 18] = {
             tiles(68),
             direct(512, 4352, 256, 2176),
         ),
+        row(IQ2_S, 22, "iq2_s", tiles(53), direct(512, 3712, 512, 3712)),
     ]
 };
 
