@@ -1,15 +1,14 @@
-// Codes of 4 bits that name the values of a codebook of 16 integers: IQ4_NL, IQ4_XS, MXFP4.
+// Codes of 4 bits that name the values of a codebook of 16 integers: IQ4_NL, IQ4_XS, MXFP4, IQ3_S, IQ3_XXS.
 //
-//   codes   the 16 bits at 2 h of word w of the eight that the unit's two pieces make are the codes of values 32 h + 4
-//   w
-//           .. + 3, lowest first: what a byte permutation takes as its selector
+//   codes   word w of the eight that the unit's two pieces make: its bits 16 h .. + 15 are the codes of values
+//           32 h + 4 w .. + 3, the first lowest. That is the selector with which a byte permutation looks four codes up
 //
-// A codebook has `value(code)`, which is constant. A byte permutation looks four codes up in eight bytes. What bit 3 of
-// a selector does, all bits of a byte being its sign, is of use in `dot`: there a value is the sum of two bytes, each
-// from a table of its own, of which the one that has nothing to say gives 0 or -1.
+// A codebook has `value(code)`, which is constant. A permutation knows eight bytes, so it takes two, and which of them
+// counts bit 3 of the code says. In `dot` that is free: where bit 3 of a selector's nibble is 1, the result is the sign
+// of the byte, 0 or -1, so that a value can be the sum of one byte from each of two tables.
 #pragma once
 
-#include "type.cuh"
+#include "nibbles.cuh"
 
 namespace codebook {
 
@@ -69,7 +68,7 @@ __device__ __forceinline__ int dot4(uint32_t codes, uint32_t flipped, int x, int
 
 // 2^-SHIFT times values from bytes that are 128 more: 0 and 2 of `word` in x, 1 and 3 in y.
 template <int SHIFT>
-__device__ __forceinline__ void bytes_to_half(uint32_t word, half2 &x, half2 &y) {
+__device__ __forceinline__ void biased_to_half(uint32_t word, half2 &x, half2 &y) {
     constexpr float STEP = 1 << SHIFT, OFFSET = 1024 + 128;
     x = as_half2(permute(word, 0x64646464u, 0x4240)), y = as_half2(permute(word, 0x64646464u, 0x4341));
     if constexpr (SHIFT == 0) {
@@ -85,13 +84,10 @@ template <typename Layout, int MT, typename Book, int SHIFT>
 struct FragmentCodes {
     static constexpr int words = 4;
     using Registers = FragmentRegisters<words>;
-    using Run = WeightRun<Layout, MT>;
 
     __device__ static __forceinline__ void load(Registers &r, uint32_t from, const LaneLayout<Layout, MT> &lane, int h,
                                                 int step) {
-        const uint32_t codes = from + lane.code + (h * 8 * Layout::code_pieces * Run::units * 16);
-        const uint4 v = load_shared<uint4>(codes + lane.code_unit(step) * 16);
-        r.code[0] = v.x, r.code[1] = v.y, r.code[2] = v.z, r.code[3] = v.w;
+        nibbles::load_fragment(r.code, from, lane, h, step);
     }
 
     template <int HALF>
@@ -102,7 +98,7 @@ struct FragmentCodes {
         const uint32_t which_eight = ((r.code[w] >> 1 & 0x44444444u) | 0x32103210u) >> 16 * HALF;
         const uint32_t bytes =
             permute(permute(TABLE[0], TABLE[1], in_eight), permute(TABLE[2], TABLE[3], in_eight), which_eight);
-        bytes_to_half<SHIFT>(bytes, x, y);
+        biased_to_half<SHIFT>(bytes, x, y);
     }
 };
 
@@ -137,18 +133,14 @@ struct CodebookType {
     };
     __device__ static __forceinline__ float dot(const uint8_t *tile, int n, int row, int lane, const Activations &a) {
         const uint8_t *scales = tile + Layout::scale_at(n) + row * n * Scales::template unit_bytes<Layout>;
+        uint32_t word[8];
+        nibbles::load_words(tile, n, row, lane, word);
         int first = 0, second = 0;
 #pragma unroll
-        for (int piece = 0; piece < 2; piece++) {
-            const uint4 c = reinterpret_cast<const uint4 *>(tile)[(piece * TILE_ROWS + row) * n + lane];
-            const uint32_t word[4] = {c.x, c.y, c.z, c.w};
-#pragma unroll
-            for (int w = 0; w < 4; w++) {
-                const uint32_t flipped = word[w] ^ 0x88888888u;
-                const int i = 4 * piece + w;
-                first = codebook::dot4<Book>(word[w], flipped, a.x[i], first);
-                second = codebook::dot4<Book>(word[w] >> 16, flipped >> 16, a.x[8 + i], second);
-            }
+        for (int i = 0; i < 8; i++) {
+            const uint32_t flipped = word[i] ^ 0x88888888u;
+            first = codebook::dot4<Book>(word[i], flipped, a.x[i], first);
+            second = codebook::dot4<Book>(word[i] >> 16, flipped >> 16, a.x[8 + i], second);
         }
         return Scales::template dot<Layout>(scales, lane, a, first, second);
     }

@@ -29,7 +29,8 @@ def main():
         points = [f"0x{int(number, 0):04x}" for number in re.findall(r"0[ox]\w+", found[2])]
         assert len(points) == int(found[1])
         lines = [", ".join(points[i:i + 14]) for i in range(0, len(points), 14)]
-        out += f"__device__ const uint16_t {name}[{len(points)}] = {{\n" + "".join(f"    {line},\n" for line in lines) + "};\n\n"
+        body = "".join(f"    {line},\n" for line in lines)
+        out += f"__device__ const uint16_t {name}[{len(points)}] = {{\n{body}}};\n\n"
     (HERE / "codebook_points.cuh").write_text(out + "}  // namespace codebook_points\n")
 
 

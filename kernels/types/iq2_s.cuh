@@ -101,8 +101,8 @@ struct IQ2_S {
         template <int HALF>
         __device__ static __forceinline__ void decode(const Registers &r, int w, half2 &x, half2 &y) {
             constexpr uint32_t POSITIVE = codebook::word<Values<128>>(0), NEGATIVE = codebook::word<Values<128>>(1);
-            codebook::bytes_to_half<3>(codebook::permute(POSITIVE, NEGATIVE, (r.code[w] & 0x77777777u) >> 16 * HALF), x,
-                                       y);
+            codebook::biased_to_half<3>(codebook::permute(POSITIVE, NEGATIVE, (r.code[w] & 0x77777777u) >> 16 * HALF),
+                                        x, y);
         }
     };
 

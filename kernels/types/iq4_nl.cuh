@@ -5,7 +5,6 @@
 
 #include "block_scales.cuh"
 #include "codebook.cuh"
-#include "nibbles.cuh"
 
 struct IQ4_NL : CodebookType<IQ4_NL, TileLayout<2, 0, 4, 0>, Iq4Values, BlockScales> {
     static constexpr int block_values = 32, block_bytes = 18;

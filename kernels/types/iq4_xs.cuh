@@ -8,7 +8,6 @@
 #pragma once
 
 #include "codebook.cuh"
-#include "nibbles.cuh"
 
 struct Iq4XsScales {
     // Of the plane of scales, which is the one after `high`.

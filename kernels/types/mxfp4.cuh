@@ -7,7 +7,6 @@
 #pragma once
 
 #include "codebook.cuh"
-#include "nibbles.cuh"
 
 struct Fp4Values {
     __host__ __device__ static constexpr int value(int code) {
