@@ -2,6 +2,14 @@
 #pragma once
 
 #include "float.cuh"
+#include "iq2_s.cuh"
+#include "iq3_s.cuh"
+#include "iq3_xxs.cuh"
+#include "iq4_nl.cuh"
+#include "iq4_xs.cuh"
+#include "mxfp4.cuh"
+#include "q2_k.cuh"
+#include "q3_k.cuh"
 #include "q4_0.cuh"
 #include "q4_1.cuh"
 #include "q4_k.cuh"
@@ -12,15 +20,23 @@
 #include "q8_0.cuh"
 
 // CALL(name in entry points, type, ggml's number)
-#define QUANTIZED_TYPES(CALL) \
-    CALL(q4_k, Q4_K, 12)      \
-    CALL(q6_k, Q6_K, 14)      \
-    CALL(q5_k, Q5_K, 13)      \
-    CALL(q8_0, Q8_0, 8)       \
-    CALL(q4_0, Q4_0, 2)       \
-    CALL(q4_1, Q4_1, 3)       \
-    CALL(q5_0, Q5_0, 6)       \
-    CALL(q5_1, Q5_1, 7)
+#define QUANTIZED_TYPES(CALL)  \
+    CALL(q4_k, Q4_K, 12)       \
+    CALL(q6_k, Q6_K, 14)       \
+    CALL(q5_k, Q5_K, 13)       \
+    CALL(q8_0, Q8_0, 8)        \
+    CALL(q4_0, Q4_0, 2)        \
+    CALL(q4_1, Q4_1, 3)        \
+    CALL(q5_0, Q5_0, 6)        \
+    CALL(q5_1, Q5_1, 7)        \
+    CALL(q3_k, Q3_K, 11)       \
+    CALL(q2_k, Q2_K, 10)       \
+    CALL(iq4_nl, IQ4_NL, 20)   \
+    CALL(iq4_xs, IQ4_XS, 23)   \
+    CALL(mxfp4, MXFP4, 39)     \
+    CALL(iq3_s, IQ3_S, 21)     \
+    CALL(iq3_xxs, IQ3_XXS, 18) \
+    CALL(iq2_s, IQ2_S, 22)
 
 // Those that GEMM takes.
 #define GEMM_TYPES(CALL)  \

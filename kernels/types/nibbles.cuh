@@ -99,20 +99,15 @@ struct FragmentCodes {
 
     template <int HALF>
     __device__ static __forceinline__ void decode(const Registers &r, int w, half2 &x, half2 &y) {
-        const half2 offset = __float2half2_rn(1024.f + ZERO);
         if constexpr (Layout::high_bytes > 0) {
             uint32_t c = (HALF ? r.code[w] >> 4 : r.code[w]) & 0x0f0f0f0fu;
             const int part = threadIdx.x % 2;
             c |= ((HALF ? r.high.y : r.high.x) >> (4 * part + w) & 0x01010101u) << 4;
-            bytes_to_half(c, offset, x, y);
-        } else if constexpr (HALF == 1) {
-            // 1,024 + 16 times the code.
-            constexpr uint32_t HIGH = 0x00f000f0u;
-            const half2 sixteenth = __half2half2(__ushort_as_half(0x2c00)), less = __float2half2_rn(-64.f - ZERO);
-            x = __hfma2(plus_1024<HIGH>(r.code[w]), sixteenth, less);
-            y = __hfma2(plus_1024<HIGH>(r.code[w] >> 8), sixteenth, less);
+            bytes_to_half(c, __float2half2_rn(1024.f + ZERO), x, y);
         } else {
-            bytes_to_half<0x000f000fu>(r.code[w], offset, x, y);
+            constexpr uint32_t MASK = 0x000f000fu << 4 * HALF;
+            x = field_to_half<MASK, 4 * HALF, ZERO>(r.code[w]);
+            y = field_to_half<MASK, 4 * HALF, ZERO>(r.code[w] >> 8);
         }
     }
 };

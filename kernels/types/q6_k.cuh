@@ -6,13 +6,13 @@
 // Planes:
 //
 //   codes    as nibbles.cuh has them
-//   high     16 bytes: in word i / 8, byte i % 4, bits 4 and 5 of value i's code at bit 4 * (i / 4 % 2), of value
-//            32 + i's two bits higher
+//   high     bits 4 and 5 of codes, as two_bits.cuh has them
 //   scales   the 4 of the unit
 //   supers   d (f16)
 #pragma once
 
 #include "nibbles.cuh"
+#include "two_bits.cuh"
 
 struct Q6_K {
     static constexpr int block_values = 256, block_bytes = 210;
@@ -26,12 +26,7 @@ struct Q6_K {
 
     __device__ static void repack(const FileUnit<Q6_K> &in, const TileUnit<Layout, uint8_t> &out) {
         nibbles::repack_low_bits(in, out);
-        uint8_t *high = out.high();
-        for (int byte = 0; byte < 16; byte++) {
-            const int i = byte / 4 * 8 + byte % 4;
-            high[byte] = static_cast<uint8_t>(in.code(i) >> 4 | in.code(32 + i) >> 4 << 2 | in.code(i + 4) >> 4 << 4 |
-                                              in.code(36 + i) >> 4 << 6);
-        }
+        two_bits::store(out.high(), [&](int i) { return in.code(i) >> 4; });
         const int u = out.unit % SUPER_UNITS;
         const uint8_t *block = in.block();
         const bool real = in.blocks > 0;
@@ -39,7 +34,7 @@ struct Q6_K {
         if (u < 2) out.super()[u] = real ? block[208 + u] : 0;
     }
     __device__ static float value(const TileUnit<Layout> &unit, int i) {
-        const int high = unit.high()[i % 32 / 8 * 4 + i % 4] >> (i / 4 % 2 * 4 + i / 32 * 2) & 3;
+        const int high = two_bits::load(unit.high(), i);
         const int code = nibbles::low_bits(unit, i) | high << 4;
         const float d = __half2float(*reinterpret_cast<const half *>(unit.super()));
         return d * static_cast<int8_t>(unit.scales()[i / 16]) * (code - 32);

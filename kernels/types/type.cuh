@@ -1,8 +1,8 @@
 // What a tensor type is to the kernels: one struct in a file of its own, listed in all.cuh.
 //
 // A quantized type has these members. The structs of this header and the headers of what several types share
-// (nibbles.cuh, packed_scales.cuh, block_scales.cuh) are there to build them from; a type with codes or scales of
-// another kind (a codebook, scales of 16 values) has its own, and no kernel changes.
+// (nibbles.cuh, two_bits.cuh, codebook.cuh; packed_scales.cuh, unit_bits.cuh, block_scales.cuh) are there to build them
+// from; a type with codes or scales of another kind has its own, and no kernel changes.
 //
 //   block_values, block_bytes         a block in the file
 //   code(block, i)                    the code of value i of such a block
@@ -138,24 +138,27 @@ struct RowGroup {
 // every 32 bytes, which took twice as long as all the rest.)
 template <typename Layout, int MT>
 struct WeightRun {
-    static constexpr int units = MT == 1 && Layout::high_bytes == 0 && Layout::code_pieces == 2 ? 8 : 4;
+    static constexpr int units =
+        Layout::code_pieces == 1 || (MT == 1 && Layout::high_bytes == 0 && Layout::code_pieces == 2) ? 8 : 4;
     static constexpr int values = units * UNIT;
     static constexpr int supers = units / SUPER_UNITS;
     // The smallest copy is of 4 bytes: smaller ones come with their neighbour.
+    static constexpr int scale_bytes = Layout::scale_bytes == 2 ? 4 : Layout::scale_bytes;
     static constexpr int super_bytes = Layout::super_bytes == 2 ? 4 : Layout::super_bytes;
 
     // Planes one after another, each [row 16][unit], codes [row 16][piece][unit], supers [row 16][super-block].
     static constexpr int high_at = 16 * Layout::code_pieces * units * 16;
     static constexpr int scale_at = high_at + 16 * units * Layout::high_bytes;
-    static constexpr int super_at = scale_at + 16 * units * Layout::scale_bytes;
+    static constexpr int super_at = scale_at + 16 * units * scale_bytes;
     static constexpr int bytes = super_at + 16 * supers * super_bytes;
 
     // Codes and high bits are swizzled, so that both the lanes that copy and those that read meet all banks.
     __device__ static __forceinline__ int code_swizzle(int row, int piece) {
+        if (Layout::code_pieces == 1) return row % 4 * 2;
         return units == 8 ? row % 2 * 4 + piece % 2 * 2 : row % 2 * 2;
     }
     __device__ static __forceinline__ int high_swizzle(int row) {
-        return Layout::high_bytes == 16 ? row / 2 % 2 * 2 : 0;
+        return Layout::high_bytes * units == 64 ? row / 2 % 2 * 2 : 0;
     }
     __device__ static __forceinline__ int codes_of(int row, int piece, int unit) {
         return ((row * Layout::code_pieces + piece) * units + (unit ^ code_swizzle(row, piece))) * 16;
@@ -205,10 +208,10 @@ struct WeightRun {
                         to + high_of(group, unit) + i * ROWS * units * Layout::high_bytes,
                         tile + (Layout::high_at(n) + at * Layout::high_bytes), exists);
                 }
-                if constexpr (Layout::scale_bytes > 0) {
-                    copy_or_zero<Layout::scale_bytes>(
-                        to + scale_at + ((i * ROWS + group) * units + unit) * Layout::scale_bytes,
-                        tile + (Layout::scale_at(n) + at * Layout::scale_bytes), exists);
+                if constexpr (scale_bytes > 0) {
+                    copy_or_zero<scale_bytes>(
+                        to + scale_at + ((i * ROWS + group) * units + unit) * scale_bytes,
+                        tile + (Layout::scale_at(n) + at / (scale_bytes / Layout::scale_bytes) * scale_bytes), exists);
                 }
             }
         }
@@ -240,9 +243,9 @@ struct LaneLayout {
         : row(threadIdx.x % WARP / 4),
           unit(threadIdx.x % 4 / 2),
           part(threadIdx.x % 2) {
-        code = row * Layout::code_pieces * Run::units * 16 + part * Run::units * 16;
+        code = row * Layout::code_pieces * Run::units * 16 + part * (Layout::code_pieces == 1 ? 8 : Run::units * 16);
         high = Run::high_at + row * Run::units * Layout::high_bytes + (Layout::high_bytes == 16 ? part * 8 : 0);
-        scale = Run::scale_at + row * Run::units * Layout::scale_bytes;
+        scale = Run::scale_at + row * Run::units * Run::scale_bytes;
         super = Run::super_at + row * Run::supers * Run::super_bytes;
     }
     // Which unit of the run, as codes and high bits lie.
@@ -291,6 +294,15 @@ __device__ __forceinline__ half2 plus_1024(uint32_t word) {
     uint32_t result;
     asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "n"(MASK), "r"(0x64006400u));
     return as_half2(result);
+}
+
+// The integers that stand SHIFT bits up in bytes 0 and 2 of `word`, where MASK has them, less ZERO.
+template <uint32_t MASK, int SHIFT, int ZERO>
+__device__ __forceinline__ half2 field_to_half(uint32_t word) {
+    const half2 field = plus_1024<MASK>(word);
+    if constexpr (SHIFT == 0) return __hsub2(field, __float2half2_rn(1024.f + ZERO));
+    constexpr float STEP = 1 << SHIFT;
+    return __hfma2(field, __float2half2_rn(1.f / STEP), __float2half2_rn(-1024.f / STEP - ZERO));
 }
 
 // Bytes as integers: 0 and 2 of `word` in x, 1 and 3 in y, less `offset` - 1,024. With a MASK, of each byte's bits in

@@ -82,7 +82,7 @@ const fn direct(values: usize, bytes: usize, wide_values: usize, wide_bytes: usi
 }
 
 /// The table: everything that a new type takes on the host.
-static KERNEL_TYPES: [KernelType; 11] = {
+static KERNEL_TYPES: [KernelType; 19] = {
     use Gemm::Copied;
     use TensorType::*;
     [
@@ -94,9 +94,35 @@ static KERNEL_TYPES: [KernelType; 11] = {
         row(Q5_0, 6, "q5_0", tiles(88), direct(256, 2816, 256, 2816)),
         row(Q5_1, 7, "q5_1", tiles(96), direct(256, 3072, 256, 3072)),
         row(Q8_0, 8, "q8_0", tiles(136), direct(256, 4352, 256, 4352)),
+        row(Q2_K, 10, "q2_k", tiles(42), direct(512, 2688, 512, 2688)),
+        row(Q3_K, 11, "q3_k", tiles(56), direct(512, 3584, 512, 3584)),
         row(Q4_K, 12, "q4_k", tiles(72), direct(512, 4608, 256, 2304)),
         row(Q5_K, 13, "q5_k", tiles(88), direct(256, 2816, 256, 2816)),
         row(Q6_K, 14, "q6_k", tiles(105), direct(256, 3392, 256, 3392)),
+        row(
+            IQ4_NL,
+            20,
+            "iq4_nl",
+            tiles(72),
+            direct(512, 4608, 256, 2304),
+        ),
+        row(
+            IQ4_XS,
+            23,
+            "iq4_xs",
+            tiles(68),
+            direct(512, 4352, 256, 2176),
+        ),
+        row(MXFP4, 39, "mxfp4", tiles(68), direct(512, 4608, 256, 2304)),
+        row(IQ3_S, 21, "iq3_s", tiles(68), direct(512, 4352, 256, 2176)),
+        row(
+            IQ3_XXS,
+            18,
+            "iq3_xxs",
+            tiles(68),
+            direct(512, 4352, 256, 2176),
+        ),
+        row(IQ2_S, 22, "iq2_s", tiles(53), direct(512, 3712, 512, 3712)),
     ]
 };
 

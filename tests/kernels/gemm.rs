@@ -18,7 +18,10 @@ use crate::{
 };
 
 /// Those that GEMMs read as they are.
-const CHUNK_TYPES: [TensorType; 9] = [Q4_K, Q6_K, Q5_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, F16];
+const CHUNK_TYPES: [TensorType; 17] = [
+    Q4_K, Q6_K, Q5_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, Q2_K, IQ4_NL, IQ4_XS, MXFP4, IQ3_S,
+    IQ3_XXS, IQ2_S, F16,
+];
 
 const CHUNK_SHAPES: [(usize, usize); 6] = [
     (577, 576),

@@ -69,6 +69,9 @@ pub fn gemv_store_multiplies_and_adds_bias() -> TestResult {
         [F16, Q8_0, F32],
         [Q5_0, BF16, Q4_1],
         [Q5_K, Q5_1, Q4_0],
+        [Q2_K, Q2_K, Q3_K],
+        [IQ4_XS, MXFP4, IQ4_NL],
+        [IQ3_XXS, IQ3_S, IQ2_S],
     ] {
         for (rows, columns) in [
             ([577, 33, 7], 1536),

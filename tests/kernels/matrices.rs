@@ -12,8 +12,9 @@ use crate::{
     harness::{Buffer, device, run, silu},
 };
 
-pub const TYPES: [TensorType; 11] = [
-    Q4_K, Q6_K, Q5_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, F16, BF16, F32,
+pub const TYPES: [TensorType; 19] = [
+    Q4_K, Q6_K, Q5_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, Q2_K, IQ4_NL, IQ4_XS, MXFP4, IQ3_S,
+    IQ3_XXS, IQ2_S, F16, BF16, F32,
 ];
 
 /// Rows and columns of matrices; columns are rounded up to the type's blocks. The longest rows are the longest that the
@@ -106,12 +107,16 @@ impl Weights {
 /// Bytes of two units of 64 values in the kernels' layout (kernels/README.md); none for float types.
 pub fn two_unit_bytes(tensor_type: TensorType) -> Option<usize> {
     match tensor_type {
-        Q4_0 | Q4_K => Some(72),
+        Q4_0 | Q4_K | IQ4_NL => Some(72),
         Q4_1 => Some(80),
         Q5_0 | Q5_K => Some(88),
         Q5_1 => Some(96),
         Q8_0 => Some(136),
         Q6_K => Some(105),
+        Q3_K => Some(56),
+        Q2_K => Some(42),
+        IQ4_XS | MXFP4 | IQ3_S | IQ3_XXS => Some(68),
+        IQ2_S => Some(53),
         _ => None,
     }
 }
