@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     engine::{Kind, SamplingParams, Workload},
-    model::{Gguf, Message, Model, Prompt},
+    model::{ChatTemplate, Gguf, Message, Model, Prompt, Vocabulary},
 };
 
 /// One command, ready to be carried out.
@@ -80,6 +80,14 @@ impl ModelSource {
         }
     }
 
+    /// As much of the model as text needs.
+    pub fn open_vocabulary(&self) -> Result<Vocabulary> {
+        match self {
+            Self::File(path) => Vocabulary::open(path),
+            Self::Demo => Vocabulary::demo(),
+        }
+    }
+
     /// What to call it while it is being loaded.
     pub fn name(&self) -> String {
         match self {
@@ -101,20 +109,18 @@ pub enum Input {
 }
 
 impl Input {
-    pub fn render(&self, model: &Model) -> Result<Prompt> {
+    /// Renders the text with the template of the file called `name`.
+    pub fn render(&self, template: Option<&ChatTemplate>, name: &str) -> Result<Prompt> {
         match self {
             Self::Raw(text) => Ok(Prompt::raw(text)),
             Self::Chat {
                 messages,
                 enable_thinking,
-            } => model
-                .chat_template
-                .as_ref()
+            } => template
                 .with_context(|| {
                     format!(
-                        "{} has no chat template (tokenizer.chat_template): give the prompt as the model is to read it, \
-                         to `run` with --raw and to `tokenize` without --chat",
-                        model.gguf.name()
+                        "{name} has no chat template (tokenizer.chat_template): give the prompt as the model is to read it, \
+                         to `run` with --raw and to `tokenize` without --chat"
                     )
                 })?
                 .render(messages, *enable_thinking),
