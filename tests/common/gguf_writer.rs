@@ -17,6 +17,7 @@ pub enum Value {
     String(String),
     U32s(Vec<u32>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
     Strings(Vec<String>),
 }
 
@@ -31,7 +32,8 @@ macro_rules! value_from {
 }
 value_from! {
     u8 => U8, u16 => U16, u32 => U32, i32 => I32, u64 => U64, f32 => F32, bool => Bool, &str => String, String => String,
-    Vec<u32> => U32s, Vec<i32> => I32s, Vec<String> => Strings,
+    Vec<u32> => U32s, Vec<i32> => I32s, Vec<f32> => F32s,
+    Vec<String> => Strings,
 }
 
 impl Value {
@@ -61,6 +63,12 @@ impl Value {
             }
             Self::I32s(values) => {
                 array(out, 5, values.len());
+                values
+                    .iter()
+                    .for_each(|value| out.extend(value.to_le_bytes()));
+            }
+            Self::F32s(values) => {
+                array(out, 6, values.len());
                 values
                     .iter()
                     .for_each(|value| out.extend(value.to_le_bytes()));

@@ -1,50 +1,33 @@
-//! Text to token ids and back: byte-level BPE built from a file's own vocabulary and merges.
+//! Text to token ids and back, as a file's own vocabulary says.
 //!
-//! The merging itself is the `tokenizers` crate's. This module checks what the file says, picks the
-//! pre-tokenizer that it names, and cuts out special tokens before any text reaches the BPE, whose own
+//! This module reads what the file says and cuts out special tokens before any text reaches the merging, whose own
 //! vocabulary holds no control token: text that is not to become a control token cannot.
 
-use std::collections::BTreeSet;
+mod byte_level;
+mod merge;
+mod pre_tokenizer;
+mod sentence_piece;
+mod special;
 
-use aho_corasick::{AhoCorasick, MatchKind};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
+
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use tokenizers::{
-    PreTokenizerWrapper, SplitDelimiterBehavior,
-    models::bpe::{BPE, Vocab},
-    normalizers::unicode::NFC,
-    pre_tokenizers::{
-        byte_level::ByteLevel,
-        digits::Digits,
-        sequence::Sequence,
-        split::{Split, SplitPattern},
-    },
-};
 
+use self::{
+    byte_level::ByteLevel,
+    merge::Merge,
+    pre_tokenizer::PreTokenizer,
+    sentence_piece::{BLANK, Order, SentencePiece},
+    special::Named,
+};
 use super::{chat_template::Prompt, gguf::Gguf};
 
-/// Texts of control tokens that end a turn or a document, whether or not a metadata key names them:
-/// llama.cpp's list, as far as byte-level BPE vocabularies have them.
-const END_OF_GENERATION: [&str; 14] = [
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<end_of_turn>",
-    "<end_of_utterance>",
-    "<EOT>",
-    "[EOS]",
-    "<eos>",
-    "</s>",
-];
+pub(super) use special::SpecialTokens;
 
 /// A model's tokenizer.
 pub struct Tokenizer {
-    bpe: tokenizers::Tokenizer,
+    model: Model,
     /// The vocabulary: a token's id is its index.
     tokens: Vec<Token>,
     /// Everything that is cut out of a raw prompt: `control` and `user_defined` together.
@@ -55,8 +38,20 @@ pub struct Tokenizer {
     eos: Option<u32>,
     /// Whether a prompt starts with `bos`.
     add_bos: bool,
+    /// Whether blanks after a special token belong to it.
+    strips_after_special: bool,
+    /// In ascending order.
     end_of_generation: Vec<u32>,
 }
+
+/// What makes tokens of text: `tokenizer.ggml.model`.
+enum Model {
+    ByteLevel(ByteLevel),
+    SentencePiece(SentencePiece),
+}
+
+/// By the ids of two neighbours, what they become.
+type Merges = HashMap<(u32, u32), Merge>;
 
 /// An entry of the vocabulary.
 struct Token {
@@ -67,7 +62,7 @@ struct Token {
 /// `tokenizer.ggml.token_type` of the GGUF specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TokenKind {
-    /// 1 and, for what it says of byte-level BPE, 6: written in the byte-level alphabet.
+    /// 1, and 0, which says nothing: text, in the spelling of the model.
     Normal,
     /// 2 and 3: marks up a prompt and stands for no text.
     Control,
@@ -75,71 +70,25 @@ enum TokenKind {
     UserDefined,
     /// 5: fills up the vocabulary.
     Unused,
+    /// 6: a byte of a character that has no token. Byte-level BPE has none: there such a token is a normal one.
+    Byte(u8),
 }
 
 impl TokenKind {
     fn from_ggml(token_type: Option<u64>) -> Option<Self> {
         match token_type? {
-            1 | 6 => Some(Self::Normal),
+            0 | 1 | 6 => Some(Self::Normal),
             2 | 3 => Some(Self::Control),
             4 => Some(Self::UserDefined),
             5 => Some(Self::Unused),
             _ => None,
         }
     }
-}
 
-/// How text is cut into words before merging.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PreTokenizer {
-    Qwen2,
-    Smollm,
-    LlamaBpe,
-    Gpt2,
-}
-
-impl PreTokenizer {
-    const SUPPORTED: &str = "qwen2, smollm, llama-bpe and gpt-2";
-
-    fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "qwen2" => Some(Self::Qwen2),
-            "smollm" => Some(Self::Smollm),
-            "llama-bpe" => Some(Self::LlamaBpe),
-            "gpt-2" => Some(Self::Gpt2),
-            _ => None,
-        }
+    /// Whether merging may come to such a token.
+    fn is_text(self) -> bool {
+        matches!(self, Self::Normal | Self::UserDefined)
     }
-
-    /// The stages that the `tokenizer.json` of the models behind the name lists. Each ends in the
-    /// byte-level alphabet; `ByteLevel` with its own pattern is GPT-2's split.
-    fn stages(self) -> Result<Vec<PreTokenizerWrapper>> {
-        let alphabet = ByteLevel::new(false, false, false);
-        let gpt2 = ByteLevel::new(false, false, true);
-        Ok(match self {
-            // Qwen takes digits one by one, Llama 3 in groups of up to three.
-            Self::Qwen2 => vec![split(r"\p{N}")?.into(), alphabet.into()],
-            Self::LlamaBpe => vec![split(r"\p{N}{1,3}")?.into(), alphabet.into()],
-            Self::Smollm => vec![Digits::new(true).into(), gpt2.into()],
-            Self::Gpt2 => vec![gpt2.into()],
-        })
-    }
-}
-
-/// The split that Llama 3 and Qwen 2 share but for how they take `digits`.
-fn split(digits: &str) -> Result<Split> {
-    let pattern = [
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        digits,
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-    .join("|");
-    let pattern = SplitPattern::Regex(pattern);
-    Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(|e| anyhow!(e))
 }
 
 impl Tokenizer {
@@ -148,71 +97,73 @@ impl Tokenizer {
     /// # Errors
     ///
     /// Names the key under which the file has nothing, something of no meaning, or something that sharpi
-    /// does not support.
+    /// does not support. What nothing depends on is a warning instead.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         Self::read(gguf).with_context(|| format!("{}: reading the tokenizer", gguf.name()))
     }
 
     fn read(gguf: &Gguf) -> Result<Self> {
-        let model = gguf.str("tokenizer.ggml.model")?;
-        let model = model.context("tokenizer.ggml.model is missing: the file has no tokenizer")?;
+        const MODEL: &str = "tokenizer.ggml.model";
+        let model = gguf.str(MODEL)?;
+        let model =
+            model.with_context(|| format!("{MODEL} is missing: the file has no tokenizer"))?;
         ensure!(
-            model == "gpt2",
-            "tokenizer.ggml.model is {model:?}; supported is \"gpt2\" (byte-level BPE)"
+            matches!(model, "gpt2" | "llama" | "gemma4"),
+            "{MODEL} is {model:?}; supported are \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece) and \"gemma4\""
         );
-        let supported = PreTokenizer::SUPPORTED;
-        let pre = gguf.str("tokenizer.ggml.pre")?.with_context(|| {
-            format!(
-                "tokenizer.ggml.pre is missing; supported are {supported}. Convert the model anew with a recent llama.cpp"
-            )
-        })?;
-        let pre = PreTokenizer::from_name(pre)
-            .with_context(|| format!("tokenizer.ggml.pre is {pre:?}; supported are {supported}"))?;
-
-        let tokens = read_tokens(gguf)?;
-        let bpe = build_bpe(&tokens, array(gguf, "tokenizer.ggml.merges")?, pre)?;
-
-        let token_id = |key: &str| -> Result<Option<u32>> {
-            let Some(id) = gguf.u64(key)? else {
-                return Ok(None);
-            };
-            ensure!(
-                id < tokens.len() as u64,
-                "{key} is {id}, but the vocabulary has {} tokens",
-                tokens.len()
-            );
-            Ok(Some(id as u32))
+        let texts = read_texts(gguf)?;
+        let ids = index(&texts)?;
+        let merges = match model {
+            "llama" => Vec::new(),
+            _ => read_merges(gguf, &ids)?,
         };
-        let bos = token_id("tokenizer.ggml.bos_token_id")?;
-        let eos = token_id("tokenizer.ggml.eos_token_id")?;
-        // llama.cpp's defaults.
+        let spelled: HashSet<u32> = merges.iter().map(|merge| merge[2]).collect();
+        let mut tokens = read_tokens(gguf, &texts, model)?;
+        let mut named = Named::read(gguf, tokens.len());
+        if model == "llama" {
+            // SentencePiece's own ids, where the file names none.
+            let token = |id: u32| (id < tokens.len() as u32).then_some(id);
+            named.unknown = named.unknown.or(token(0));
+            named.bos = named.bos.or(token(1));
+            named.eos = named.eos.or(token(2));
+        }
+        let ends = special::mark_turns(&mut tokens, &ids, &named, |id| spelled.contains(&id));
+
+        let merges = rank(&merges, &tokens);
+        let model = match model {
+            "gpt2" => Model::ByteLevel(ByteLevel::new(read_pre(gguf)?, &tokens, merges)),
+            _ => {
+                let order = match model {
+                    "llama" => Order::Scores(read_ranks(gguf, tokens.len())?),
+                    _ => Order::Merges(merges),
+                };
+                let prefix = gguf.bool("tokenizer.ggml.add_space_prefix")?;
+                let prefix = prefix.unwrap_or(model == "llama");
+                Model::SentencePiece(SentencePiece::new(&tokens, order, named.unknown, prefix))
+            }
+        };
         let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?;
         ensure!(
-            add_bos != Some(true) || bos.is_some(),
+            add_bos != Some(true) || named.bos.is_some(),
             "tokenizer.ggml.add_bos_token is true, but tokenizer.ggml.bos_token_id is missing"
         );
-        let add_bos = add_bos.unwrap_or(pre == PreTokenizer::LlamaBpe);
-
-        let mut end_of_generation: BTreeSet<u32> = ids(&tokens, |token| {
-            token.kind == TokenKind::Control && END_OF_GENERATION.contains(&token.text.as_str())
-        })
-        .collect();
-        end_of_generation.extend(eos);
-        end_of_generation.extend(token_id("tokenizer.ggml.eot_token_id")?);
-        end_of_generation.extend(token_id("tokenizer.ggml.eom_token_id")?);
-
-        let is_control = |token: &Token| token.kind == TokenKind::Control;
-        let is_user_defined = |token: &Token| token.kind == TokenKind::UserDefined;
+        let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined);
         Ok(Self {
-            bpe,
-            special: SpecialTokens::new(&tokens, |t| is_control(t) || is_user_defined(t))?,
-            control: SpecialTokens::new(&tokens, is_control)?,
-            user_defined: SpecialTokens::new(&tokens, is_user_defined)?,
+            special: SpecialTokens::new(&tokens, is_special)?,
+            control: SpecialTokens::new(&tokens, |kind| kind == TokenKind::Control)?,
+            user_defined: SpecialTokens::new(&tokens, |kind| kind == TokenKind::UserDefined)?,
+            bos: named.bos,
+            eos: named.eos,
+            add_bos: match &model {
+                Model::ByteLevel(model) => add_bos.unwrap_or(model.adds_bos()),
+                // Gemma 4 is lost without, whatever its file says.
+                Model::SentencePiece(model) => add_bos.unwrap_or(true) || model.is_gemma4(),
+            },
+            strips_after_special: matches!(model, Model::SentencePiece(_))
+                && gguf.str("general.architecture")? == Some("phi3"),
+            end_of_generation: ends.into_iter().collect(),
+            model,
             tokens,
-            bos,
-            eos,
-            add_bos,
-            end_of_generation: end_of_generation.into_iter().collect(),
         })
     }
 
@@ -224,21 +175,21 @@ impl Tokenizer {
     /// The ids of `prompt`: special-token text outside message content becomes its id. Adds the file's
     /// beginning-of-sequence token where the file asks for one and the text does not start with it.
     ///
-    /// Bytes that the vocabulary has no token for are left out, as Hugging Face tokenizers leaves them out.
+    /// What the vocabulary has no token for becomes its unknown token, or is left out where it has none.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let text = prompt.text();
         let mut ids = Vec::with_capacity(text.len() / 3);
         match prompt.control_tokens() {
-            None => self.encode_text(text, &self.special, &mut ids)?,
+            None => self.encode_text(text, &self.special, &mut ids),
             Some(control_tokens) => {
                 let mut done = 0;
                 for token in control_tokens {
-                    let before = &text[done..token.range.start];
-                    self.encode_text(before, &self.user_defined, &mut ids)?;
+                    let before = text.get(done..token.range.start).unwrap_or_default();
+                    self.encode_text(before, &self.user_defined, &mut ids);
                     ids.push(token.id);
-                    done = token.range.end;
+                    done = self.end_of(token.id, token.range.end, text);
                 }
-                self.encode_text(&text[done..], &self.user_defined, &mut ids)?;
+                self.encode_text(&text[done..], &self.user_defined, &mut ids);
             }
         }
         if let Some(bos) = self.bos.filter(|_| self.add_bos)
@@ -249,24 +200,34 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Appends the ids of `text`, in which those of `special` are tokens and all else is merged from bytes.
-    fn encode_text(&self, text: &str, special: &SpecialTokens, ids: &mut Vec<u32>) -> Result<()> {
+    /// Appends the ids of `text`, in which those of `special` are tokens and all else is merged.
+    fn encode_text(&self, text: &str, special: &SpecialTokens, ids: &mut Vec<u32>) {
         let mut done = 0;
         for (range, id) in special.find_iter(text) {
-            self.merge_bytes(&text[done..range.start], ids)?;
+            self.merge(text.get(done..range.start).unwrap_or_default(), ids);
             ids.push(id);
-            done = range.end;
+            done = self.end_of(id, range.end, text);
         }
-        self.merge_bytes(&text[done..], ids)
+        self.merge(&text[done..], ids);
     }
 
-    fn merge_bytes(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        if !text.is_empty() {
-            let encoding = self.bpe.encode_fast(text, false);
-            let encoding = encoding.map_err(|e| anyhow!(e).context("tokenizing the prompt"))?;
-            ids.extend(encoding.get_ids());
+    /// Where text goes on after the special token `id`, which is spelled up to `end`.
+    fn end_of(&self, id: u32, end: usize, text: &str) -> usize {
+        // Phi 3 was trained so, and its file cannot say it.
+        let strips = self.strips_after_special
+            && !matches!(self.piece(id), "<unk>" | "<s>" | "<|endoftext|>");
+        match strips {
+            true => text.len() - text[end..].trim_start().len(),
+            false => end,
         }
-        Ok(())
+    }
+
+    fn merge(&self, text: &str, ids: &mut Vec<u32>) {
+        match &self.model {
+            _ if text.is_empty() => {}
+            Model::ByteLevel(model) => model.encode(text, ids),
+            Model::SentencePiece(model) => model.encode(text, ids),
+        }
     }
 
     /// The bytes that a token stands for: part of a character, maybe. Empty for a control token.
@@ -274,12 +235,17 @@ impl Tokenizer {
         let Some(token) = self.tokens.get(id as usize) else {
             return Vec::new();
         };
-        match token.kind {
+        match (token.kind, &self.model) {
             // A token outside the byte-level alphabet stands for itself, as in Hugging Face tokenizers.
-            TokenKind::Normal => (token.text.chars().map(byte_of).collect::<Option<_>>())
-                .unwrap_or_else(|| token.text.clone().into_bytes()),
-            TokenKind::UserDefined => token.text.clone().into_bytes(),
-            TokenKind::Control | TokenKind::Unused => Vec::new(),
+            (TokenKind::Normal, Model::ByteLevel(_)) => {
+                byte_level::bytes_of(&token.text).unwrap_or_else(|| token.text.clone().into_bytes())
+            }
+            (TokenKind::Normal, Model::SentencePiece(_)) => {
+                token.text.replace(BLANK, " ").into_bytes()
+            }
+            (TokenKind::Byte(byte), _) => vec![byte],
+            (TokenKind::UserDefined, _) => token.text.clone().into_bytes(),
+            (TokenKind::Control | TokenKind::Unused, _) => Vec::new(),
         }
     }
 
@@ -315,139 +281,139 @@ impl Tokenizer {
     }
 }
 
-/// Finds the texts of some tokens.
-#[derive(Clone)]
-pub(super) struct SpecialTokens {
-    texts: AhoCorasick,
-    /// By number of the text in `texts`.
-    ids: Vec<u32>,
-}
-
-impl SpecialTokens {
-    fn new(tokens: &[Token], wanted: impl Fn(&Token) -> bool) -> Result<Self> {
-        let ids: Vec<u32> = ids(tokens, |t| !t.text.is_empty() && wanted(t)).collect();
-        // Of overlapping tokens the leftmost is taken, then the longest: as in Hugging Face tokenizers.
-        let texts = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .build(ids.iter().map(|&id| &tokens[id as usize].text))
-            .context("indexing the special tokens")?;
-        Ok(Self { texts, ids })
-    }
-
-    /// Where the tokens occur in `text`, and their ids.
-    pub(super) fn find_iter(
-        &self,
-        text: &str,
-    ) -> impl Iterator<Item = (std::ops::Range<usize>, u32)> {
-        (self.texts.find_iter(text)).map(|found| (found.range(), self.ids[found.pattern()]))
-    }
-}
-
-/// The ids of the `wanted` tokens.
-fn ids(tokens: &[Token], wanted: impl Fn(&Token) -> bool) -> impl Iterator<Item = u32> {
-    (0..)
-        .zip(tokens)
-        .filter(move |(_, token)| wanted(token))
-        .map(|(id, _)| id)
-}
-
-fn read_tokens(gguf: &Gguf) -> Result<Vec<Token>> {
-    let texts = array(gguf, "tokenizer.ggml.tokens")?;
-    let types = array(gguf, "tokenizer.ggml.token_type")?;
-    ensure!(
-        texts.len() == types.len(),
-        "tokenizer.ggml.tokens has {} entries, but tokenizer.ggml.token_type has {}",
-        texts.len(),
-        types.len()
-    );
+fn read_texts(gguf: &Gguf) -> Result<Vec<&str>> {
+    const KEY: &str = "tokenizer.ggml.tokens";
+    let texts = array(gguf, KEY)?;
     ensure!(
         u32::try_from(texts.len()).is_ok(),
-        "tokenizer.ggml.tokens has {} entries, more than 32-bit ids can number",
+        "{KEY} has {} entries, more than 32-bit ids can number",
         texts.len()
     );
-    let tokens = texts.iter().zip(types).enumerate();
-    tokens
-        .map(|(id, (text, token_type))| {
-            let text = text.as_str().with_context(|| {
-                format!("tokenizer.ggml.tokens: entry {id} is {text}, not a string")
+    let texts = texts.iter().enumerate().map(|(id, text)| {
+        text.as_str()
+            .with_context(|| format!("{KEY}: entry {id} is {text}, not a string"))
+    });
+    texts.collect()
+}
+
+/// The id of each text.
+fn index<'a>(texts: &[&'a str]) -> Result<HashMap<&'a str, u32>> {
+    let mut ids = HashMap::with_capacity(texts.len());
+    for (id, text) in (0..).zip(texts) {
+        match ids.entry(*text) {
+            Entry::Vacant(entry) => drop(entry.insert(id)),
+            Entry::Occupied(first) => bail!(
+                "tokenizer.ggml.tokens: entries {} and {id} are both {text:?}",
+                first.get()
+            ),
+        }
+    }
+    Ok(ids)
+}
+
+/// The vocabulary with the file's types. Without any all tokens are normal.
+fn read_tokens(gguf: &Gguf, texts: &[&str], model: &str) -> Result<Vec<Token>> {
+    const KEY: &str = "tokenizer.ggml.token_type";
+    let types = gguf.array(KEY)?;
+    if let Some(types) = types {
+        ensure!(
+            texts.len() == types.len(),
+            "tokenizer.ggml.tokens has {} entries, but {KEY} has {}",
+            texts.len(),
+            types.len()
+        );
+    } else {
+        tracing::warn!(
+            "{}: {KEY} is missing: all tokens count as normal text",
+            gguf.name()
+        );
+    }
+    let tokens = texts.iter().enumerate().map(|(id, &text)| {
+        let mut kind = TokenKind::Normal;
+        if let Some(types) = types {
+            kind = TokenKind::from_ggml(types[id].as_u64())
+                .with_context(|| format!("{KEY}: entry {id} is {}; known are 0 to 6", types[id]))?;
+        }
+        if model != "gpt2"
+            && kind == TokenKind::Normal
+            && let Some(byte) = sentence_piece::byte_of(text)
+        {
+            kind = TokenKind::Byte(byte);
+        }
+        let text = text.to_owned();
+        Ok(Token { text, kind })
+    });
+    tokens.collect()
+}
+
+/// The merges as ids: left, right, and what they become.
+fn read_merges(gguf: &Gguf, ids: &HashMap<&str, u32>) -> Result<Vec<[u32; 3]>> {
+    const KEY: &str = "tokenizer.ggml.merges";
+    let merges = array(gguf, KEY)?.iter().enumerate();
+    let merges = merges.map(|(rank, merge)| {
+        // A token may be a blank, but none is empty.
+        let text = merge.as_str().unwrap_or_default();
+        let (first, rest) = text.split_at(text.chars().next().map_or(0, char::len_utf8));
+        let (left, right) = rest
+            .find(' ')
+            .map(|at| (&text[..first.len() + at], &rest[at + 1..]))
+            .with_context(|| {
+                format!("{KEY}: entry {rank} is {merge}, not two tokens and a space")
             })?;
-            let kind = TokenKind::from_ggml(token_type.as_u64()).with_context(|| {
-                format!("tokenizer.ggml.token_type: entry {id} is {token_type}; known are 1 to 6")
-            })?;
-            Ok(Token {
-                text: text.to_owned(),
-                kind,
+        let id = |text: &str| {
+            ids.get(text).copied().with_context(|| {
+                format!("{KEY}: entry {rank} is {merge}, but the vocabulary has no token {text}")
             })
-        })
+        };
+        Ok([id(left)?, id(right)?, id(&format!("{left}{right}"))?])
+    });
+    merges.collect()
+}
+
+/// The merges that ordinary text may take, ranked.
+fn rank(merges: &[[u32; 3]], tokens: &[Token]) -> Merges {
+    let is_text = |&id: &u32| tokens[id as usize].kind.is_text();
+    (0..)
+        .zip(merges)
+        .filter(|(_, merge)| merge.iter().all(is_text))
+        .map(|(rank, &[left, right, id])| ((left, right), Merge { rank, id }))
         .collect()
 }
 
-fn build_bpe(
-    tokens: &[Token],
-    merges: &[Value],
-    pre: PreTokenizer,
-) -> Result<tokenizers::Tokenizer> {
-    let mut vocab = Vocab::with_capacity(tokens.len());
-    for (id, token) in (0..).zip(tokens) {
-        if let Some(first) = vocab.insert(token.text.clone(), id) {
-            let text = &token.text;
-            bail!("tokenizer.ggml.tokens: entries {first} and {id} are both {text:?}");
-        }
-    }
-    vocab.retain(|_, id| {
-        !matches!(
-            tokens[*id as usize].kind,
-            TokenKind::Control | TokenKind::Unused
-        )
+fn read_pre(gguf: &Gguf) -> Result<PreTokenizer> {
+    const KEY: &str = "tokenizer.ggml.pre";
+    let name = gguf.str(KEY)?.unwrap_or_else(|| {
+        tracing::warn!(
+            "{}: {KEY} is missing: text is cut as \"default\" does, which may not be what the model was trained on",
+            gguf.name()
+        );
+        "default"
     });
-    let longest = tokens.iter().map(|token| token.text.len()).max();
-    let merges = merges
-        .iter()
-        .enumerate()
-        .map(|(rank, merge)| {
-            let (left, right) = merge
-                .as_str()
-                .and_then(|merge| merge.split_once(' '))
-                .with_context(|| {
-                    format!("tokenizer.ggml.merges: entry {rank} is {merge}, not two tokens and a space")
-                })?;
-            // The builder panics on such a merge; other merges into nothing are its errors.
-            ensure!(
-                Some(left.len() + right.len()) <= longest,
-                "tokenizer.ggml.merges: entry {rank} is {merge}, but the vocabulary has no token {left}{right}"
-            );
-            Ok((left.to_owned(), right.to_owned()))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .ignore_merges(pre == PreTokenizer::LlamaBpe)
-        .build()
-        .map_err(|e| anyhow!(e).context("tokenizer.ggml.merges names what is no token"))?;
-    let mut tokenizer = tokenizers::Tokenizer::new(bpe);
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(pre.stages()?)));
-    if pre == PreTokenizer::Qwen2 {
-        tokenizer
-            .with_normalizer(Some(NFC))
-            .map_err(|e| anyhow!(e))?;
-    }
-    Ok(tokenizer)
+    PreTokenizer::from_name(name)
+}
+
+/// By id, how many distinct scores are higher than the token's.
+fn read_ranks(gguf: &Gguf, vocab_size: usize) -> Result<Vec<u32>> {
+    const KEY: &str = "tokenizer.ggml.scores";
+    let scores = array(gguf, KEY)?;
+    ensure!(
+        scores.len() == vocab_size,
+        "tokenizer.ggml.tokens has {vocab_size} entries, but {KEY} has {}",
+        scores.len()
+    );
+    let scores = scores.iter().enumerate().map(|(id, score)| {
+        score
+            .as_f64()
+            .with_context(|| format!("{KEY}: entry {id} is {score}, not a finite number"))
+    });
+    let scores = scores.collect::<Result<Vec<f64>>>()?;
+    let mut distinct = scores.clone();
+    distinct.sort_by(|a, b| b.total_cmp(a));
+    distinct.dedup();
+    let rank = |score: &f64| distinct.partition_point(|other| other > score) as u32;
+    Ok(scores.iter().map(rank).collect())
 }
 
 fn array<'a>(gguf: &'a Gguf, key: &str) -> Result<&'a [Value]> {
     (gguf.array(key)?).with_context(|| format!("{key} is missing"))
-}
-
-/// The byte that `char` spells in GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes
-/// follow in order from U+0100.
-fn byte_of(char: char) -> Option<u8> {
-    let code = u32::from(char);
-    let byte = match code {
-        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => code,
-        0x100..=0x120 => code - 0x100,
-        0x121..=0x142 => code - 0x121 + 0x7f,
-        0x143 => 0xad,
-        _ => return None,
-    };
-    u8::try_from(byte).ok()
 }
