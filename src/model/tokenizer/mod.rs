@@ -9,7 +9,7 @@ mod pre_tokenizer;
 mod sentence_piece;
 mod special;
 
-use std::collections::{HashMap, HashSet, hash_map::Entry};
+use std::collections::{HashMap, hash_map::Entry};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -117,7 +117,10 @@ impl Tokenizer {
             "llama" => Vec::new(),
             _ => read_merges(gguf, &ids)?,
         };
-        let spelled: HashSet<u32> = merges.iter().map(|merge| merge[2]).collect();
+        let mut spelled = vec![false; texts.len()];
+        merges
+            .iter()
+            .for_each(|merge| spelled[merge[2] as usize] = true);
         let mut tokens = read_tokens(gguf, &texts, model)?;
         let mut named = Named::read(gguf, tokens.len());
         if model == "llama" {
@@ -127,7 +130,7 @@ impl Tokenizer {
             named.bos = named.bos.or(token(1));
             named.eos = named.eos.or(token(2));
         }
-        let ends = special::mark_turns(&mut tokens, &ids, &named, |id| spelled.contains(&id));
+        let ends = special::mark_turns(&mut tokens, &ids, &named, |id| spelled[id as usize]);
 
         let merges = rank(&merges, &tokens);
         let model = match model {
@@ -143,10 +146,12 @@ impl Tokenizer {
             }
         };
         let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?;
-        ensure!(
-            add_bos != Some(true) || named.bos.is_some(),
-            "tokenizer.ggml.add_bos_token is true, but tokenizer.ggml.bos_token_id is missing"
-        );
+        if add_bos == Some(true) && named.bos.is_none() {
+            tracing::warn!(
+                "{}: tokenizer.ggml.add_bos_token is true, but tokenizer.ggml.bos_token_id names no token: none is added",
+                gguf.name()
+            );
+        }
         let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined);
         Ok(Self {
             special: SpecialTokens::new(&tokens, is_special)?,
@@ -301,6 +306,8 @@ fn index<'a>(texts: &[&'a str]) -> Result<HashMap<&'a str, u32>> {
     let mut ids = HashMap::with_capacity(texts.len());
     for (id, text) in (0..).zip(texts) {
         match ids.entry(*text) {
+            // Nothing can be spelled so, and files fill up their vocabulary with it.
+            _ if text.is_empty() => {}
             Entry::Vacant(entry) => drop(entry.insert(id)),
             Entry::Occupied(first) => bail!(
                 "tokenizer.ggml.tokens: entries {} and {id} are both {text:?}",
