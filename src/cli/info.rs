@@ -17,7 +17,7 @@ use super::{
     resolve::ModelSource,
 };
 use crate::{
-    model::{Decoder, Gguf, Vocabulary, arch, decoder::Layer},
+    model::{Decoder, Gguf, Tokenizer, arch, decoder::Layer},
     quant::TensorType,
 };
 
@@ -171,8 +171,9 @@ struct Piece<'a> {
 }
 
 pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
-    let vocabulary = source.open_vocabulary()?;
-    let info = Info::new(&vocabulary)?;
+    let gguf = source.open_gguf()?;
+    let tokenizer = Tokenizer::from_gguf(&gguf);
+    let info = Info::new(&gguf, &tokenizer)?;
     let mut out = io::stdout().lock();
     let written = match json {
         true => write_json_line(&mut out, &info),
@@ -183,17 +184,17 @@ pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
 }
 
 impl<'a> Info<'a> {
-    fn new(vocabulary: &'a Vocabulary) -> Result<Self> {
-        let Vocabulary {
-            gguf,
-            tokenizer,
-            chat_template,
-        } = vocabulary;
-        let (hyper_parameters, cannot_run) = match arch::describe(gguf, arch::ALL) {
-            Ok(decoder) => (Some(HyperParameters::new(&decoder)), None),
-            Err(error) => (None, Some(format!("{error:#}"))),
+    fn new(gguf: &'a Gguf, tokenizer: &'a Result<Tokenizer>) -> Result<Self> {
+        let decoder = arch::describe(gguf, arch::ALL);
+        let cannot_run = decoder.as_ref().err().or(tokenizer.as_ref().err());
+        let ends = |tokenizer: &'a Tokenizer| {
+            let ends = tokenizer.end_of_generation().iter();
+            let piece = |&id| Piece {
+                id,
+                piece: tokenizer.piece(id),
+            };
+            ends.map(piece).collect()
         };
-        let ends = tokenizer.end_of_generation().iter();
         let sampling = gguf
             .metadata()
             .filter_map(|(key, value)| Some((key.strip_prefix("general.sampling.")?, value)));
@@ -206,21 +207,16 @@ impl<'a> Info<'a> {
                 .tensors()
                 .map(|tensor| (tensor.row_len() * tensor.rows()) as u64)
                 .sum(),
-            hyper_parameters,
-            cannot_run,
+            cannot_run: cannot_run.map(|error| format!("{error:#}")),
+            hyper_parameters: decoder.as_ref().ok().map(HyperParameters::new),
             tensor_types: count_types(gguf),
             tokenizer: TokenizerInfo {
                 model: gguf.str("tokenizer.ggml.model")?.unwrap_or_default(),
                 pre: gguf.str("tokenizer.ggml.pre")?,
-                vocab_size: tokenizer.vocab_size(),
-                end_of_generation: ends
-                    .map(|&id| Piece {
-                        id,
-                        piece: tokenizer.piece(id),
-                    })
-                    .collect(),
+                vocab_size: gguf.array("tokenizer.ggml.tokens")?.map_or(0, <[_]>::len),
+                end_of_generation: tokenizer.as_ref().map_or_else(|_| Vec::new(), ends),
             },
-            chat_template: chat_template.is_some(),
+            chat_template: gguf.str("tokenizer.chat_template")?.is_some(),
             sampling: sampling.collect(),
         })
     }

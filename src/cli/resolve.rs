@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     engine::{Kind, SamplingParams, Workload},
-    model::{ChatTemplate, Gguf, Message, Model, Prompt, Vocabulary},
+    model::{self, ChatTemplate, Gguf, Message, Model, Prompt},
 };
 
 /// One command, ready to be carried out.
@@ -80,11 +80,11 @@ impl ModelSource {
         }
     }
 
-    /// As much of the model as text needs.
-    pub fn open_vocabulary(&self) -> Result<Vocabulary> {
+    /// The file alone, whether or not it is a model that can be run.
+    pub fn open_gguf(&self) -> Result<Gguf> {
         match self {
-            Self::File(path) => Vocabulary::open(path),
-            Self::Demo => Vocabulary::demo(),
+            Self::File(path) => Gguf::open(path),
+            Self::Demo => model::demo(),
         }
     }
 

@@ -24,7 +24,7 @@ pub fn run(request: &TokenizeRequest) -> Result<Outcome> {
         gguf,
         tokenizer,
         chat_template,
-    } = request.model.open_vocabulary()?;
+    } = Vocabulary::from_gguf(request.model.open_gguf()?)?;
     let prompt = request.input.render(chat_template.as_ref(), gguf.name())?;
     let ids = tokenizer.encode(&prompt)?;
     let mut out = BufWriter::new(io::stdout().lock());

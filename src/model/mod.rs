@@ -29,16 +29,6 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Opens the GGUF file at `path`, and with it the other parts of a split file.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::from_gguf(Gguf::open(path)?)
-    }
-
-    /// The built-in demo model's.
-    pub fn demo() -> Result<Self> {
-        Self::from_gguf(demo()?)
-    }
-
     /// Reads a parsed file.
     pub fn from_gguf(gguf: Gguf) -> Result<Self> {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
@@ -51,7 +41,8 @@ impl Vocabulary {
     }
 }
 
-fn demo() -> Result<Gguf> {
+/// The built-in demo model's file.
+pub fn demo() -> Result<Gguf> {
     Gguf::from_bytes("the built-in demo model", DEMO)
 }
 

@@ -198,6 +198,15 @@ fn info_and_tokenize_need_only_the_vocabulary() {
                 .contains(reason)
         );
     }
+    // And info not even one that can be used.
+    file.set("general.architecture", "bert")
+        .set("tokenizer.ggml.model", "bert");
+    dir.file("m.gguf", file.to_bytes());
+    let ran = dir.run(&["info", "-m", "m.gguf", "--json"]);
+    let info = valid("info.json", ran.stdout());
+    assert_eq!(info["tokenizer"]["vocab_size"], 264);
+    let refused = dir.run(&["tokenize", "-m", "m.gguf", "-p", "he"]);
+    assert!(refused.error(1).contains("tokenizer.ggml.model is"));
 }
 
 #[test]
