@@ -1,23 +1,39 @@
 #!/usr/bin/env python3
 """Writes tests/data/pre-tokenizers.json: strings with their token ids, for each pre-tokenizer, over the demo model's
-vocabulary and merges. A plain implementation of byte-level BPE on the `regex` package, with the patterns that the
-models' own tokenizer.json files carry. Needs the PyPI packages gguf and regex."""
+vocabulary and merges and a few that tell the pre-tokenizers apart, by Hugging Face tokenizers set up as the models' own tokenizer.json files set it up. Needs the PyPI
+packages gguf and tokenizers."""
 
 import json
 import os
-import unicodedata
 
 import gguf
-import regex
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Punctuation, Split
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DEMO = os.path.join(HERE, "..", "assets", "stories-10m-q4_k_m.gguf")
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+BLANKS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*" + BLANKS
+QWEN35 = (
+    CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + BLANKS
 )
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+BY_CASE = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+ENDING|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*ENDING"
+    r"|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*" + BLANKS
+)
+DEEPSEEK_V3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*" + BLANKS
+)
+# Some of DeepSeek LLM's list, which names the letters one by one: those that the texts below have.
+DEEPSEEK_LETTERS = r"\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u0386\u0388-\u03ff\u0400-\u0481\u1e00-\u1f15\u212a-\u212d]+"
+CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+
+# What the demo model's own pre-tokenizer never let merge. tests/tokenizer.rs adds the same.
+EXTRA = ["1 2", "12 3", "3 4", "4 5", "\u0120 1", "\u010a \u010a", ") {"]
 
 TEXTS = [
     "Hello, world! It's the fox's lantern.",
@@ -31,62 +47,52 @@ TEXTS = [
     "for (int i = 0; i < 10; ++i) { x[i] *= 2; }",
     "end.\n\n\"Once upon a time,\" said the fox...\n",
     "\u00a0nbsp\u200bzwsp 'S \u017f \u212a",
+    "camelCaseWords HTTPServer a/b//\n/c $5+5=10 `x`~y\u2026 \u2018q\u2019 \u3002",
+    "\u041f\u0440\u0438\u0432\u0435\u0442 \u0393\u03b5\u03b9\u03ac \ud55c\uad6d\uc5b4 \u3072\u3089\u304c\u306a \u30ab\u30bf\u30ab\u30ca  ",
 ]
 
 
-def byte_alphabet():
-    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in printing]
-    return {byte: chr(byte) for byte in printing} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+def split(*patterns):
+    return [Split(Regex(pattern), "isolated") for pattern in patterns] + [ByteLevel(False, use_regex=False)]
 
 
-def words(pre, text):
-    if pre == "qwen2":
-        return regex.findall(LLAMA3.replace("{1,3}", ""), unicodedata.normalize("NFC", text))
-    if pre == "llama-bpe":
-        return regex.findall(LLAMA3, text)
-    if pre == "smollm":
-        parts = regex.findall(r"\p{N}|[^\p{N}]+", text)
-        return [word for part in parts for word in regex.findall(GPT2, part)]
-    return regex.findall(GPT2, text)
-
-
-def merge(word, ranks):
-    while len(word) > 1:
-        best = min(zip(word, word[1:]), key=lambda pair: ranks.get(pair, len(ranks)))
-        if best not in ranks:
-            break
-        merged, i = [], 0
-        while i < len(word):
-            pair = tuple(word[i : i + 2]) == best
-            merged.append("".join(best) if pair else word[i])
-            i += 2 if pair else 1
-        word = merged
-    return word
+GPT2 = ByteLevel(False)
+# Its pre-tokenizers, whether text is brought into form C, and whether a word that is a token is taken whole.
+PRE_TOKENIZERS = {
+    "qwen2": (split(LLAMA3 % r"\p{N}"), True, False),
+    "smollm": ([Digits(True), GPT2], False, False),
+    "llama-bpe": (split(LLAMA3 % r"\p{N}{1,3}"), False, True),
+    "gpt-2": ([GPT2], False, False),
+    "qwen35": (split(QWEN35), True, False),
+    "tekken": (split(BY_CASE.replace("ENDING", "").replace("DIGITS", r"\p{N}")), False, True),
+    "gpt-4o": (split(BY_CASE.replace("ENDING", CONTRACTION + "?").replace("DIGITS", r"\p{N}{1,3}")), False, False),
+    "deepseek-v3": (split(r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK_V3), False, False),
+    "deepseek-coder": (split("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"), False, False),
+    "deepseek-llm": (
+        split("[\r\n]", DEEPSEEK_LETTERS, "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$", CJK, r"\p{N}+"),
+        False,
+        False,
+    ),
+    "command-r": ([Digits(True), GPT2], True, False),
+    "mpt": ([GPT2], True, False),
+    "falcon": ([Punctuation("contiguous"), GPT2, Digits(False), Split(Regex("[0-9][0-9][0-9]"), "isolated")], False, False),
+    "bloom": (split(r" ?[^(\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"), False, False),
+}
 
 
 def main():
     fields = gguf.GGUFReader(DEMO).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
-    merges = fields["tokenizer.ggml.merges"].contents()
+    merges = [tuple(pair.split(" ")) for pair in fields["tokenizer.ggml.merges"].contents() + EXTRA]
+    tokens += [token for token in ("".join(pair.split(" ")) for pair in EXTRA) if token not in tokens]
     ids = {token: i for i, token in enumerate(tokens)}
-    ranks = {tuple(pair.split(" ")): rank for rank, pair in enumerate(merges)}
-    alphabet = byte_alphabet()
-
-    def encode(pre, text):
-        out = []
-        for word in words(pre, text):
-            spelled = "".join(alphabet[byte] for byte in word.encode())
-            # Llama 3 takes a word that is a token as it is, whatever the merges say.
-            whole = pre == "llama-bpe" and spelled in ids
-            out += [ids[token] for token in ([spelled] if whole else merge(list(spelled), ranks))]
-        return out
-
-    vectors = [
-        {"pre": pre, "text": text, "ids": encode(pre, text)}
-        for pre in ("qwen2", "smollm", "llama-bpe", "gpt-2")
-        for text in TEXTS
-    ]
+    vectors = []
+    for name, (stages, nfc, whole_words) in PRE_TOKENIZERS.items():
+        tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole_words))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(stages)
+        if nfc:
+            tokenizer.normalizer = normalizers.NFC()
+        vectors += [{"pre": name, "text": text, "ids": tokenizer.encode(text).ids} for text in TEXTS]
     lines = ",\n".join(json.dumps(vector, ensure_ascii=True) for vector in vectors)
     with open(os.path.join(HERE, "data", "pre-tokenizers.json"), "w") as out:
         out.write(f"[\n{lines}\n]\n")

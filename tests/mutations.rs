@@ -16,9 +16,11 @@ use std::{
     time::Duration,
 };
 
-use common::gguf_writer::{GgufFile, Random, RandomModel, Value};
+use common::gguf_writer::{
+    GgufFile, Random, RandomModel, Value, byte_vocabulary, piece_vocabulary,
+};
 use sharpi::{
-    model::{Gguf, Model},
+    model::{Gguf, Model, Prompt},
     quant::TensorType,
 };
 
@@ -264,16 +266,19 @@ impl Random {
     }
 }
 
-fn random_models() -> [(&'static str, GgufFile); 3] {
+fn random_models() -> [(&'static str, GgufFile); 5] {
     [
-        ("llama", TensorType::Q2_K),
-        ("qwen2", TensorType::Q3_K),
-        ("qwen3", TensorType::Q8_0),
+        ("llama", TensorType::Q2_K, byte_vocabulary()),
+        ("qwen2", TensorType::Q3_K, byte_vocabulary()),
+        ("qwen3", TensorType::Q8_0, byte_vocabulary()),
+        ("llama", TensorType::Q4_K, piece_vocabulary("llama")),
+        ("qwen3", TensorType::Q5_K, piece_vocabulary("gemma4")),
     ]
-    .map(|(architecture, tensor_type)| {
+    .map(|(architecture, tensor_type, vocabulary)| {
         let model = RandomModel {
             layers: 1,
             tied: architecture == "qwen3",
+            vocabulary,
             ..RandomModel::new(architecture, tensor_type)
         };
         (architecture, model.file())
@@ -321,8 +326,14 @@ fn a_damaged_file_ends_in_a_model_or_in_one_clear_line() {
         false => refused += 1,
     };
 
-    let in_memory =
-        Loader::start(|bytes| Model::from_gguf(Gguf::from_bytes("mutant.gguf", bytes)?));
+    let in_memory = Loader::start(|bytes| {
+        let model = Model::from_gguf(Gguf::from_bytes("mutant.gguf", bytes)?)?;
+        let text = "The the<s>  the\n<|im_start|>12 na\u{ef}ve \u{1f98a}";
+        for id in model.tokenizer.encode(&Prompt::raw(text))? {
+            model.tokenizer.token_bytes(id);
+        }
+        Ok(model)
+    });
     let seeds = Seed::all();
     for seed in &seeds {
         assert!(

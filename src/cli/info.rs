@@ -1,4 +1,4 @@
-//! `sharpi info`: what a model file holds.
+//! `sharpi info`: what a model file holds, also one that cannot be run.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use super::{
     resolve::ModelSource,
 };
 use crate::{
-    model::{Gguf, Model, decoder::Layer},
+    model::{Decoder, Gguf, Tokenizer, arch, decoder::Layer},
     quant::TensorType,
 };
 
@@ -28,7 +28,10 @@ struct Info<'a> {
     name: Option<&'a str>,
     architecture: &'a str,
     parameter_count: u64,
-    hyper_parameters: HyperParameters,
+    /// `None` where the file is no model that can be run.
+    hyper_parameters: Option<HyperParameters>,
+    /// Why not.
+    cannot_run: Option<String>,
     tensor_types: Vec<TypeCount>,
     tokenizer: TokenizerInfo<'a>,
     chat_template: bool,
@@ -49,6 +52,60 @@ struct HyperParameters {
     rms_norm_epsilon: f32,
     rope_freq_base: PerLayer<f32>,
     rope_dimension_count: PerLayer<usize>,
+}
+
+impl HyperParameters {
+    fn write_rows(&self, out: &mut impl Write) -> io::Result<()> {
+        let count = |n: usize| HumanCount(n as u64);
+        row(out, "context length", count(self.context_length))?;
+        row(out, "layers", self.block_count)?;
+        row(out, "hidden size", count(self.hidden_size))?;
+        row(
+            out,
+            "feed-forward length",
+            self.feed_forward_length.map(count),
+        )?;
+        row(
+            out,
+            "attention heads",
+            format_args!(
+                "{} of {} values, {} for keys and values",
+                self.head_count, self.head_dim, self.head_count_kv
+            ),
+        )?;
+        row(
+            out,
+            "rotary embedding",
+            format_args!(
+                "{} values of a head, base {}",
+                self.rope_dimension_count, self.rope_freq_base
+            ),
+        )?;
+        row(
+            out,
+            "RMS norm epsilon",
+            format_args!("{:e}", self.rms_norm_epsilon),
+        )
+    }
+
+    fn new(decoder: &Decoder) -> Self {
+        let layers = &decoder.layers[..];
+        Self {
+            context_length: decoder.context_length,
+            block_count: layers.len(),
+            hidden_size: decoder.hidden_size,
+            feed_forward_length: PerLayer::new(layers, |layer| {
+                layer.feed_forward.gate.weights.rows()
+            }),
+            vocab_size: decoder.vocab_size,
+            head_count: PerLayer::new(layers, |layer| layer.attention.head_count),
+            head_count_kv: PerLayer::new(layers, |layer| layer.attention.head_count_kv),
+            head_dim: PerLayer::new(layers, |layer| layer.attention.head_dim),
+            rms_norm_epsilon: layers[0].attention.norm.epsilon,
+            rope_freq_base: PerLayer::new(layers, |layer| layer.attention.rope.base),
+            rope_dimension_count: PerLayer::new(layers, |layer| layer.attention.rope.dimensions),
+        }
+    }
 }
 
 /// One value where all layers have it, else that of each.
@@ -114,8 +171,9 @@ struct Piece<'a> {
 }
 
 pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
-    let model = source.open()?;
-    let info = Info::new(&model)?;
+    let gguf = source.open_gguf()?;
+    let tokenizer = Tokenizer::from_gguf(&gguf);
+    let info = Info::new(&gguf, &tokenizer)?;
     let mut out = io::stdout().lock();
     let written = match json {
         true => write_json_line(&mut out, &info),
@@ -126,15 +184,17 @@ pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
 }
 
 impl<'a> Info<'a> {
-    fn new(model: &'a Model) -> Result<Self> {
-        let Model {
-            gguf,
-            decoder,
-            tokenizer,
-            ..
-        } = model;
-        let layers = &decoder.layers[..];
-        let ends = tokenizer.end_of_generation().iter();
+    fn new(gguf: &'a Gguf, tokenizer: &'a Result<Tokenizer>) -> Result<Self> {
+        let decoder = arch::describe(gguf, arch::ALL);
+        let cannot_run = decoder.as_ref().err().or(tokenizer.as_ref().err());
+        let ends = |tokenizer: &'a Tokenizer| {
+            let ends = tokenizer.end_of_generation().iter();
+            let piece = |&id| Piece {
+                id,
+                piece: tokenizer.piece(id),
+            };
+            ends.map(piece).collect()
+        };
         let sampling = gguf
             .metadata()
             .filter_map(|(key, value)| Some((key.strip_prefix("general.sampling.")?, value)));
@@ -147,81 +207,33 @@ impl<'a> Info<'a> {
                 .tensors()
                 .map(|tensor| (tensor.row_len() * tensor.rows()) as u64)
                 .sum(),
-            hyper_parameters: HyperParameters {
-                context_length: decoder.context_length,
-                block_count: layers.len(),
-                hidden_size: decoder.hidden_size,
-                feed_forward_length: PerLayer::new(layers, |layer| {
-                    layer.feed_forward.gate.weights.rows()
-                }),
-                vocab_size: decoder.vocab_size,
-                head_count: PerLayer::new(layers, |layer| layer.attention.head_count),
-                head_count_kv: PerLayer::new(layers, |layer| layer.attention.head_count_kv),
-                head_dim: PerLayer::new(layers, |layer| layer.attention.head_dim),
-                rms_norm_epsilon: layers[0].attention.norm.epsilon,
-                rope_freq_base: PerLayer::new(layers, |layer| layer.attention.rope.base),
-                rope_dimension_count: PerLayer::new(layers, |layer| {
-                    layer.attention.rope.dimensions
-                }),
-            },
+            cannot_run: cannot_run.map(|error| format!("{error:#}")),
+            hyper_parameters: decoder.as_ref().ok().map(HyperParameters::new),
             tensor_types: count_types(gguf),
             tokenizer: TokenizerInfo {
                 model: gguf.str("tokenizer.ggml.model")?.unwrap_or_default(),
                 pre: gguf.str("tokenizer.ggml.pre")?,
-                vocab_size: tokenizer.vocab_size(),
-                end_of_generation: ends
-                    .map(|&id| Piece {
-                        id,
-                        piece: tokenizer.piece(id),
-                    })
-                    .collect(),
+                vocab_size: gguf.array("tokenizer.ggml.tokens")?.map_or(0, <[_]>::len),
+                end_of_generation: tokenizer.as_ref().map_or_else(|_| Vec::new(), ends),
             },
-            chat_template: model.chat_template.is_some(),
+            chat_template: gguf.str("tokenizer.chat_template")?.is_some(),
             sampling: sampling.collect(),
         })
     }
 
     fn write_table(&self, out: &mut impl Write) -> io::Result<()> {
-        let Self {
-            hyper_parameters: shape,
-            tokenizer,
-            ..
-        } = self;
-        let count = |n: usize| HumanCount(n as u64);
+        let tokenizer = &self.tokenizer;
         row(out, "file", self.file)?;
         row(out, "size", HumanBytes(self.file_bytes))?;
         row(out, "name", self.name.unwrap_or("-"))?;
         row(out, "architecture", self.architecture)?;
         row(out, "parameters", HumanCount(self.parameter_count))?;
-        row(out, "context length", count(shape.context_length))?;
-        row(out, "layers", shape.block_count)?;
-        row(out, "hidden size", count(shape.hidden_size))?;
-        row(
-            out,
-            "feed-forward length",
-            shape.feed_forward_length.map(count),
-        )?;
-        row(
-            out,
-            "attention heads",
-            format_args!(
-                "{} of {} values, {} for keys and values",
-                shape.head_count, shape.head_dim, shape.head_count_kv
-            ),
-        )?;
-        row(
-            out,
-            "rotary embedding",
-            format_args!(
-                "{} values of a head, base {}",
-                shape.rope_dimension_count, shape.rope_freq_base
-            ),
-        )?;
-        row(
-            out,
-            "RMS norm epsilon",
-            format_args!("{:e}", shape.rms_norm_epsilon),
-        )?;
+        if let Some(shape) = &self.hyper_parameters {
+            shape.write_rows(out)?;
+        }
+        if let Some(reason) = &self.cannot_run {
+            row(out, "cannot be run", reason)?;
+        }
         for (index, kind) in self.tensor_types.iter().enumerate() {
             let label = if index == 0 { "tensors" } else { "" };
             row(
@@ -242,7 +254,7 @@ impl<'a> Info<'a> {
                 "{} ({}), {} tokens",
                 tokenizer.model,
                 tokenizer.pre.unwrap_or("no pre-tokenizer named"),
-                count(tokenizer.vocab_size)
+                HumanCount(tokenizer.vocab_size as u64)
             ),
         )?;
         let ends: Vec<_> = tokenizer

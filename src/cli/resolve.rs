@@ -25,7 +25,7 @@ use super::{
 use crate::{
     engine::{Kind, SamplingParams, Workload},
     model::{
-        Gguf, Message, Model, Prompt, RopeOptions,
+        self, ChatTemplate, Gguf, Message, Model, Prompt, RopeOptions,
         arch::{self, RopeScalingType},
     },
 };
@@ -83,6 +83,14 @@ impl ModelSource {
         }
     }
 
+    /// The file alone, whether or not it is a model that can be run.
+    pub fn open_gguf(&self) -> Result<Gguf> {
+        match self {
+            Self::File(path) => Gguf::open(path),
+            Self::Demo => model::demo(),
+        }
+    }
+
     /// What to call it while it is being loaded.
     pub fn name(&self) -> String {
         match self {
@@ -104,20 +112,18 @@ pub enum Input {
 }
 
 impl Input {
-    pub fn render(&self, model: &Model) -> Result<Prompt> {
+    /// Renders the text with the template of the file called `name`.
+    pub fn render(&self, template: Option<&ChatTemplate>, name: &str) -> Result<Prompt> {
         match self {
             Self::Raw(text) => Ok(Prompt::raw(text)),
             Self::Chat {
                 messages,
                 enable_thinking,
-            } => model
-                .chat_template
-                .as_ref()
+            } => template
                 .with_context(|| {
                     format!(
-                        "{} has no chat template (tokenizer.chat_template): give the prompt as the model is to read it, \
-                         to `run` with --raw and to `tokenize` without --chat",
-                        model.gguf.name()
+                        "{name} has no chat template (tokenizer.chat_template): give the prompt as the model is to read it, \
+                         to `run` with --raw and to `tokenize` without --chat"
                     )
                 })?
                 .render(messages, *enable_thinking),

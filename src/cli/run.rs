@@ -30,7 +30,10 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         format!("loading {}", escaped(&request.model.name())),
     );
     let model = request.model.open()?;
-    let prompt = model.tokenizer.encode(&request.input.render(&model)?)?;
+    let prompt = request
+        .input
+        .render(model.chat_template.as_ref(), model.gguf.name())?;
+    let prompt = model.tokenizer.encode(&prompt)?;
     drop(spinner);
     let model = Arc::new(model);
     let mut session = Session::new(opening.load(&model)?);

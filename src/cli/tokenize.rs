@@ -1,4 +1,4 @@
-//! `sharpi tokenize`: the ids and pieces of a text.
+//! `sharpi tokenize`: the ids and pieces of a text. Any file with a vocabulary will do.
 
 use std::io::{self, BufWriter, Write};
 
@@ -11,7 +11,7 @@ use super::{
     output::{WRITING, write_json_line},
     resolve::TokenizeRequest,
 };
-use crate::model::Tokenizer;
+use crate::model::{Tokenizer, Vocabulary};
 
 #[derive(Serialize)]
 struct Tokenized<'a> {
@@ -20,9 +20,13 @@ struct Tokenized<'a> {
 }
 
 pub fn run(request: &TokenizeRequest) -> Result<Outcome> {
-    let model = request.model.open()?;
-    let prompt = request.input.render(&model)?;
-    let ids = model.tokenizer.encode(&prompt)?;
+    let Vocabulary {
+        gguf,
+        tokenizer,
+        chat_template,
+    } = Vocabulary::from_gguf(request.model.open_gguf()?)?;
+    let prompt = request.input.render(chat_template.as_ref(), gguf.name())?;
+    let ids = tokenizer.encode(&prompt)?;
     let mut out = BufWriter::new(io::stdout().lock());
     let written = match request.json {
         true => write_json_line(
@@ -32,7 +36,7 @@ pub fn run(request: &TokenizeRequest) -> Result<Outcome> {
                 ids: &ids,
             },
         ),
-        false => write_lines(&mut out, &model.tokenizer, &ids),
+        false => write_lines(&mut out, &tokenizer, &ids),
     };
     written.context(WRITING)?;
     Ok(Outcome::Done)

@@ -20,6 +20,32 @@ pub use tokenizer::Tokenizer;
 /// The demo model that the executable carries: 10 million parameters that tell simple stories.
 static DEMO: &[u8] = include_bytes!("../../assets/stories-10m-q4_k_m.gguf");
 
+/// What a GGUF file says about text. Every file has it, with weights or without, whatever its architecture.
+pub struct Vocabulary {
+    pub gguf: Gguf,
+    pub tokenizer: Tokenizer,
+    /// `None` where the file carries no template; such a model takes raw prompts only.
+    pub chat_template: Option<ChatTemplate>,
+}
+
+impl Vocabulary {
+    /// Reads a parsed file.
+    pub fn from_gguf(gguf: Gguf) -> Result<Self> {
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        Ok(Self {
+            gguf,
+            tokenizer,
+            chat_template,
+        })
+    }
+}
+
+/// The built-in demo model's file.
+pub fn demo() -> Result<Gguf> {
+    Gguf::from_bytes("the built-in demo model", DEMO)
+}
+
 /// Everything that a GGUF file says about a model.
 pub struct Model {
     pub gguf: Gguf,
@@ -37,7 +63,7 @@ impl Model {
 
     /// The built-in demo model.
     pub fn demo() -> Result<Self> {
-        Self::from_gguf(Gguf::from_bytes("the built-in demo model", DEMO)?)
+        Self::from_gguf(demo()?)
     }
 
     /// Reads a parsed file as a model.
@@ -57,8 +83,11 @@ impl Model {
 
     fn read(gguf: Gguf, architectures: &[Architecture], rope: &RopeOptions) -> Result<Self> {
         let decoder = arch::describe(&gguf, architectures, rope)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let Vocabulary {
+            gguf,
+            tokenizer,
+            chat_template,
+        } = Vocabulary::from_gguf(gguf)?;
         Ok(Self {
             gguf,
             decoder,

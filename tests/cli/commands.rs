@@ -118,6 +118,7 @@ fn info_tells_shape_types_and_tokenizer() {
     assert_eq!(info["file_bytes"], file_bytes);
     assert_eq!(info["architecture"], "qwen3");
     assert_eq!(info["name"], "sharpi-stories-10M");
+    assert_eq!(info["cannot_run"], json!(null));
     let shape = &info["hyper_parameters"];
     let expected = json!({
         "context_length": 2048, "block_count": 8, "hidden_size": 256, "feed_forward_length": 1024,
@@ -162,6 +163,50 @@ fn info_tells_shape_types_and_tokenizer() {
     ] {
         assert!(table.stdout().contains(part), "no {part}: {}", table.stdout);
     }
+}
+
+/// Files that hold no more than a vocabulary, or a model that nobody here knows.
+#[test]
+fn info_and_tokenize_need_only_the_vocabulary() {
+    let dir = Dir::new();
+    let mut file = RandomModel::new("llama", TensorType::F32).file();
+    file.tensors.clear();
+    for (architecture, reason) in [
+        ("llama", "the tensor \"token_embd.weight\" is missing"),
+        ("mamba", "the architecture \"mamba\" is not supported"),
+    ] {
+        file.set("general.architecture", architecture);
+        dir.file("m.gguf", file.to_bytes());
+        let ran = dir.run(&["info", "-m", "m.gguf", "--json"]);
+        let info = valid("info.json", ran.stdout());
+        assert_eq!(info["architecture"], architecture);
+        assert_eq!(info["hyper_parameters"], json!(null));
+        let why = info["cannot_run"].as_str().expect("a reason");
+        assert!(why.contains(reason), "{why}");
+        assert_eq!(info["tokenizer"]["vocab_size"], 264);
+        let table = dir.run(&["info", "-m", "m.gguf"]);
+        assert!(table.stdout().contains(reason), "{}", table.stdout);
+        let ran = dir.run(&["tokenize", "-m", "m.gguf", "--chat", "-p", "he"]);
+        assert!(
+            ran.stdout().starts_with("262\t<|im_start|>\n"),
+            "{}",
+            ran.stdout
+        );
+        assert!(
+            dir.run(&["run", "-m", "m.gguf", "-p", "he"])
+                .error(1)
+                .contains(reason)
+        );
+    }
+    // And info not even one that can be used.
+    file.set("general.architecture", "bert")
+        .set("tokenizer.ggml.model", "bert");
+    dir.file("m.gguf", file.to_bytes());
+    let ran = dir.run(&["info", "-m", "m.gguf", "--json"]);
+    let info = valid("info.json", ran.stdout());
+    assert_eq!(info["tokenizer"]["vocab_size"], 264);
+    let refused = dir.run(&["tokenize", "-m", "m.gguf", "-p", "he"]);
+    assert!(refused.error(1).contains("tokenizer.ggml.model is"));
 }
 
 #[test]
@@ -240,7 +285,8 @@ fn control_characters_from_a_file_are_escaped_for_people() {
     clean(refused.error(1));
     file.set("general.architecture", HOSTILE);
     dir.file("m.gguf", file.to_bytes());
-    clean(dir.run(&["info", "-m", "m.gguf"]).error(1));
+    clean(dir.run(&["run", "-m", "m.gguf", "-p", "x"]).error(1));
+    clean(dir.run(&["info", "-m", "m.gguf"]).stdout());
     // And in the name that it goes by.
     let name = "m\u{1b}[31m.gguf";
     dir.file(name, "no model");

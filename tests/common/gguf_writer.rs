@@ -17,6 +17,7 @@ pub enum Value {
     String(String),
     U32s(Vec<u32>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
     Strings(Vec<String>),
 }
 
@@ -31,7 +32,8 @@ macro_rules! value_from {
 }
 value_from! {
     u8 => U8, u16 => U16, u32 => U32, i32 => I32, u64 => U64, f32 => F32, bool => Bool, &str => String, String => String,
-    Vec<u32> => U32s, Vec<i32> => I32s, Vec<String> => Strings,
+    Vec<u32> => U32s, Vec<i32> => I32s, Vec<f32> => F32s,
+    Vec<String> => Strings,
 }
 
 impl Value {
@@ -61,6 +63,12 @@ impl Value {
             }
             Self::I32s(values) => {
                 array(out, 5, values.len());
+                values
+                    .iter()
+                    .for_each(|value| out.extend(value.to_le_bytes()));
+            }
+            Self::F32s(values) => {
+                array(out, 6, values.len());
                 values
                     .iter()
                     .for_each(|value| out.extend(value.to_le_bytes()));
@@ -519,6 +527,40 @@ pub fn byte_vocabulary() -> Vec<(String, Value)> {
         ("tokenizer.chat_template", chat_template.into()),
     ];
     entries.map(|(key, value)| (key.to_owned(), value)).to_vec()
+}
+
+/// A SentencePiece vocabulary: three special tokens, the bytes from 3 on, then `pieces` with their scores and types.
+pub fn scored_vocabulary(pieces: &[(&str, f32, i32)]) -> Vec<(String, Value)> {
+    let bytes: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
+    let all = ([("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)].into_iter())
+        .chain(bytes.iter().map(|byte| (&byte[..], 0.0, 6)))
+        .chain(pieces.iter().copied());
+    let (mut tokens, mut scores, mut types) = (Vec::new(), Vec::new(), Vec::new());
+    for (token, score, token_type) in all {
+        tokens.push(token.to_owned());
+        scores.push(score);
+        types.push(token_type);
+    }
+    vec![
+        ("tokenizer.ggml.model".into(), "llama".into()),
+        ("tokenizer.ggml.tokens".into(), tokens.into()),
+        ("tokenizer.ggml.scores".into(), scores.into()),
+        ("tokenizer.ggml.token_type".into(), types.into()),
+    ]
+}
+
+/// A small vocabulary of characters, blanks written U+2581: `model` "llama" merges by score, "gemma4" by rank.
+pub fn piece_vocabulary(model: &str) -> Vec<(String, Value)> {
+    let pieces = ["\u{2581}", "t", "h", "e", "he", "the", "\u{2581}the"];
+    let scored: Vec<_> = (0..)
+        .zip(pieces)
+        .map(|(rank, piece)| (piece, -(rank as f32), 1))
+        .collect();
+    let mut vocabulary = scored_vocabulary(&scored);
+    vocabulary[0].1 = model.into();
+    let merges = ["h e", "t he", "\u{2581} the"].map(str::to_owned);
+    vocabulary.push(("tokenizer.ggml.merges".into(), merges.to_vec().into()));
+    vocabulary
 }
 
 /// The character that byte-level BPE writes for a byte (`bytes_to_unicode` of GPT-2): itself where it prints.
