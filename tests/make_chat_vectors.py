@@ -126,6 +126,28 @@ CONVERSATIONS = [
 ]
 
 
+def simplified(message):
+    """The message for templates that know texts alone, to which the program turns where a template fails."""
+    message = dict(message)
+    content = message.get("content")
+    if not isinstance(content, str):
+        message["content"] = "\n".join(part["text"] for part in content or [])
+    if "tool_calls" in message:
+        calls = [call["function"] for call in message["tool_calls"]]
+        arguments = [f["arguments"] if isinstance(f["arguments"], dict) else json.loads(f["arguments"]) for f in calls]
+        message["tool_calls"] = [{**call, "function": {**call["function"], "arguments": a}} for call, a in zip(message["tool_calls"], arguments)]
+    return message
+
+
+def render(template, conversation):
+    given = {"tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", **conversation}
+    try:
+        return template.render(**given)
+    except (jinja2.exceptions.TemplateError, TypeError) as error:
+        # What the template raised itself has its message.
+        return {"error": error.message if type(error) is jinja2.exceptions.TemplateError else None}
+
+
 def templates():
     with open(os.path.join(HERE, "data", "chat-templates.jinja"), encoding="utf-8", newline="") as file:
         parts = file.read().split("\n=== ")[1:]
@@ -138,13 +160,11 @@ def main():
         template = environment().from_string(source)
         texts = []
         for conversation in CONVERSATIONS:
-            given = {"tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", **conversation}
-            try:
-                texts.append(template.render(**given))
-            except jinja2.exceptions.TemplateError as error:
-                texts.append({"error": error.message if type(error) is jinja2.exceptions.TemplateError else None})
-            except TypeError:
-                texts.append({"error": None})
+            text = render(template, conversation)
+            if isinstance(text, dict):
+                again = render(template, {**conversation, "messages": [simplified(m) for m in conversation["messages"]]})
+                text = text if isinstance(again, dict) else again
+            texts.append(text)
         rendered.append(json.dumps({"name": name, "texts": texts}, ensure_ascii=False))
     conversations = ",\n".join(json.dumps(conversation, ensure_ascii=False) for conversation in CONVERSATIONS)
     with open(os.path.join(HERE, "data", "chat-templates.json"), "w", encoding="utf-8") as out:

@@ -63,9 +63,31 @@ impl Message {
             .unwrap_or_default()
     }
 
-    /// The content, where it is a text.
-    pub fn content(&self) -> Option<&str> {
-        self.0.get("content").and_then(Value::as_str)
+    /// The message for templates that know texts alone: parts of text as their lines, nothing as an empty text, and
+    /// the arguments of calls, which OpenAI's interface writes as JSON in a text, as what that JSON says.
+    fn simplified(&self) -> Self {
+        let mut fields = self.0.clone();
+        let text = match fields.get("content") {
+            None | Some(Value::Null) => Some(String::new()),
+            Some(Value::Array(parts)) => {
+                let texts: Option<Vec<_>> =
+                    parts.iter().map(|part| part["text"].as_str()).collect();
+                texts.map(|texts| texts.join("\n"))
+            }
+            Some(_) => None,
+        };
+        if let Some(text) = text {
+            fields.insert("content".to_owned(), text.into());
+        }
+        let calls = fields.get_mut("tool_calls").and_then(Value::as_array_mut);
+        for call in calls.into_iter().flatten() {
+            if let Some(arguments) = call.pointer_mut("/function/arguments")
+                && let Some(Ok(parsed)) = arguments.as_str().map(serde_json::from_str)
+            {
+                *arguments = parsed;
+            }
+        }
+        Self(fields)
     }
 }
 
@@ -158,6 +180,8 @@ pub struct ChatTemplate {
     /// What messages call the file.
     file: String,
     source: String,
+    /// What the file has in its place for conversations with tools.
+    tool_use: Option<String>,
     /// `bos_token` and others, with their texts.
     named_tokens: Vec<(&'static str, String)>,
     control_tokens: SpecialTokens,
@@ -180,26 +204,52 @@ impl ChatTemplate {
         Ok(Some(Self {
             file: gguf.name().to_owned(),
             source: source.to_owned(),
+            tool_use: gguf
+                .str("tokenizer.chat_template.tool_use")?
+                .map(str::to_owned),
             named_tokens: named.collect(),
             control_tokens: tokenizer.control_tokens().clone(),
         }))
     }
 
     /// Renders a conversation up to the point where the assistant speaks, as `apply_chat_template` of Hugging Face
-    /// transformers does.
+    /// transformers does. Where the template fails on parts of text, on missing content or on the arguments of calls,
+    /// it is given plainer ones.
     ///
     /// # Errors
     ///
     /// The template does not compile, fails, refuses the conversation, or takes too long. The error names
     /// the file and, where known, the template's line.
     pub fn render(&self, messages: &[Message], options: &TemplateOptions) -> Result<Prompt> {
+        let rendered = self.render_letters(messages, options).or_else(|error| {
+            let simplified: Vec<_> = messages.iter().map(Message::simplified).collect();
+            if simplified == messages {
+                return Err(error);
+            }
+            self.render_letters(&simplified, options).map_err(|_| error)
+        });
+        let rendered = rendered.with_context(|| {
+            format!(
+                "{}: the chat template failed; --raw runs the model without it",
+                self.file
+            )
+        })?;
+        let mut prompt = self.find_control_tokens(&rendered.letters);
+        prompt.depends_on_clock = rendered.asked_time && options.date.is_none();
+        Ok(prompt)
+    }
+
+    fn render_letters(
+        &self,
+        messages: &[Message],
+        options: &TemplateOptions,
+    ) -> Result<jinja::Rendered> {
         let messages = messages
             .iter()
-            .map(|message| Value::Object(message.0.clone()))
-            .collect();
+            .map(|message| Value::Object(message.0.clone()));
         let tools = options.tools.clone().map_or(Value::Null, Value::Array);
         let mut given = vec![
-            ("messages", Value::Array(messages)),
+            ("messages", messages.collect()),
             ("tools", tools),
             ("documents", Value::Null),
             ("add_generation_prompt", Value::Bool(true)),
@@ -209,12 +259,11 @@ impl ChatTemplate {
                 .enable_thinking
                 .map(|value| ("enable_thinking", Value::Bool(value))),
         );
-        let rendered = jinja::render(
-            &self.source,
+        let for_tools = self.tool_use.as_ref().filter(|_| options.tools.is_some());
+        jinja::render(
+            for_tools.unwrap_or(&self.source),
             &jinja::Input {
-                written: self
-                    .named_tokens
-                    .iter()
+                written: (self.named_tokens.iter())
                     .map(|(name, text)| (*name, text.as_str()))
                     .collect(),
                 given: given.iter().map(|(name, value)| (*name, value)).collect(),
@@ -222,15 +271,6 @@ impl ChatTemplate {
                 now: &|format| format_time(options.date, format),
             },
         )
-        .with_context(|| {
-            format!(
-                "{}: the chat template failed; --raw runs the model without it",
-                self.file
-            )
-        })?;
-        let mut prompt = self.find_control_tokens(&rendered.letters);
-        prompt.depends_on_clock = rendered.asked_time && options.date.is_none();
-        Ok(prompt)
     }
 
     /// The rendered text, with the control tokens that the template alone wrote.

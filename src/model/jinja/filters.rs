@@ -5,10 +5,10 @@ use std::cmp::Ordering;
 use super::{
     Error, Result,
     format::percent,
-    interpreter::{Interpreter, Passed, attribute, item},
+    interpreter::{Interpreter, Passed, attribute, calculate, item},
     json::tojson,
     methods::{self, int_argument, text_argument},
-    parser::Comparison,
+    parser::{Comparison, Operator},
     text::{self, Builder, Letter},
     value::Value,
 };
@@ -58,11 +58,6 @@ impl Interpreter<'_> {
                 }
             }
             "tojson" => tojson(&value, passed),
-            "pprint" => {
-                let mut out = Builder::default();
-                value.write_repr(&mut out)?;
-                Ok(Value::text(out.finish()))
-            }
             "abs" => match value.as_int() {
                 Some(number) => Ok(Value::Int(number.abs())),
                 None => Ok(Value::Float(number(&value, name)?.abs())),
@@ -80,10 +75,8 @@ impl Interpreter<'_> {
                 let [path, start] = passed.take(name, ["attribute", "start"])?;
                 let mut sum = start.unwrap_or(Value::Int(0));
                 for value in self.attributes(&value, path.as_ref())? {
-                    sum = match (sum.as_int(), value.as_int()) {
-                        (Some(a), Some(b)) => Value::Int(a.saturating_add(b)),
-                        _ => Value::Float(number(&sum, name)? + number(&value, name)?),
-                    };
+                    sum = calculate(Operator::Add, &sum, &value)?;
+                    self.spend(1)?;
                 }
                 Ok(sum)
             }

@@ -950,7 +950,7 @@ fn number(value: &Value, operator: &str) -> Result<f64> {
 }
 
 /// Python's arithmetic, on numbers, texts and lists.
-fn calculate(operator: Operator, left: &Value, right: &Value) -> Result<Value> {
+pub fn calculate(operator: Operator, left: &Value, right: &Value) -> Result<Value> {
     use Operator::{Add, Div, FloorDiv, Mul, Pow, Rem, Sub};
     match (operator, left, right) {
         (Add, Value::Text(a), Value::Text(b)) => {
