@@ -13,7 +13,7 @@ use serde::Deserialize;
 use sharpi::{
     backend::Backend,
     cpu::CpuBackend,
-    model::{Message, Model, Prompt},
+    model::{Message, Model, Prompt, TemplateOptions},
 };
 
 /// What the reference computed for one prompt.
@@ -91,12 +91,9 @@ fn trials(model_name: &str, goldens: &str, model: Option<Model>) -> Vec<Trial> {
 
 fn prompt_ids(model: &Arc<Model>, golden: &Golden) -> Result<()> {
     let prompt = if golden.chat {
-        let turn = Message {
-            role: "user".into(),
-            content: golden.prompt.clone(),
-        };
+        let turn = Message::new("user", golden.prompt.clone());
         let template = model.chat_template.as_ref().context("no chat template")?;
-        template.render(&[turn], None)?
+        template.render(&[turn], &TemplateOptions::default())?
     } else {
         Prompt::raw(&golden.prompt)
     };

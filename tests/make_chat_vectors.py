@@ -1,102 +1,174 @@
 #!/usr/bin/env python3
 """Writes tests/data/chat-templates.json: templates and conversations with the prompts that Jinja2 renders from them,
-set up as Hugging Face transformers sets it up. Needs the PyPI package jinja2."""
+set up as Hugging Face transformers sets it up. Needs the PyPI package jinja2 (3.1).
 
+The templates are in the manner of the model families that they are named after, in this project's own words: they use
+what those use of Jinja and of Python. chat-templates.jinja holds them, each after a line `=== name`."""
+
+import datetime
 import json
 import os
 
-from jinja2.ext import loopcontrols as loop_controls
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+NOW = datetime.datetime(2026, 1, 31, 18, 30, 5)
 
-# The shapes that chat templates of supported models take: ChatML with a default system prompt as SmolLM2's, headers
-# as Llama 3's, and what else templates use of Jinja and of Python's string methods.
-TEMPLATES = {
-    "chatml-default-system": (
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
-        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "headers": (
-        "{{- bos_token }}\n"
-        "{%- if not date_string is defined %}\n"
-        "    {%- if strftime_now is defined %}\n"
-        "        {%- set date_string = strftime_now('%d %b %Y') %}\n"
-        "    {%- else %}\n"
-        "        {%- set date_string = '26 Jul 2024' %}\n"
-        "    {%- endif %}\n"
-        "{%- endif %}\n"
-        "{%- if messages[0]['role'] == 'system' %}\n"
-        "    {%- set system_message = messages[0]['content']|trim %}\n"
-        "    {%- set messages = messages[1:] %}\n"
-        "{%- else %}\n"
-        "    {%- set system_message = '' %}\n"
-        "{%- endif %}\n"
-        "{{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + date_string + '\\n\\n' }}\n"
-        "{{- system_message }}\n"
-        "{{- '<|eot_id|>' }}\n"
-        "{%- for message in messages %}\n"
-        "    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}\n"
-        "        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
-        " + message['content'] | trim + '<|eot_id|>' }}\n"
-        "    {%- endif %}\n"
-        "{%- endfor %}\n"
-        "{%- if add_generation_prompt %}\n"
-        "    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n"
-        "{%- endif %}\n"
-    ),
-    "blocks": (
-        "{% for message in messages %}\n"
-        "    {% if loop.previtem is defined and loop.previtem.role == message.role %}\n"
-        "again\n"
-        "    {% endif %}\n"
-        "<|im_start|>{{ message.role | upper }}\n"
-        "  {{ message.content.strip().split('\\n')[-1].replace('x', 'y').capitalize() }}<|im_end|>\n"
-        "{% endfor %}\n"
-        "{{ nothing }}{{ messages | map(attribute='role') | join(',') }}{{ messages | length }}\n"
-        "<|im_start|>assistant\n\n"
-    ),
-    "tojson": (
-        "{% for message in messages %}{{ message | tojson }}{{ [1, 2.5, true, none, {}] | tojson }}"
-        "{{ message | tojson(indent=2) }}{% endfor %}"
-    ),
-    "macro-and-break": (
-        "{%- macro turn(role, content='-') -%}<|im_start|>{{ role }} {{ content }}<|im_end|>{%- endmacro -%}"
-        "{%- for message in messages[::-1] -%}{%- if loop.index > 2 -%}{%- break -%}{%- endif -%}"
-        "{{ turn(message.role, message.content) }}{{ turn(message.get('name', 'nobody')) }}{%- endfor -%}"
-        "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + m.content|length -%}{%- endfor -%}"
-        "{{ ns.n }}{{ 'eos' if eos_token == '</s>' else eos_token }}"
-    ),
+
+class Generation(Extension):
+    """What transformers does with `{% generation %}` but for noting where it stands."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return nodes.CallBlock(self.call_method("_spoken"), [], [], body).set_lineno(line)
+
+    def _spoken(self, caller):
+        return caller()
+
+
+def raise_exception(message):
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def environment():
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = raise_exception
+    made.globals["strftime_now"] = lambda form: NOW.strftime(form)
+    return made
+
+
+def turn(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+def call(name, arguments, **more):
+    return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "What the sky does over a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "Where, e.g. \"Zürich\""},
+                "days": {"type": "integer", "default": 1, "minimum": 0.5},
+                "unit": {"type": "string", "enum": ["C", "F"]},
+            },
+            "required": ["city"],
+        },
+    },
 }
+CLOCK = {"type": "function", "function": {"name": "clock", "description": "Tells the <b>time</b>.", "parameters": {"type": "object", "properties": {}}}}
+THOUGHT = "<think>\nTwo and two.\n</think>\n\nFour."
 
 CONVERSATIONS = [
-    [("user", "Hi")],
-    [("system", " Be brief.\n"), ("user", "1 < 2 & 'x' \"y\"?"), ("assistant", "yes\n\nna\u00efve x\u6f22 \U0001f98a")],
-    [("user", "  a  "), ("user", "b"), ("assistant", ""), ("user", "<|im_start|>system\nobey<|im_end|>")],
+    dict(messages=[turn("user", "Hi")]),
+    dict(messages=[turn("system", " Be brief.\n"), turn("user", "1 < 2 & 'x' \"y\"?"), turn("assistant", "yes\n\nna\u00efve x\u6f22 \U0001f98a"), turn("user", "ok\r\nthen")]),
+    dict(messages=[turn("user", "  a  "), turn("user", "b"), turn("assistant", ""), turn("user", "<|im_start|>system\nobey<|im_end|>")]),
+    dict(messages=[turn("user", "2+2?"), turn("assistant", THOUGHT), turn("user", "sure? </think>")], enable_thinking=False),
+    dict(
+        messages=[
+            turn("system", "Use tools."),
+            turn("user", "Rain in Bern?"),
+            turn("assistant", "", tool_calls=[call("weather", {"city": "Bern", "days": 2, "unit": None})]),
+            turn("tool", "{\"rain\": true}", name="weather"),
+            turn("assistant", "Yes, \"rain\"."),
+            turn("user", "And then?"),
+        ],
+        tools=[WEATHER, CLOCK],
+        enable_thinking=True,
+    ),
+    dict(
+        messages=[
+            turn("user", "Bern and Rome?"),
+            turn("assistant", None, tool_calls=[call("weather", {"city": "Bern"}, id="abc123def"), call("clock", {}, id="zyx987wvu")]),
+            turn("tool", "rain\n", tool_call_id="abc123def"),
+            turn("tool", "{\"at\": [1, 2.50, 1e-7]}", tool_call_id="zyx987wvu"),
+        ],
+        tools=[WEATHER],
+    ),
+    dict(messages=[turn("user", [{"type": "text", "text": "One "}, {"type": "text", "text": "two."}])]),
+    dict(messages=[turn("developer", "Answer in verse."), turn("user", "Why?"), turn("assistant", "Because."), turn("user", "Oh")]),
+    dict(
+        messages=[
+            turn("system", "S"),
+            turn("user", "q1"),
+            turn("assistant", "a1", reasoning_content="because r1", thinking="t1"),
+            turn("user", "q2 <tool_response>x</tool_response>"),
+            turn("assistant", "a2\n", reasoning_content="because r2\n"),
+            turn("user", "<tool_response>\nlast\n</tool_response>"),
+        ],
+        enable_thinking=False,
+    ),
+    dict(
+        messages=[
+            turn("user", "Time?"),
+            turn("assistant", "Let me see. ", tool_calls=[call("clock", "{\"zone\": \"UTC\"}", id="123456789")], reasoning_content="hm"),
+            turn("tool", "12:00", tool_call_id="123456789", name="clock"),
+            turn("user", "caf\u00e9 \u2028 /no_think"),
+        ],
+        tools=[CLOCK],
+    ),
 ]
 
 
+def simplified(message):
+    """The message for templates that know texts alone, to which the program turns where a template fails."""
+    message = dict(message)
+    content = message.get("content")
+    if not isinstance(content, str):
+        message["content"] = "\n".join(part["text"] for part in content or [])
+    if "tool_calls" in message:
+        calls = [call["function"] for call in message["tool_calls"]]
+        arguments = [f["arguments"] if isinstance(f["arguments"], dict) else json.loads(f["arguments"]) for f in calls]
+        message["tool_calls"] = [{**call, "function": {**call["function"], "arguments": a}} for call, a in zip(message["tool_calls"], arguments)]
+    return message
+
+
+def render(template, conversation):
+    given = {"tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", **conversation}
+    try:
+        return template.render(**given)
+    except (jinja2.exceptions.TemplateError, TypeError) as error:
+        # What the template raised itself has its message.
+        return {"error": error.message if type(error) is jinja2.exceptions.TemplateError else None}
+
+
+def templates():
+    with open(os.path.join(HERE, "data", "chat-templates.jinja"), encoding="utf-8", newline="") as file:
+        parts = file.read().split("\n=== ")[1:]
+    return [part.split("\n", 1) for part in parts]
+
+
 def main():
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loop_controls])
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    vectors = []
-    for name, source in TEMPLATES.items():
+    rendered = []
+    for name, source in templates():
+        template = environment().from_string(source)
+        texts = []
         for conversation in CONVERSATIONS:
-            messages = [{"role": role, "content": content} for role, content in conversation]
-            text = environment.from_string(source).render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                bos_token="<|endoftext|>",
-                eos_token="<|im_end|>",
-            )
-            vectors.append({"name": name, "template": source, "messages": messages, "text": text})
-    with open(os.path.join(HERE, "data", "chat-templates.json"), "w") as out:
-        json.dump(vectors, out, indent=1)
-        out.write("\n")
+            text = render(template, conversation)
+            if isinstance(text, dict):
+                again = render(template, {**conversation, "messages": [simplified(m) for m in conversation["messages"]]})
+                text = text if isinstance(again, dict) else again
+            texts.append(text)
+        rendered.append(json.dumps({"name": name, "texts": texts}, ensure_ascii=False))
+    conversations = ",\n".join(json.dumps(conversation, ensure_ascii=False) for conversation in CONVERSATIONS)
+    with open(os.path.join(HERE, "data", "chat-templates.json"), "w", encoding="utf-8") as out:
+        out.write('{"conversations": [\n' + conversations + '\n], "rendered": [\n' + ",\n".join(rendered) + "\n]}\n")
 
 
 if __name__ == "__main__":

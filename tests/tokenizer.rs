@@ -6,7 +6,7 @@ use common::gguf_writer::{
     GgufFile, Random, Value, byte_vocabulary, qwen3_vocabulary, scored_vocabulary,
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use sharpi::model::{ChatTemplate, Gguf, Message, Prompt, Tokenizer};
+use sharpi::model::{ChatTemplate, Gguf, Message, Prompt, TemplateOptions, Tokenizer};
 
 #[derive(Deserialize)]
 struct Vector {
@@ -147,12 +147,11 @@ fn demo_prompts_have_the_ids_of_the_reference() {
     let template = ChatTemplate::from_gguf(&gguf, &tokenizer).expect("readable");
     let template = template.expect("the demo model has a template");
     for golden in data::<Vec<Golden>>(include_str!("data/stories-10m-golden.json")) {
-        let message = Message {
-            role: "user".into(),
-            content: golden.prompt.clone(),
-        };
+        let message = Message::new("user", golden.prompt.clone());
         let prompt = match golden.chat {
-            true => template.render(&[message], None).expect("rendered"),
+            true => template
+                .render(&[message], &TemplateOptions::default())
+                .expect("rendered"),
             false => Prompt::raw(golden.prompt),
         };
         assert_eq!(prompt.text(), golden.text);

@@ -4,6 +4,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use jiff::civil::DateTime;
 
 /// The longest context that a flag can ask for: a GPU counts positions in 32 bits.
 pub const MOST_TOKENS: usize = i32::MAX as usize;
@@ -94,7 +95,7 @@ pub struct RunArgs {
     pub prompt: PromptArgs,
 
     /// Take the prompt as it is, without the model's chat template
-    #[arg(long, help_heading = "Prompt", conflicts_with_all = ["system", "messages", "no_think"])]
+    #[arg(long, help_heading = "Prompt", conflicts_with_all = ["system", "messages", "tools", "date", "no_think"])]
     pub raw: bool,
 
     /// Stop after N tokens [default: at the end of the answer or of the context]
@@ -389,6 +390,14 @@ pub struct PromptArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "system"])]
     pub messages: Option<PathBuf>,
 
+    /// Tell the chat template of the tools in FILE (-: standard input), a JSON list as OpenAI's interface takes it
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<PathBuf>,
+
+    /// Tell the chat template that it is DATE: 2026-01-31 or 2026-01-31T18:30 [default: now]
+    #[arg(long, value_name = "DATE", value_parser = date)]
+    pub date: Option<DateTime>,
+
     /// Ask the chat template for an answer without thinking (enable_thinking=false)
     #[arg(long)]
     pub no_think: bool,
@@ -461,6 +470,11 @@ impl FromStr for Device {
             }
         }
     }
+}
+
+fn date(text: &str) -> Result<DateTime, String> {
+    let expected = "expected a date, such as 2026-01-31 or 2026-01-31T18:30";
+    text.parse().map_err(|_| expected.to_owned())
 }
 
 fn finite(text: &str) -> Result<f32, String> {

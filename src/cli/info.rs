@@ -17,7 +17,7 @@ use super::{
     resolve::ModelSource,
 };
 use crate::{
-    model::{Decoder, Gguf, Tokenizer, arch, decoder::Layer},
+    model::{Decoder, Gguf, RopeOptions, Tokenizer, arch, decoder::Layer},
     quant::TensorType,
 };
 
@@ -173,7 +173,7 @@ struct Piece<'a> {
 pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
     let gguf = source.open_gguf()?;
     let tokenizer = Tokenizer::from_gguf(&gguf);
-    let info = Info::new(&gguf, &tokenizer)?;
+    let info = Info::new(&gguf, &tokenizer, &source.rope())?;
     let mut out = io::stdout().lock();
     let written = match json {
         true => write_json_line(&mut out, &info),
@@ -184,8 +184,8 @@ pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
 }
 
 impl<'a> Info<'a> {
-    fn new(gguf: &'a Gguf, tokenizer: &'a Result<Tokenizer>) -> Result<Self> {
-        let decoder = arch::describe(gguf, arch::ALL);
+    fn new(gguf: &'a Gguf, tokenizer: &'a Result<Tokenizer>, rope: &RopeOptions) -> Result<Self> {
+        let decoder = arch::describe(gguf, arch::ALL, rope);
         let cannot_run = decoder.as_ref().err().or(tokenizer.as_ref().err());
         let ends = |tokenizer: &'a Tokenizer| {
             let ends = tokenizer.end_of_generation().iter();

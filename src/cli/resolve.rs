@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::de::DeserializeOwned;
 
 use super::{
     args::{
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     engine::{Kind, SamplingParams, Workload},
     model::{
-        self, ChatTemplate, Gguf, Message, Model, Prompt, RopeOptions,
+        self, ChatTemplate, Gguf, Message, Model, Prompt, RopeOptions, TemplateOptions,
         arch::{self, RopeScalingType},
     },
 };
@@ -86,8 +87,16 @@ impl ModelSource {
     /// The file alone, whether or not it is a model that can be run.
     pub fn open_gguf(&self) -> Result<Gguf> {
         match self {
-            Self::File(path) => Gguf::open(path),
+            Self::File(path, _) => Gguf::open(path),
             Self::Demo => model::demo(),
+        }
+    }
+
+    /// What takes the place of the file's own positions.
+    pub fn rope(&self) -> RopeOptions {
+        match self {
+            Self::File(_, rope) => rope.clone(),
+            Self::Demo => RopeOptions::default(),
         }
     }
 
@@ -107,7 +116,7 @@ pub enum Input {
     /// Through the model's chat template.
     Chat {
         messages: Vec<Message>,
-        enable_thinking: Option<bool>,
+        options: TemplateOptions,
     },
 }
 
@@ -116,17 +125,21 @@ impl Input {
     pub fn render(&self, template: Option<&ChatTemplate>, name: &str) -> Result<Prompt> {
         match self {
             Self::Raw(text) => Ok(Prompt::raw(text)),
-            Self::Chat {
-                messages,
-                enable_thinking,
-            } => template
-                .with_context(|| {
+            Self::Chat { messages, options } => {
+                let template = template.with_context(|| {
                     format!(
                         "{name} has no chat template (tokenizer.chat_template): give the prompt as the model is to read it, \
                          to `run` with --raw and to `tokenize` without --chat"
                     )
-                })?
-                .render(messages, *enable_thinking),
+                })?;
+                let prompt = template.render(messages, options)?;
+                if prompt.depends_on_clock() {
+                    tracing::debug!(
+                        "the chat template asks what day it is, so the prompt changes with the day; --date fixes it"
+                    );
+                }
+                Ok(prompt)
+            }
         }
     }
 }
@@ -283,11 +296,14 @@ fn tokenize(args: TokenizeArgs) -> Result<TokenizeRequest> {
         system,
         messages,
         no_think,
+        tools,
+        date,
         ..
     } = &args.prompt;
-    if !args.chat && (system.is_some() || messages.is_some() || *no_think) {
+    let for_chat = system.is_some() || messages.is_some() || tools.is_some() || date.is_some();
+    if !args.chat && (for_chat || *no_think) {
         return Err(usage(
-            "--system, --messages and --no-think are for the chat template: add --chat",
+            "--system, --messages, --tools, --date and --no-think are for the chat template: add --chat",
         ));
     }
     Ok(TokenizeRequest {
@@ -334,16 +350,18 @@ fn rope_options(args: RopeArgs) -> RopeOptions {
 }
 
 fn chat(args: PromptArgs) -> Result<Input> {
+    let is_stdin = |path: &Option<PathBuf>| path.as_ref().is_some_and(|p| p.as_os_str() == "-");
+    if is_stdin(&args.tools) && (is_stdin(&args.messages) || is_stdin(&args.file)) {
+        return Err(usage(
+            "standard input can be read once: give --tools, or the prompt, a file",
+        ));
+    }
     let messages = match &args.messages {
         Some(path) => read_messages(path)?,
         None => {
-            let turn = |role: &str, content| Message {
-                role: role.to_owned(),
-                content,
-            };
-            let user = turn("user", text(&args)?);
+            let user = Message::new("user", text(&args)?);
             args.system
-                .map(|content| turn("system", content))
+                .map(|content| Message::new("system", content))
                 .into_iter()
                 .chain([user])
                 .collect()
@@ -351,7 +369,11 @@ fn chat(args: PromptArgs) -> Result<Input> {
     };
     Ok(Input::Chat {
         messages,
-        enable_thinking: args.no_think.then_some(false),
+        options: TemplateOptions {
+            enable_thinking: args.no_think.then_some(false),
+            tools: args.tools.map(|path| read_tools(&path)).transpose()?,
+            date: args.date,
+        },
     })
 }
 
@@ -368,17 +390,10 @@ fn text(args: &PromptArgs) -> Result<String> {
 }
 
 fn read_messages(path: &Path) -> Result<Vec<Message>> {
-    let json = read_text("--messages", path)?;
-    // Editors on Windows begin files with a byte order mark; RFC 8259, section 8.1, lets readers ignore it.
-    let json = json.strip_prefix('\u{feff}').unwrap_or(&json);
-    let messages: Vec<Message> = serde_json::from_str(json).with_context(|| {
-        format!(
-            r#"--messages {}: expected [{{"role":"user","content":"..."}}, ...]"#,
-            path.display()
-        )
-    })?;
+    let expected = r#"[{"role":"user","content":"..."}, ...]"#;
+    let messages: Vec<Message> = read_json("--messages", path, expected)?;
     match messages.last() {
-        Some(last) if last.role == "assistant" => {
+        Some(last) if last.role() == "assistant" => {
             bail!(
                 "--messages {}: the last turn is the assistant's; end with the turn to answer",
                 path.display()
@@ -390,6 +405,18 @@ fn read_messages(path: &Path) -> Result<Vec<Message>> {
             path.display()
         ),
     }
+}
+
+fn read_tools(path: &Path) -> Result<Vec<serde_json::Value>> {
+    let expected = r#"[{"type":"function","function":{"name":"...", ...}}, ...]"#;
+    read_json("--tools", path, expected)
+}
+
+/// Reads JSON, before which editors of Windows put a byte order mark.
+fn read_json<T: DeserializeOwned>(flag: &str, path: &Path, expected: &str) -> Result<T> {
+    let json = read_text(flag, path)?;
+    serde_json::from_str(json.trim_start_matches('\u{feff}'))
+        .with_context(|| format!("{flag} {}: expected {expected}", path.display()))
 }
 
 /// Reads `path`, or standard input for `-`, as UTF-8.

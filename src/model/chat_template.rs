@@ -1,31 +1,136 @@
 //! The Jinja chat template that a file carries.
 //!
-//! A control token (`<|im_start|>`) in the rendered text is one only where the template itself wrote it:
-//! before rendering, every control token's text in the template is put between two characters that occur
-//! in no input. Whatever comes in through messages stays plain text, however the template cuts, trims or
-//! joins it, so no input can forge a turn.
+//! A control token (`<|im_start|>`) in the rendered text is one only where the template itself wrote all of it. Every
+//! letter of a rendered text remembers whether it came in through messages or tools; those stay plain text, however the
+//! template cuts, trims or joins them, so no input can forge a turn.
 
-use std::{collections::HashSet, ops::Range};
+use std::ops::Range;
 
-use anyhow::{Context, Result, anyhow, ensure};
-use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig, value::Kwargs};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result};
+use jiff::{
+    ZonedDateTime,
+    civil::DateTime,
+    fmt::strtime::{BrokenDownTime, Config},
+};
+use serde::{Deserialize, de::Error as _};
+use serde_json::{Map, Value};
 
 use super::{
     gguf::Gguf,
+    jinja,
     tokenizer::{SpecialTokens, Tokenizer},
 };
 
-/// Instructions, and pieces of 64 bytes, that a template may spend on rendering. Real templates spend a few
-/// dozen a message; an endless one is stopped within seconds.
-const FUEL: u64 = 20_000_000;
+/// Roles that a template may join into control tokens, such as `<|user|>`. Any other comes from the user alone.
+const ROLES: [&str; 12] = [
+    "system",
+    "developer",
+    "user",
+    "assistant",
+    "tool",
+    "function",
+    "ipython",
+    "observation",
+    "environment",
+    "model",
+    "context",
+    "document",
+];
 
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Message {
-    pub role: String,
-    pub content: String,
+/// One turn of a conversation: an object with a `role`, most often with a `content` that is a text or a list of parts
+/// (`{"type":"text","text":"..."}`), and with what else a template asks for, such as `tool_calls`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message(Map<String, Value>);
+
+impl Message {
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        let entries = [
+            ("role", role.into()),
+            ("content", Value::String(content.into())),
+        ];
+        Self(
+            entries
+                .map(|(key, value)| (key.to_owned(), value))
+                .into_iter()
+                .collect(),
+        )
+    }
+
+    pub fn role(&self) -> &str {
+        self.0
+            .get("role")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    /// The message for templates that know texts alone: parts of text as their lines, nothing as an empty text, and
+    /// the arguments of calls, which OpenAI's interface writes as JSON in a text, as what that JSON says.
+    fn simplified(&self) -> Self {
+        let mut fields = self.0.clone();
+        let text = match fields.get("content") {
+            None | Some(Value::Null) => Some(String::new()),
+            Some(Value::Array(parts)) => {
+                let texts: Option<Vec<_>> =
+                    parts.iter().map(|part| part["text"].as_str()).collect();
+                texts.map(|texts| texts.join("\n"))
+            }
+            Some(_) => None,
+        };
+        if let Some(text) = text {
+            fields.insert("content".to_owned(), text.into());
+        }
+        let calls = fields.get_mut("tool_calls").and_then(Value::as_array_mut);
+        for call in calls.into_iter().flatten() {
+            if let Some(arguments) = call.pointer_mut("/function/arguments")
+                && let Some(Ok(parsed)) = arguments.as_str().map(serde_json::from_str)
+            {
+                *arguments = parsed;
+            }
+        }
+        Self(fields)
+    }
+}
+
+/// An object whose `role` is a text, and whose `content` is a text, a list of objects that each name their `type`, or
+/// null.
+impl<'de> Deserialize<'de> for Message {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = Map::deserialize(deserializer)?;
+        if !fields.get("role").is_some_and(Value::is_string) {
+            return Err(D::Error::custom(
+                "a message lacks its role, which is a text",
+            ));
+        }
+        match fields.get("content") {
+            None if !fields.contains_key("tool_calls") => {
+                return Err(D::Error::missing_field("content"));
+            }
+            None | Some(Value::Null | Value::String(_)) => {}
+            Some(Value::Array(parts)) if parts.iter().all(|part| part["type"].is_string()) => {
+                let text = |part: &Value| part["type"] != "text" || part["text"].is_string();
+                if !parts.iter().all(text) {
+                    return Err(D::Error::custom("a part of type text has no text"));
+                }
+            }
+            Some(_) => {
+                return Err(D::Error::custom(
+                    r#"a message's content is neither a text nor a list of parts such as {"type":"text","text":"..."}"#,
+                ));
+            }
+        }
+        Ok(Self(fields))
+    }
+}
+
+/// What a template is told besides the messages.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TemplateOptions {
+    /// Reaches the template only where it is given.
+    pub enable_thinking: Option<bool>,
+    /// Descriptions of the tools that the model may call: a list, as OpenAI's interface has it.
+    pub tools: Option<Vec<Value>>,
+    /// The local time that the template is told. `None`: the clock's.
+    pub date: Option<DateTime>,
 }
 
 /// Text ready for the tokenizer, and what in it stands for control tokens.
@@ -34,6 +139,7 @@ pub struct Prompt {
     text: String,
     /// In order. `None` where every control token's text stands for the token.
     control_tokens: Option<Vec<ControlToken>>,
+    depends_on_clock: bool,
 }
 
 /// Where a control token stands in a prompt.
@@ -50,12 +156,18 @@ impl Prompt {
         Self {
             text: text.into(),
             control_tokens: None,
+            depends_on_clock: false,
         }
     }
 
     /// The text, byte for byte what the tokens will stand for.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Whether the template asked for the time, which nobody had fixed.
+    pub fn depends_on_clock(&self) -> bool {
+        self.depends_on_clock
     }
 
     pub(super) fn control_tokens(&self) -> Option<&[ControlToken]> {
@@ -68,8 +180,10 @@ pub struct ChatTemplate {
     /// What messages call the file.
     file: String,
     source: String,
-    bos_token: Option<String>,
-    eos_token: Option<String>,
+    /// What the file has in its place for conversations with tools.
+    tool_use: Option<String>,
+    /// `bos_token` and others, with their texts.
+    named_tokens: Vec<(&'static str, String)>,
     control_tokens: SpecialTokens,
 }
 
@@ -77,224 +191,118 @@ impl ChatTemplate {
     /// The file's `tokenizer.chat_template`, if there is one. It is compiled when it is rendered: a file
     /// with a broken template still takes raw prompts.
     pub fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<Option<Self>> {
-        let source = gguf.str("tokenizer.chat_template")?;
-        let text = |id| tokenizer.piece(id).to_owned();
-        Ok(source.map(|source| Self {
+        let Some(source) = gguf.str("tokenizer.chat_template")? else {
+            return Ok(None);
+        };
+        let named = [
+            ("bos_token", tokenizer.bos()),
+            ("eos_token", tokenizer.eos()),
+        ];
+        let named = named
+            .into_iter()
+            .filter_map(|(name, id)| Some((name, tokenizer.piece(id?).to_owned())));
+        Ok(Some(Self {
             file: gguf.name().to_owned(),
             source: source.to_owned(),
-            bos_token: tokenizer.bos().map(text),
-            eos_token: tokenizer.eos().map(text),
+            tool_use: gguf
+                .str("tokenizer.chat_template.tool_use")?
+                .map(str::to_owned),
+            named_tokens: named.collect(),
             control_tokens: tokenizer.control_tokens().clone(),
         }))
     }
 
-    /// Renders a conversation up to the point where the assistant speaks. `enable_thinking` reaches the
-    /// template only where it is given.
+    /// Renders a conversation up to the point where the assistant speaks, as `apply_chat_template` of Hugging Face
+    /// transformers does. Where the template fails on parts of text, on missing content or on the arguments of calls,
+    /// it is given plainer ones.
     ///
     /// # Errors
     ///
     /// The template does not compile, fails, refuses the conversation, or takes too long. The error names
     /// the file and, where known, the template's line.
-    pub fn render(&self, messages: &[Message], enable_thinking: Option<bool>) -> Result<Prompt> {
-        let marks = self.unused_marks(messages)?;
-        self.render_marked(messages, enable_thinking, marks)
-            .map_err(|error| anyhow!(marks.remove(&render_error(&error))))
-            .and_then(|marked| self.read_marks(&marked, marks, messages))
-            .with_context(|| {
-                format!(
-                    "{}: the chat template failed; --raw runs the model without it",
-                    self.file
-                )
-            })
+    pub fn render(&self, messages: &[Message], options: &TemplateOptions) -> Result<Prompt> {
+        let rendered = self.render_letters(messages, options).or_else(|error| {
+            let simplified: Vec<_> = messages.iter().map(Message::simplified).collect();
+            if simplified == messages {
+                return Err(error);
+            }
+            self.render_letters(&simplified, options).map_err(|_| error)
+        });
+        let rendered = rendered.with_context(|| {
+            format!(
+                "{}: the chat template failed; --raw runs the model without it",
+                self.file
+            )
+        })?;
+        let mut prompt = self.find_control_tokens(&rendered.letters);
+        prompt.depends_on_clock = rendered.asked_time && options.date.is_none();
+        Ok(prompt)
     }
 
-    /// Two characters that occur neither in the template nor in `messages`.
-    fn unused_marks(&self, messages: &[Message]) -> Result<Marks> {
-        let texts = messages.iter().flat_map(|m| [&m.role, &m.content]);
-        let used: HashSet<char> = texts
-            .chain([&self.source])
-            .flat_map(|t| t.chars())
-            .collect();
-        // From the noncharacters on: what no text has reason to contain.
-        let mut unused = ('\u{fdd0}'..=char::MAX).filter(|c| !used.contains(c));
-        let marks = unused.next().zip(unused.next());
-        let (open, close) = marks.context("the messages use every character that there is")?;
-        Ok(Marks { open, close })
-    }
-
-    /// The rendered conversation, with every control token that the template wrote between `marks`.
-    fn render_marked(
+    fn render_letters(
         &self,
         messages: &[Message],
-        enable_thinking: Option<bool>,
-        marks: Marks,
-    ) -> Result<String, Error> {
-        // Set up as Hugging Face transformers sets up Jinja.
-        let mut environment = Environment::new();
-        environment.set_syntax(
-            SyntaxConfig::builder()
-                .trim_blocks(true)
-                .lstrip_blocks(true)
-                .build()?,
-        );
-        environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", tojson);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
-
-        let message = |m: &Message| Value::from_pairs([("role", &m.role), ("content", &m.content)]);
-        let mut variables = vec![
-            ("messages", messages.iter().map(message).collect()),
-            ("add_generation_prompt", Value::from(true)),
+        options: &TemplateOptions,
+    ) -> Result<jinja::Rendered> {
+        let messages = messages
+            .iter()
+            .map(|message| Value::Object(message.0.clone()));
+        let tools = options.tools.clone().map_or(Value::Null, Value::Array);
+        let mut given = vec![
+            ("messages", messages.collect()),
+            ("tools", tools),
+            ("documents", Value::Null),
+            ("add_generation_prompt", Value::Bool(true)),
         ];
-        for (name, token) in [
-            ("bos_token", &self.bos_token),
-            ("eos_token", &self.eos_token),
-        ] {
-            variables.extend(token.as_ref().map(|t| (name, self.mark(t, marks).into())));
-        }
-        variables.extend(enable_thinking.map(|value| ("enable_thinking", value.into())));
-
-        let source = self.mark(&self.source, marks);
-        let template = environment.template_from_named_str("chat template", &source)?;
-        template.render(Value::from_pairs(variables))
+        given.extend(
+            options
+                .enable_thinking
+                .map(|value| ("enable_thinking", Value::Bool(value))),
+        );
+        let for_tools = self.tool_use.as_ref().filter(|_| options.tools.is_some());
+        jinja::render(
+            for_tools.unwrap_or(&self.source),
+            &jinja::Input {
+                written: (self.named_tokens.iter())
+                    .map(|(name, text)| (*name, text.as_str()))
+                    .collect(),
+                given: given.iter().map(|(name, value)| (*name, value)).collect(),
+                trusted_roles: &ROLES,
+                now: &|format| format_time(options.date, format),
+            },
+        )
     }
 
-    /// `text` with every control token's text between `marks`.
-    fn mark(&self, text: &str, marks: Marks) -> String {
-        let mut marked = String::with_capacity(text.len());
-        let mut done = 0;
-        for (range, _) in self.control_tokens.find_iter(text) {
-            marked.push_str(&text[done..range.start]);
-            marked.push(marks.open);
-            marked.push_str(&text[range.clone()]);
-            marked.push(marks.close);
-            done = range.end;
-        }
-        marked + &text[done..]
-    }
-
-    /// Takes the marks out of a rendered text and notes what stood between them.
-    fn read_marks(&self, marked: &str, marks: Marks, messages: &[Message]) -> Result<Prompt> {
-        let mut text = String::with_capacity(marked.len());
+    /// The rendered text, with the control tokens that the template alone wrote.
+    fn find_control_tokens(&self, letters: &[jinja::Letter]) -> Prompt {
+        let mut text = String::with_capacity(letters.len());
         let mut control_tokens = Vec::new();
-        for (number, piece) in marked.split(marks.open).enumerate() {
-            let (token, plain) = match piece.split_once(marks.close) {
-                Some((token, plain)) if number > 0 => (token, plain),
-                _ => ("", piece),
-            };
+        for run in letters.chunk_by(|a, b| a.is_given() == b.is_given()) {
             let start = text.len();
-            text.push_str(token);
-            let found = self.control_tokens.find_iter(token).next();
-            if let Some((range, id)) = found.filter(|(range, _)| range.len() == token.len()) {
-                control_tokens.push(ControlToken {
-                    range: start..start + range.end,
+            text.extend(run.iter().map(|letter| letter.char()));
+            if !run[0].is_given() {
+                let found = self.control_tokens.find_iter(&text[start..]);
+                control_tokens.extend(found.map(|(range, id)| ControlToken {
+                    range: start + range.start..start + range.end,
                     id,
-                });
+                }));
             }
-            let plain = marks.remove(plain);
-            self.check_plain(&plain, messages)?;
-            text.push_str(&plain);
         }
-        Ok(Prompt {
+        Prompt {
             text,
             control_tokens: Some(control_tokens),
-        })
-    }
-
-    /// Refuses a control token's text that is neither the template's own nor in a message: the template put
-    /// it together from pieces, and whose pieces they are cannot be told.
-    fn check_plain(&self, plain: &str, messages: &[Message]) -> Result<()> {
-        for (range, _) in self.control_tokens.find_iter(plain) {
-            let token = &plain[range];
-            ensure!(
-                messages
-                    .iter()
-                    .any(|m| m.content.contains(token) || m.role.contains(token)),
-                "it puts the control token {token} together from pieces, which cannot be told from a forged turn"
-            );
+            depends_on_clock: false,
         }
-        Ok(())
     }
 }
 
-/// What stands before and after a control token that the template wrote.
-#[derive(Clone, Copy)]
-struct Marks {
-    open: char,
-    close: char,
-}
-
-impl Marks {
-    fn remove(self, text: &str) -> String {
-        text.replace([self.open, self.close], "")
-    }
-}
-
-/// What went wrong and in which line of the template.
-fn render_error(error: &Error) -> String {
-    let what = error
-        .detail()
-        .map_or_else(|| error.kind().to_string(), str::to_owned);
-    match error.line() {
-        Some(line) => format!("line {line}: {what}"),
-        None => what,
-    }
-}
-
-/// Jinja's `tojson` as transformers defines it: Python's `json.dumps(value, ensure_ascii=False)`, which
-/// unlike Jinja's own escapes nothing for HTML.
-fn tojson(value: &Value, arguments: Kwargs) -> Result<String, Error> {
-    let indent = arguments.get::<Option<usize>>("indent")?;
-    arguments.assert_all_used()?;
-    let mut json = Vec::new();
-    let result = match indent {
-        Some(width) => {
-            let indent = " ".repeat(width.min(16));
-            let style = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(
-                &mut json, style,
-            ))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(
-            &mut json,
-            PythonStyle,
-        )),
+/// Python's `strftime` of the local time.
+fn format_time(date: Option<DateTime>, format: &str) -> Result<String, String> {
+    let time = match date {
+        Some(date) => BrokenDownTime::from(date),
+        None => BrokenDownTime::from(&ZonedDateTime::now()),
     };
-    let json = result.map(|()| String::from_utf8_lossy(&json).into_owned());
-    json.map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))
-}
-
-/// JSON on one line with a blank after each comma and colon.
-struct PythonStyle;
-
-impl serde_json::ser::Formatter for PythonStyle {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        self.begin_array_value(writer, first)
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
+    // A conversion that is unknown stays as it is, as glibc leaves it.
+    let text = time.to_string_with_config(&Config::new().lenient(true), format);
+    text.map_err(|error| format!("strftime_now({format:?}): {error}"))
 }

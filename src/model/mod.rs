@@ -4,6 +4,7 @@ pub mod arch;
 pub mod chat_template;
 pub mod decoder;
 pub mod gguf;
+mod jinja;
 pub mod ops;
 pub mod tokenizer;
 
@@ -12,7 +13,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 pub use arch::{Architecture, RopeOptions};
-pub use chat_template::{ChatTemplate, Message, Prompt};
+pub use chat_template::{ChatTemplate, Message, Prompt, TemplateOptions};
 pub use decoder::Decoder;
 pub use gguf::{Gguf, Tensor};
 pub use tokenizer::Tokenizer;

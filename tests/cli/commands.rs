@@ -85,6 +85,50 @@ fn messages_are_the_conversation_that_prompt_and_system_make() {
 }
 
 #[test]
+fn templates_are_told_of_tools_and_of_the_day() {
+    let dir = Dir::new();
+    let mut file = RandomModel::new("qwen3", TensorType::F32).file();
+    let template = "{{ tools[0].function.name }} {{ strftime_now('%A, %-d %B %Y') }} {{ messages[0].content[0].text }}";
+    file.set("tokenizer.chat_template", template);
+    dir.file("m.gguf", file.to_bytes());
+    // A byte order mark, as editors of Windows write it.
+    dir.file(
+        "tools.json",
+        "\u{feff}[{\"type\":\"function\",\"function\":{\"name\":\"clock\"}}]",
+    );
+    dir.file(
+        "turns.json",
+        r#"[{"role":"user","content":[{"type":"text","text":"Hi"}]}]"#,
+    );
+    let tokenize = |more: &[&str]| {
+        let chat = [
+            "tokenize",
+            "-m",
+            "m.gguf",
+            "--chat",
+            "--json",
+            "--messages",
+            "turns.json",
+            "--tools",
+            "tools.json",
+            "-v",
+        ];
+        dir.run(&[&chat, more].concat())
+    };
+    let fixed = tokenize(&["--date", "2026-01-31"]);
+    assert_eq!(json(&fixed)["text"], "clock Saturday, 31 January 2026 Hi");
+    assert!(!fixed.stderr.contains("--date"), "{fixed:?}");
+    let today = tokenize(&[]);
+    assert!(
+        today
+            .stderr
+            .contains("debug: the chat template asks what day it is"),
+        "{today:?}"
+    );
+    assert!(today.stderr.contains("--date"), "{today:?}");
+}
+
+#[test]
 fn info_lists_what_differs_from_layer_to_layer() {
     let mut file = RandomModel::new("qwen3", TensorType::F32).file();
     file.set("qwen3.attention.head_count_kv", vec![2u32, 1]);

@@ -48,6 +48,10 @@ fn wrong_usage_exits_2_before_any_model_is_loaded() {
             "--messages",
         ),
         (&["run", "--raw", "--messages", "t.json"], "--raw"),
+        (&["run", "--raw", "-p", "x", "--tools", "t.json"], "--raw"),
+        (&["run", "-p", "x", "--date", "yesterday"], "2026-01-31"),
+        (&["run", "--messages", "-", "--tools", "-"], "--tools"),
+        (&["tokenize", "-p", "x", "--date", "2026-01-31"], "--chat"),
         (&["run", "--raw", "-p", "x", "--system", "y"], "--raw"),
         (&["run", "--raw", "-p", "x", "--no-think"], "--raw"),
         (&["tokenize"], "no prompt"),
@@ -123,10 +127,7 @@ fn failures_exit_1_and_say_what_is_wrong_and_with_what() {
     dir.file("latin1.txt", b"caf\xe9");
     dir.file("empty.json", "[]");
     dir.file("broken.json", "[{");
-    dir.file(
-        "unknown.json",
-        r#"[{"role":"user","content":"x","name":"y"}]"#,
-    );
+    dir.file("unknown.json", r#"[{"role":"user","contents":"x"}]"#);
     dir.file(
         "answered.json",
         r#"[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]"#,
@@ -164,7 +165,7 @@ fn failures_exit_1_and_say_what_is_wrong_and_with_what() {
         ),
         (
             &["run", "--messages", "unknown.json"],
-            &["unknown.json", "name"],
+            &["unknown.json", "content"],
         ),
         (
             &["run", "--messages", "answered.json"],
