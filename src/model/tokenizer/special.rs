@@ -124,6 +124,7 @@ const TURNS: [&str; 45] = [
 pub struct Named {
     pub bos: Option<u32>,
     pub eos: Option<u32>,
+    /// What stands for text that has no token.
     pub unknown: Option<u32>,
     /// Of `eot`, `eom` and `eos_token_ids`.
     other_ends: Vec<u32>,
@@ -184,18 +185,18 @@ pub fn mark_turns(
         let is_text = kind(id) == TokenKind::Normal && spelled(id);
         (!is_text).then_some(id)
     };
-    // HTML has this one as well; such vocabularies have its other tags, or an end of their own.
-    let is_html = |id: u32| match kind(id) {
-        TokenKind::Control => has("<|tool_response>"),
-        TokenKind::Normal => {
-            has("<|tool_response>")
-                || has("</b>")
-                || (ENDS.iter().filter_map(|text| ids.get(text)))
-                    .any(|&id| kind(id) == TokenKind::Control)
-        }
-        _ => has("<|tool_response>") || has("</b>"),
+    // HTML has `</s>` as well: such vocabularies have its other tags, or an end of their own.
+    let mut other_ends = ENDS.iter().filter_map(|text| ids.get(text));
+    let has_typed_end = other_ends.any(|&id| kind(id) == TokenKind::Control);
+    let is_html = |id: u32| {
+        has("<|tool_response>")
+            || match kind(id) {
+                TokenKind::Control => false,
+                TokenKind::Normal => has("</b>") || has_typed_end,
+                _ => has("</b>"),
+            }
     };
-    // Here a message ends with it, and an answer has several.
+    // There `<|end|>` ends a message, and an answer has several.
     let ends_message = has("<|return|>") && has("<|call|>") || has("<|calls|>") && has("<|flush|>");
     let mut ends: BTreeSet<u32> = ENDS
         .iter()
