@@ -13,6 +13,8 @@ const TEMPLATES: &str = include_str!("data/chat-templates.jinja");
 struct Vectors {
     conversations: Vec<Conversation>,
     rendered: Vec<Rendered>,
+    /// Of each line of `data/jinja-lines.txt` what it makes of the first and of the fifth conversation.
+    lines: Vec<[Option<String>; 2]>,
 }
 
 #[derive(Deserialize)]
@@ -238,6 +240,30 @@ fn templates_render_as_in_jinja2() {
                     let expected = expected.as_deref().unwrap_or_default();
                     assert!(format!("{error:#}").contains(expected), "{name}: {error:#}");
                 }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n\n"));
+}
+
+#[test]
+fn lines_of_jinja_mean_what_they_mean_in_jinja2() {
+    let vectors = vectors();
+    let tokenizer = Chat::bytes("").tokenizer;
+    let lines = include_str!("data/jinja-lines.txt").lines();
+    let mut faults = Vec::new();
+    for (line, expected) in lines.zip(&vectors.lines) {
+        let mut file = GgufFile::default();
+        file.set("tokenizer.chat_template", line);
+        let gguf = Gguf::from_bytes("test.gguf", file.to_bytes()).expect("a readable file");
+        let template = ChatTemplate::from_gguf(&gguf, &tokenizer).expect("readable");
+        let template = template.expect("the file has a template");
+        for (number, expected) in [0, 4].into_iter().zip(expected) {
+            let conversation = &vectors.conversations[number];
+            let prompt = template.render(&conversation.messages, &conversation.options());
+            let text = prompt.as_ref().map(Prompt::text);
+            if text.as_ref().ok().copied() != expected.as_deref() {
+                faults.push(format!("{line}\n{text:?}\nis not\n{expected:?}"));
             }
         }
     }

@@ -59,7 +59,7 @@ impl Interpreter<'_> {
             }
             "tojson" => tojson(&value, passed),
             "abs" => match value.as_int() {
-                Some(number) => Ok(Value::Int(number.abs())),
+                Some(number) => Ok(Value::Int(number.saturating_abs())),
                 None => Ok(Value::Float(number(&value, name)?.abs())),
             },
             "int" => to_int(&value, passed),
