@@ -893,10 +893,8 @@ fn slice(value: &Value, [start, stop, step]: [Option<i128>; 3]) -> Result<Value>
         Value::List(list) => list.items.len(),
         other => {
             other.defined()?;
-            return Ok(Value::undefined(format!(
-                "a value of type {} has no parts",
-                other.kind()
-            )));
+            let kind = other.kind();
+            return Err(Error::new(format!("a value of type {kind} has no slices")));
         }
     } as i128;
     let step = step.unwrap_or(1);
