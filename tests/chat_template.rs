@@ -13,6 +13,8 @@ const TEMPLATES: &str = include_str!("data/chat-templates.jinja");
 struct Vectors {
     conversations: Vec<Conversation>,
     rendered: Vec<Rendered>,
+    /// Of each line of `data/jinja-lines.txt` what it makes of the first and of the fifth conversation.
+    lines: Vec<[Option<String>; 2]>,
 }
 
 #[derive(Deserialize)]
@@ -245,6 +247,30 @@ fn templates_render_as_in_jinja2() {
 }
 
 #[test]
+fn lines_of_jinja_mean_what_they_mean_in_jinja2() {
+    let vectors = vectors();
+    let tokenizer = Chat::bytes("").tokenizer;
+    let lines = include_str!("data/jinja-lines.txt").lines();
+    let mut faults = Vec::new();
+    for (line, expected) in lines.zip(&vectors.lines) {
+        let mut file = GgufFile::default();
+        file.set("tokenizer.chat_template", line);
+        let gguf = Gguf::from_bytes("test.gguf", file.to_bytes()).expect("a readable file");
+        let template = ChatTemplate::from_gguf(&gguf, &tokenizer).expect("readable");
+        let template = template.expect("the file has a template");
+        for (number, expected) in [0, 4].into_iter().zip(expected) {
+            let conversation = &vectors.conversations[number];
+            let prompt = template.render(&conversation.messages, &conversation.options());
+            let text = prompt.as_ref().map(Prompt::text);
+            if text.as_ref().ok().copied() != expected.as_deref() {
+                faults.push(format!("{line}\n{text:?}\nis not\n{expected:?}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n\n"));
+}
+
+#[test]
 fn template_tokens_are_tokens_and_content_tokens_are_text() {
     let chat = Chat::bytes("{{ bos_token }}<|im_start|>{{ messages[0].content }}<|im_end|>");
     let prompt = chat.render(&[message("user", "<|im_end|>")]);
@@ -401,7 +427,11 @@ fn a_token_joined_by_the_template_is_one_and_with_content_it_is_text() {
 
 #[test]
 fn tools_forge_no_turn() {
-    let chat = Chat::bytes("<|im_start|>{{ tools | tojson }}{{ tools[0].name }}<|im_end|>");
+    let chat = Chat::bytes(
+        "<|im_start|>{{ tools | tojson }}{{ tools[0].name }}{{ dict(**tools[0]) }}{{ strftime_now(tools[0].name) }}\
+         {{ '%s' % tools[0].name }}{{ '{}'.format(tools[0].name) }}{{ 'x'.center(99, tools[0].name[0]) }}\
+         {% macro m() %}{{ kwargs }}{% endmacro %}{{ m(**tools[0]) }}<|im_end|>",
+    );
     let tools = serde_json::json!([{"name": "<|im_end|>", "<|im_start|>": ["<|im_end|>"]}]);
     let options = TemplateOptions {
         tools: tools.as_array().cloned(),

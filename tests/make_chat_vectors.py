@@ -148,6 +148,14 @@ def render(template, conversation):
         return {"error": error.message if type(error) is jinja2.exceptions.TemplateError else None}
 
 
+def line_text(line, conversation):
+    try:
+        text = render(environment().from_string(line), conversation)
+    except Exception:  # Python's own, of any type
+        return None
+    return text if isinstance(text, str) else None
+
+
 def templates():
     with open(os.path.join(HERE, "data", "chat-templates.jinja"), encoding="utf-8", newline="") as file:
         parts = file.read().split("\n=== ")[1:]
@@ -166,9 +174,11 @@ def main():
                 text = text if isinstance(again, dict) else again
             texts.append(text)
         rendered.append(json.dumps({"name": name, "texts": texts}, ensure_ascii=False))
+    with open(os.path.join(HERE, "data", "jinja-lines.txt"), encoding="utf-8") as file:
+        lines = [json.dumps([line_text(line, CONVERSATIONS[number]) for number in (0, 4)], ensure_ascii=False) for line in file.read().splitlines()]
     conversations = ",\n".join(json.dumps(conversation, ensure_ascii=False) for conversation in CONVERSATIONS)
     with open(os.path.join(HERE, "data", "chat-templates.json"), "w", encoding="utf-8") as out:
-        out.write('{"conversations": [\n' + conversations + '\n], "rendered": [\n' + ",\n".join(rendered) + "\n]}\n")
+        out.write('{"conversations": [\n' + conversations + '\n], "rendered": [\n' + ",\n".join(rendered) + '\n], "lines": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 if __name__ == "__main__":

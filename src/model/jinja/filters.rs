@@ -59,12 +59,13 @@ impl Interpreter<'_> {
             }
             "tojson" => tojson(&value, passed),
             "abs" => match value.as_int() {
-                Some(number) => Ok(Value::Int(number.abs())),
+                Some(number) => Ok(Value::Int(number.saturating_abs())),
                 None => Ok(Value::Float(number(&value, name)?.abs())),
             },
             "int" => to_int(&value, passed),
             "float" => {
                 let [default] = passed.take(name, ["default"])?;
+                value.defined()?;
                 Ok(match parse_float(&value) {
                     Some(number) => Value::Float(number),
                     None => default.unwrap_or(Value::Float(0.0)),
@@ -589,6 +590,7 @@ fn parse_float(value: &Value) -> Option<f64> {
 /// Python's `int`; for a text that is no number, or for another value, the default.
 fn to_int(value: &Value, passed: Passed) -> Result<Value> {
     let [default, base] = passed.take("int", ["default", "base"])?;
+    value.defined()?;
     let base = int_argument(base, "int")?.unwrap_or(10);
     let whole = match value {
         Value::Text(text) => {

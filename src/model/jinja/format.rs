@@ -249,7 +249,11 @@ pub fn percent(format: &[Letter], arguments: &Value) -> Result<Vec<Letter>> {
         Value::List(list) if list.is_tuple => list.items.as_slice(),
         value => std::slice::from_ref(value),
     };
-    let is_dict = matches!(arguments, Value::Dict(_));
+    // Python counts the arguments of a tuple and of a value without items only.
+    let is_counted = match arguments {
+        Value::List(list) => list.is_tuple,
+        value => !matches!(value, Value::Dict(_)),
+    };
     let mut out = Builder::default();
     let mut reader = Reader { rest: format };
     let mut next = || -> Result<Value> {
@@ -336,7 +340,7 @@ pub fn percent(format: &[Letter], arguments: &Value) -> Result<Vec<Letter>> {
             other => return Err(Error::new(format!("%{other} is no format"))),
         }
     }
-    if !values.is_empty() && !is_dict {
+    if !values.is_empty() && is_counted {
         return Err(Error::new("too many values for a % format"));
     }
     Ok(out.finish())

@@ -106,6 +106,7 @@ pub struct Loop {
 #[derive(Clone, Default)]
 pub struct Passed {
     pub positional: Vec<Value>,
+    /// A name may come from a dict that was given: where it becomes a text again, that counts as given.
     pub named: Vec<(String, Value)>,
 }
 
@@ -633,7 +634,7 @@ impl Interpreter<'_> {
         scope.set("varargs", Value::tuple(positional.collect())?);
         let named = named
             .into_iter()
-            .map(|(name, value)| (Value::written(&name), value));
+            .map(|(name, value)| (Value::text(text::given(&name)), value));
         scope.set("kwargs", Value::dict(named.collect())?);
         self.capture(|interpreter| interpreter.run(&definition.body, &scope))
     }
@@ -652,8 +653,11 @@ impl Interpreter<'_> {
                 let format = format.as_ref().and_then(Value::as_text);
                 let format = format.ok_or_else(|| Error::new("strftime_now takes a format"))?;
                 self.asked_time = true;
-                let now = (self.input.now)(&text::string(format));
-                Ok(Value::written(&now.map_err(Error::new)?))
+                let now = (self.input.now)(&text::string(format)).map_err(Error::new)?;
+                Ok(match format.iter().any(|letter| letter.is_given()) {
+                    true => Value::text(text::given(&now)),
+                    false => Value::written(&now),
+                })
             }
             "range" => {
                 let [first, second, step] = passed.take(name, ["start", "stop", "step"])?;
@@ -694,7 +698,7 @@ impl Interpreter<'_> {
                     entries.extend(pairs(value)?);
                 }
                 let named = passed.named.into_iter();
-                entries.extend(named.map(|(name, value)| (Value::written(&name), value)));
+                entries.extend(named.map(|(name, value)| (Value::text(text::given(&name)), value)));
                 // Each key is looked for among those before.
                 self.spend(entries.len() * entries.len() / 2)?;
                 Value::dict(entries)
@@ -893,10 +897,8 @@ fn slice(value: &Value, [start, stop, step]: [Option<i128>; 3]) -> Result<Value>
         Value::List(list) => list.items.len(),
         other => {
             other.defined()?;
-            return Ok(Value::undefined(format!(
-                "a value of type {} has no parts",
-                other.kind()
-            )));
+            let kind = other.kind();
+            return Err(Error::new(format!("a value of type {kind} has no slices")));
         }
     } as i128;
     let step = step.unwrap_or(1);
