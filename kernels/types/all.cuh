@@ -19,16 +19,21 @@
 #include "q6_k.cuh"
 #include "q8_0.cuh"
 
-// CALL(name in entry points, type, ggml's number)
+// CALL(name in entry points, type, ggml's number), for the types that gemv.cu takes. `gemv_file` of
+// src/cuda/tensor_types.rs lists the same.
+#define FREQUENT_TYPES(CALL) \
+    CALL(q4_k, Q4_K, 12)     \
+    CALL(q6_k, Q6_K, 14)     \
+    CALL(q5_k, Q5_K, 13)     \
+    CALL(q8_0, Q8_0, 8)      \
+    CALL(q4_0, Q4_0, 2)      \
+    CALL(q4_1, Q4_1, 3)      \
+    CALL(q5_0, Q5_0, 6)      \
+    CALL(q5_1, Q5_1, 7)
+
+// All of them.
 #define QUANTIZED_TYPES(CALL)  \
-    CALL(q4_k, Q4_K, 12)       \
-    CALL(q6_k, Q6_K, 14)       \
-    CALL(q5_k, Q5_K, 13)       \
-    CALL(q8_0, Q8_0, 8)        \
-    CALL(q4_0, Q4_0, 2)        \
-    CALL(q4_1, Q4_1, 3)        \
-    CALL(q5_0, Q5_0, 6)        \
-    CALL(q5_1, Q5_1, 7)        \
+    FREQUENT_TYPES(CALL)       \
     CALL(q3_k, Q3_K, 11)       \
     CALL(q2_k, Q2_K, 10)       \
     CALL(iq4_nl, IQ4_NL, 20)   \

@@ -143,6 +143,22 @@ impl KernelType {
             })
     }
 
+    /// The file of `kernels` that has a GEMV for matrices of these types: fewer types make a faster one.
+    pub fn gemv_file(types: impl IntoIterator<Item = TensorType>) -> &'static str {
+        use TensorType::*;
+        let frequent = |tensor_type| {
+            matches!(
+                tensor_type,
+                F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K | Q6_K
+            )
+        };
+        if types.into_iter().all(frequent) {
+            "gemv"
+        } else {
+            "gemv_any"
+        }
+    }
+
     /// Bytes of a matrix in device memory.
     pub fn matrix_bytes(&self, rows: usize, columns: usize) -> usize {
         match self.storage {

@@ -19,7 +19,7 @@ const SLICE: usize = WARP * UNIT;
 /// Warps of a block, unless a row takes more.
 const WARPS: usize = 12;
 
-/// `MAX_WARPS` of `kernels/gemv.cu`.
+/// `MAX_WARPS` of `kernels/gemv.cuh`.
 const MAX_WARPS: usize = 14;
 
 /// `out = W rms_norm(x) + bias` for up to three matrices with the same columns.
@@ -41,7 +41,9 @@ pub fn gemv_store(device: &Device, linears: &[Linear], x: Normed, epsilon: f32) 
         epsilon,
         ..GemvParams::zeroed()
     };
-    gemv(device, "gemv_store", columns, grid, rows_a_block, params)
+    let types = linears.iter().map(|linear| linear.weights.tensor_type);
+    let file = KernelType::gemv_file(types);
+    gemv(device, file, "store", columns, grid, rows_a_block, params)
 }
 
 /// `x += W a`, and what the GEMV behind the next norm reads. `x` is f32 (rows).
@@ -68,7 +70,8 @@ pub fn gemv_add(
     let rows_a_block = GROUP * groups.div_ceil(grid);
     gemv(
         device,
-        "gemv_add",
+        KernelType::gemv_file([weights.tensor_type]),
+        "add",
         weights.columns,
         grid,
         rows_a_block,
@@ -101,7 +104,8 @@ pub fn gemv_swiglu(
     let rows_a_block = 2 * GROUP * groups.div_ceil(grid);
     gemv(
         device,
-        "gemv_swiglu",
+        KernelType::gemv_file([gate.tensor_type, up.tensor_type]),
+        "swiglu",
         gate.columns,
         grid,
         rows_a_block,
@@ -109,10 +113,12 @@ pub fn gemv_swiglu(
     )
 }
 
-/// A product over rows of `columns` values, of which no block has more than `rows_a_block`.
+/// A product over rows of `columns` values, of which no block has more than `rows_a_block`: the kernel of `file` that
+/// ends with `epilogue`.
 fn gemv(
     device: &Device,
-    name: &str,
+    file: &str,
+    epilogue: &str,
     columns: usize,
     grid: usize,
     rows_a_block: usize,
@@ -134,7 +140,7 @@ fn gemv(
         device.shared_bytes_per_block()
     );
     Ok(Launch {
-        function: device.function("gemv", name)?,
+        function: device.function(file, &format!("{file}_{epilogue}"))?,
         grid: [grid as u32, 1, 1],
         block: [(WARP * slices) as u32, sets as u32],
         shared_bytes: shared_bytes as u32,

@@ -1,0 +1,370 @@
+// GEMV: y[r] = sum over c of W[r, c] * a[c], W in any ggml type, a quantized to 8 bits:
+//
+//   STORE   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix
+//   ADD     x += y; then x * (the next norm's weights), quantized: output and down projections
+//   SWIGLU  silu(y of gate) * (y of up), quantized
+//
+// A file that includes this one defines GEMV_TYPES first: the list of quantized types that its entry points tell apart,
+// as QUANTIZED_TYPES of types/all.cuh.
+//
+// A norm in front of a product needs no kernel and no prologue: W rms_norm(x) = W (x * weight) / rms(x), so whoever
+// writes x also writes x * weight, quantized, and the sums of x^2, and the quotient is taken with the product's own
+// result.
+//
+// Bound: the bytes of W, each read once; arithmetic is about 85 (Q4_K) to 130 (Q6_K) instructions for each 64 weights
+// of a lane, 36 to 53 bytes: less than half of what an H100 issues while they arrive.
+//
+// Grid: one block a multiprocessor, each with an equal, contiguous share of the rows. A row is cut into slices of 2,048
+// values; warp w of a block handles slice w % slices of every (warps / slices)-th tile of two rows, so a lane meets the
+// same 64 activations in every row and keeps them in registers. Weights go through a ring in shared memory, private to
+// the warp, filled by bulk copies that start before the kernel waits for its predecessor. Each warp leaves one partial
+// sum for each row; after one barrier they are added in slice order.
+#pragma once
+
+#include "types/all.cuh"
+
+namespace {
+
+constexpr int MAX_WARPS = 14;
+constexpr int MAX_DEPTH = 8;    // tiles in a warp's ring
+constexpr int EARLY_TILES = 2;  // of a warp that are asked for before the activations are
+constexpr int BATCH = 2;        // tiles whose sums a warp reduces together
+
+// a / b rounded down, for counts and products of two of them: an integer division is several times as long.
+__device__ __forceinline__ int quotient(float a, float b) { return static_cast<int>(__fdividef(a + 0.5f, b)); }
+
+// Where the share of block `index` of `blocks` in `count` things starts; a share has at most one more than count /
+// blocks rounded up.
+__device__ __forceinline__ int share(int count, int index, int blocks) {
+    return index == blocks ? count : quotient(float(count) * float(index), blocks);
+}
+
+// The rows of one block in tiles of 2: of one matrix in order, or (`interleaved`) of two matrices of one type in turn.
+struct BlockRows {
+    const uint8_t *first, *second;
+    bool interleaved;
+    int matrix_rows;
+    int begin, pairs;  // row pairs, of each matrix; the last may lie past its end, in a ragged group of 32 rows
+
+    __device__ __forceinline__ int count() const { return interleaved ? 2 * pairs : pairs; }
+    __device__ __forceinline__ int rows() const { return count() * TILE_ROWS; }
+};
+
+struct WarpRole {
+    int columns;
+    int units, slices;
+    int warp, lane;
+    int slice, slice_units;  // of this warp
+    int group, groups;       // this warp's tiles are group, group + groups, ... of its block's
+    int thread, threads;     // in the block
+
+    __device__ explicit WarpRole(int columns)
+        : columns(columns),
+          units(unit_count(columns)),
+          slices((units + SLICE_UNITS - 1) / SLICE_UNITS),
+          // From a register of another lane: a value that is not computed again wherever it is used.
+          warp(__shfl_sync(~0u, (threadIdx.y * blockDim.x + threadIdx.x) / WARP, 0)),
+          lane(threadIdx.x % WARP),
+          slice(threadIdx.x / WARP),
+          slice_units(min(units - slice * SLICE_UNITS, SLICE_UNITS)),
+          group(threadIdx.y),
+          groups(blockDim.y),
+          thread(threadIdx.y * blockDim.x + threadIdx.x),
+          threads(blockDim.x * blockDim.y) {}
+};
+
+struct SharedMemory {
+    // Dynamic shared memory, in this order.
+    uint8_t *ring;   // (warps * ring_bytes)
+    float *partial;  // (slices, rows of the block's tiles; gemv_swiglu: of both matrices)
+
+    int ring_bytes;
+    CopyBarrier *arrived;  // of this warp: (MAX_DEPTH), for the first stream and for a second one
+
+    __device__ __forceinline__ SharedMemory(const WarpRole &role, int ring_bytes) : ring_bytes(ring_bytes) {
+        extern __shared__ __align__(128) uint8_t bytes[];
+        __shared__ CopyBarrier barriers[MAX_WARPS][2 * MAX_DEPTH];
+        ring = bytes;
+        partial = reinterpret_cast<float *>(bytes + role.threads / WARP * ring_bytes);
+        arrived = barriers[role.warp];
+    }
+};
+
+// One warp's stream of weights: its slice of its tiles, in order, through its ring. Of one matrix it takes every
+// `groups`th row pair; of two, the same pairs of both in turn.
+template <typename Type>
+struct WeightStream {
+    using Layout = typename Type::Layout;
+
+    const BlockRows &tiles;
+    const WarpRole &role;
+    CopyBarrier *arrived;
+    uint8_t *ring;
+    uint64_t policy;
+    int tile_bytes, depth;
+    int count;                     // tiles of this warp
+    const uint8_t *next, *second;  // where the next tile to load is, and the one after it
+    int step;                      // bytes from a tile to the next but one
+
+    __device__ __forceinline__ WeightStream(const BlockRows &tiles, const WarpRole &role, const SharedMemory &shared,
+                                            CopyBarrier *arrived)
+        : tiles(tiles),
+          role(role),
+          arrived(arrived),
+          ring(shared.ring + role.warp * shared.ring_bytes),
+          policy(read_once()),
+          tile_bytes(Layout::tile_bytes(role.slice_units)),
+          depth(min(quotient(shared.ring_bytes, tile_bytes), MAX_DEPTH)) {
+        const int pairs = min(tiles.pairs, (tiles.matrix_rows + TILE_ROWS - 1) / TILE_ROWS - tiles.begin);
+        const int mine = quotient(max(pairs - role.group + role.groups - 1, 0), role.groups);
+        const int pair_bytes = Layout::pair_bytes(role.units), stride = role.groups * pair_bytes;
+        const size_t at = size_t(tiles.begin + role.group) * pair_bytes + role.slice * Layout::tile_bytes(SLICE_UNITS);
+        count = tiles.interleaved ? 2 * mine : mine;
+        next = tiles.first + at;
+        second = tiles.interleaved ? tiles.second + at : next + stride;
+        step = tiles.interleaved ? stride : 2 * stride;
+    }
+
+    // Starts copying the next tile to place `slot`.
+    __device__ __forceinline__ void load(int slot) {
+        arrived[slot].template copy<Layout::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, next, tile_bytes,
+                                                                     policy);
+        const uint8_t *after = next + step;
+        next = second;
+        second = after;
+    }
+
+    // Starts copying tiles `from` up to `to` of those that fill the ring at first.
+    __device__ __forceinline__ void prefetch(int from, int to) {
+#pragma unroll 1
+        for (int slot = from; slot < min(min(depth, count), to); slot++) load(slot);
+    }
+
+    // Adds up the rows' products: partial[i] for each row `i` of this warp. `request` makes the activations readable
+    // and asks for other things that `use` takes. Few tiles are asked for before the activations are, and the others
+    // after: else these would wait in line behind the whole ring.
+    template <typename Request, typename Use>
+    __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial, Request request,
+                                             Use use) {
+        if (elect()) {
+#pragma unroll
+            for (int slot = 0; slot < MAX_DEPTH; slot++) arrived[slot].init();
+            Barrier::publish();
+        }
+        __syncwarp();
+        prefetch(0, EARLY_TILES);
+        request();
+        typename Type::Activations a;
+        const int n = role.slice_units,
+                  lane = min(role.lane, n - 1);  // lanes without a unit multiply another's by zero
+        {
+            const int unit = role.slice * SLICE_UNITS + lane;
+            int4 values[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                values[j] = role.lane < n ? reinterpret_cast<const int4 *>(q)[unit * 4 + j] : int4{};
+            const float2 scales = reinterpret_cast<const float2 *>(scale)[unit];
+            prefetch(EARLY_TILES, MAX_DEPTH);
+            a.prepare(values, scales.x, scales.y);
+            use();
+        }
+        // After a warp's sum, lane 8 i has row i of a batch.
+        const int batch_tile = role.lane / 16, row = role.lane / 8 % 2;
+        const int place = tiles.interleaved ? 2 * role.group + batch_tile : role.group + batch_tile * role.groups;
+        float *to = partial + place * TILE_ROWS + row;
+        int slot = 0;
+        uint32_t parity = 0;
+#pragma unroll 1
+        for (int i = 0; i < count; i += BATCH) {
+            float sum[BATCH][TILE_ROWS];
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                sum[b][0] = sum[b][1] = 0.f;
+                if (b == 0 || i + b < count) {
+                    arrived[slot].wait(parity);
+                    const uint8_t *tile = ring + slot * tile_bytes;
+#pragma unroll
+                    for (int r = 0; r < TILE_ROWS; r++) sum[b][r] = Type::dot(tile, n, r, lane, a);
+                    __syncwarp();
+                    if (i + b + depth < count) load(slot);
+                    if (++slot == depth) slot = 0, parity ^= 1;
+                }
+            }
+            // Halves exchange sums so that eight lanes end with each row's total.
+            const bool upper = role.lane & 16, odd = role.lane & 8;
+            const float s0 = (upper ? sum[1][0] : sum[0][0]) + __shfl_xor_sync(~0u, upper ? sum[0][0] : sum[1][0], 16);
+            const float s1 = (upper ? sum[1][1] : sum[0][1]) + __shfl_xor_sync(~0u, upper ? sum[0][1] : sum[1][1], 16);
+            float total = (odd ? s1 : s0) + __shfl_xor_sync(~0u, odd ? s0 : s1, 8);
+#pragma unroll
+            for (int offset = 4; offset > 0; offset /= 2) total += __shfl_xor_sync(~0u, total, offset);
+            if (role.lane % 8 == 0 && i + batch_tile < count) to[i * role.groups * TILE_ROWS] = total;
+        }
+    }
+};
+
+// A row of float weights times float activations, by one warp.
+template <typename T>
+__device__ float float_dot(const T *row, const float *a, int columns, int lane) {
+    constexpr int N = 16 / sizeof(T);
+    float sum = 0.f;
+    const int whole = columns / N * N;
+#pragma unroll 4
+    for (int c = lane * N; c < whole; c += WARP * N) {
+        const uint4 raw = __ldcs(reinterpret_cast<const uint4 *>(row + c));
+        const T *w = reinterpret_cast<const T *>(&raw);
+#pragma unroll
+        for (int j = 0; j < N; j++) sum += static_cast<float>(w[j]) * a[c + j];
+    }
+    if (whole + lane < columns) sum += static_cast<float>(row[whole + lane]) * a[whole + lane];
+    return warp_sum(sum);
+}
+
+template <typename Type>
+__device__ void float_multiply(const BlockRows &tiles, const WarpRole &role, const float *a, float *partial) {
+    const int warps = role.threads / WARP;
+    for (int i = role.warp; i < tiles.rows(); i += warps) {
+        const int tile = i / TILE_ROWS, pair = tiles.interleaved ? tile / 2 : tile;
+        const int row = min((tiles.begin + pair) * TILE_ROWS + i % TILE_ROWS, tiles.matrix_rows - 1);
+        const uint8_t *weights =
+            (tiles.interleaved && tile % 2 ? tiles.second : tiles.first) + row * Type::stride(role.columns);
+        const float sum =
+            float_dot(reinterpret_cast<const typename Type::Value *>(weights), a, role.columns, role.lane);
+        if (role.lane == 0) partial[i] = sum;
+    }
+}
+
+// partial[s][i], s a slice, i a row of the block; then a barrier. Float weights have one slice. `request` is called
+// once the first weights are on their way, and makes the activations readable; `use` once these have arrived.
+template <typename Request, typename Use>
+__device__ __forceinline__ void multiply(int type, const BlockRows &tiles, const WarpRole &role,
+                                         const SharedMemory &shared, CopyBarrier *arrived, const Activation &a,
+                                         float *partial, Request request, Use use) {
+    if (is_float(type)) {
+        request();
+        use();
+        for_float(type, [&](auto chosen) { float_multiply<decltype(chosen)>(tiles, role, a.value, partial); });
+    } else {
+        float *sums = partial + role.slice * tiles.rows();
+        switch (type) {
+#define MULTIPLY(NAME, TYPE, NUMBER) \
+    case NUMBER: WeightStream<TYPE>(tiles, role, shared, arrived).multiply(a.q, a.scale, sums, request, use); break;
+            GEMV_TYPES(MULTIPLY)
+#undef MULTIPLY
+            default: break;
+        }
+    }
+    __syncthreads();
+}
+
+__device__ __forceinline__ float total(int type, const WarpRole &role, const float *partial, int rows, int i) {
+    const int slices = is_float(type) ? 1 : role.slices;
+    float sum = partial[i];
+    for (int s = 1; s < slices; s++) sum += partial[s * rows + i];
+    return sum;
+}
+
+// 1 / rms of the vector whose groups' sums of squares these are; 1 where there are none.
+struct RmsScale {
+    static constexpr int KEPT = 4;  // sums that a lane loads at once
+    const float *squares = nullptr;
+    float kept[KEPT] = {};
+    int groups;
+
+    __device__ __forceinline__ explicit RmsScale(const WarpRole &role) : groups(role.columns / ACTIVATION_GROUP) {}
+
+    __device__ __forceinline__ void load(const float *from, const WarpRole &role) {
+        squares = from;
+        if (!squares) return;
+#pragma unroll
+        for (int i = 0; i < KEPT; i++) kept[i] = i * WARP + role.lane < groups ? squares[i * WARP + role.lane] : 0.f;
+    }
+
+    __device__ __forceinline__ float operator()(float epsilon, const WarpRole &role) const {
+        if (!squares) return 1.f;
+        float sum = 0.f;
+#pragma unroll
+        for (int i = 0; i < KEPT; i++) sum += kept[i];
+        for (int i = KEPT * WARP + role.lane; i < groups; i += WARP) sum += squares[i];
+        return rsqrtf(warp_sum(sum) / role.columns + epsilon);
+    }
+};
+
+}  // namespace
+
+namespace {
+
+enum Epilogue { STORE, ADD, SWIGLU };
+
+template <Epilogue EPILOGUE>
+__device__ __forceinline__ void gemv(const GemvParams &p) {
+    // What follows QKV reads the position before its wait, and so may start only when all before QKV has ended.
+    if (EPILOGUE != STORE) launch_dependents();
+    int block = blockIdx.x, s = 0;
+    if constexpr (EPILOGUE == STORE) {
+        while (s < 2 && block >= p.matrix[s].blocks) block -= p.matrix[s++].blocks;
+    }
+    const GemvMatrix matrix = p.matrix[s];
+    const int up_type = p.matrix[1].type;
+    // Blocks own whole groups of an activation that they write.
+    constexpr int GRAIN = EPILOGUE == STORE ? 1 : ACTIVATION_GROUP / TILE_ROWS;
+    const int shares = (matrix.rows + GRAIN * TILE_ROWS - 1) / (GRAIN * TILE_ROWS);
+    const int begin = share(shares, block, matrix.blocks) * GRAIN,
+              count = share(shares, block + 1, matrix.blocks) * GRAIN - begin;
+    const bool interleaved = EPILOGUE == SWIGLU && matrix.type == up_type;
+
+    const WarpRole role(p.columns);
+    const SharedMemory shared(role, p.ring_bytes);
+    const BlockRows tiles{matrix.weights, p.matrix[1].weights, interleaved, matrix.rows, begin, count};
+    const int first = begin * TILE_ROWS + role.thread, past = min((begin + count) * TILE_ROWS, matrix.rows);
+    const float norm = EPILOGUE == ADD && first < past ? p.next_norm[first] : 0.f;
+    float old = 0.f, scale = 1.f;
+    RmsScale rms(role);
+    const auto request = [&] {
+        wait_for_predecessor();
+        if (EPILOGUE == STORE) launch_dependents();
+        if (EPILOGUE == ADD && first < past) old = matrix.out[first];
+        if (EPILOGUE != ADD) rms.load(p.squares, role);
+    };
+    const auto use = [&] { scale = rms(p.epsilon, role); };
+    multiply(matrix.type, tiles, role, shared, shared.arrived, p.a, shared.partial, request, use);
+
+    if constexpr (EPILOGUE == STORE) {
+        for (int row = first; row < past; row += role.threads) {
+            const float bias = matrix.bias ? matrix.bias[row] : 0.f;
+            matrix.out[row] =
+                scale * total(matrix.type, role, shared.partial, tiles.rows(), row - begin * TILE_ROWS) + bias;
+        }
+    } else if constexpr (EPILOGUE == ADD) {
+        for (int i = role.thread; i < count * TILE_ROWS; i += role.threads) {
+            const int row = begin * TILE_ROWS + i;
+            float x = 0.f, weight = 0.f;
+            if (row < matrix.rows) {
+                x = (row == first ? old : matrix.out[row]) +
+                    scale * total(matrix.type, role, shared.partial, tiles.rows(), i);
+                weight = row == first ? norm : p.next_norm[row];
+                matrix.out[row] = x;
+            }
+            store_group(p.next, row / ACTIVATION_GROUP, x * weight);
+            const float squares = warp_sum(x * x);
+            if (role.lane == 0) p.next_squares[row / ACTIVATION_GROUP] = squares;
+        }
+    } else {
+        const float *up_partial = shared.partial;
+        if (!interleaved) {
+            const BlockRows up_tiles{p.matrix[1].weights, nullptr, false, matrix.rows, begin, count};
+            float *partial = shared.partial + role.slices * tiles.rows();
+            multiply(up_type, up_tiles, role, shared, shared.arrived + MAX_DEPTH, p.a, partial, [] {}, [] {});
+            up_partial = partial;
+        }
+        for (int i = role.thread; i < count * TILE_ROWS; i += role.threads) {
+            const int at = interleaved ? i / TILE_ROWS * 2 * TILE_ROWS + i % TILE_ROWS : i;
+            const float gate = scale * total(matrix.type, role, shared.partial, tiles.rows(), at);
+            const float up = scale * total(up_type, role, up_partial, tiles.rows(), interleaved ? at + TILE_ROWS : at);
+            const int row = begin * TILE_ROWS + i;
+            store_group(p.next, row / ACTIVATION_GROUP,
+                        row < matrix.rows ? __fdividef(gate, 1.f + __expf(-gate)) * up : 0.f);
+        }
+    }
+}
+
+}  // namespace
