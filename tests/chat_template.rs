@@ -532,6 +532,14 @@ fn a_failing_template_says_where_and_how_to_do_without() {
             "line 1: there is no filter frobnicate",
         ),
         ("{{ 1 / 0 }}", "line 1: division by zero"),
+        (
+            "{{ 'a well-known word' | wordwrap(9) }}",
+            "line 1: wordwrap at hyphens is not supported; break_on_hyphens=false keeps to blanks",
+        ),
+        (
+            "{% for g in messages | groupby('role') %}{{ g.grouper }}{% endfor %}",
+            "line 1: a group's field grouper is not supported; `for key, items in ...` names both",
+        ),
     ] {
         let error = Chat::bytes(template).error(&[message("user", "Hi")]);
         let start = "test.gguf: the chat template failed; --raw runs the model without it: ";

@@ -280,7 +280,13 @@ impl Interpreter<'_> {
                     "wrapstring",
                     "break_on_hyphens",
                 ];
-                let [width, break_long, newline, _] = passed.take(name, names)?;
+                let [width, break_long, newline, break_on_hyphens] = passed.take(name, names)?;
+                let break_on_hyphens = break_on_hyphens.is_none_or(|value| value.is_true());
+                if break_on_hyphens && text.iter().any(|letter| letter.char() == '-') {
+                    return Err(Error::new(
+                        "wordwrap at hyphens is not supported; break_on_hyphens=false keeps to blanks",
+                    ));
+                }
                 let width = self.width(width, name, 79)?.max(1);
                 let break_long = break_long.is_none_or(|value| value.is_true());
                 let newline = match newline {

@@ -795,6 +795,11 @@ pub fn attribute(value: &Value, name: &str) -> Result<Value> {
         },
         _ => None,
     };
+    if found.is_none() && value.kind() == "tuple" && matches!(name, "grouper" | "list") {
+        return Err(Error::new(format!(
+            "a group's field {name} is not supported; `for key, items in ...` names both"
+        )));
+    }
     Ok(found.unwrap_or_else(|| no_attribute(value, name)))
 }
 
