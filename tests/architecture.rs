@@ -62,8 +62,7 @@ fn patchwork(source: &Source) -> Result<Decoder> {
             output_scale: None,
         })
     };
-    let layers = (0..shape.block_count).map(layer);
-    source.pre_norm_decoder(&shape, layers.collect::<Result<_>>()?)
+    source.pre_norm_decoder(&shape, layer)
 }
 
 fn crossbreed(source: &Source) -> Result<Decoder> {
@@ -90,8 +89,7 @@ fn crossbreed(source: &Source) -> Result<Decoder> {
             output_scale: Some(0.5),
         })
     };
-    let layers = (0..shape.block_count).map(layer);
-    source.pre_norm_decoder(&shape, layers.collect::<Result<_>>()?)
+    source.pre_norm_decoder(&shape, layer)
 }
 
 const HIDDEN: u64 = 256;

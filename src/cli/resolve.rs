@@ -78,10 +78,7 @@ pub enum ModelSource {
 
 impl ModelSource {
     pub fn open(&self) -> Result<Model> {
-        match self {
-            Self::File(path, rope) => Model::of_architectures(Gguf::open(path)?, arch::ALL, rope),
-            Self::Demo => Model::demo(),
-        }
+        Model::of_architectures(self.open_gguf()?, arch::ALL, &self.rope())
     }
 
     /// The file alone, whether or not it is a model that can be run.

@@ -26,8 +26,5 @@ fn describe(source: &Source) -> Result<Decoder> {
             output_scale: None,
         })
     };
-    let layers = (0..shape.block_count)
-        .map(layer)
-        .collect::<Result<Vec<_>>>()?;
-    source.pre_norm_decoder(&shape, layers)
+    source.pre_norm_decoder(&shape, layer)
 }

@@ -158,8 +158,15 @@ impl<'a> Source<'a> {
         Ok(self.tensor(name, &[len])?.to_f32().into())
     }
 
-    /// `layers` between embedding and output in [`ops::pre_norm_order`].
-    pub fn pre_norm_decoder(&self, shape: &Shape, layers: Vec<Layer>) -> Result<Decoder> {
+    /// What `layer` says of each layer, between embedding and output in [`ops::pre_norm_order`].
+    pub fn pre_norm_decoder(
+        &self,
+        shape: &Shape,
+        layer: impl Fn(usize) -> Result<Layer>,
+    ) -> Result<Decoder> {
+        let layers = (0..shape.block_count)
+            .map(layer)
+            .collect::<Result<Vec<_>>>()?;
         let embedding_shape = [shape.hidden_size, shape.vocab_size];
         let embedding = self.tensor("token_embd.weight", &embedding_shape)?;
         let output = match self.gguf.tensor("output.weight") {

@@ -57,6 +57,14 @@ impl SentencePiece {
         matches!(self.order, Order::Merges(_))
     }
 
+    /// The tokens of bytes that all have one.
+    fn byte_tokens(&self, bytes: &[u8]) -> Option<Vec<u32>> {
+        bytes
+            .iter()
+            .map(|&byte| self.bytes[byte as usize])
+            .collect()
+    }
+
     /// Appends the ids of `text`, which stands at the beginning or after a special token.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         let prefix = if self.space_prefix { " " } else { "" };
@@ -77,20 +85,18 @@ impl SentencePiece {
         });
         let mut after_unknown = false;
         for symbol in symbols {
-            let bytes = text[symbol.start..symbol.end]
-                .bytes()
-                .map(|byte| self.bytes[byte as usize]);
-            let known = match symbol.id {
-                Some(id) => Some(vec![id]),
-                None => bytes.collect::<Option<Vec<_>>>(),
-            };
-            match &known {
-                Some(known) => ids.extend(known),
+            let bytes = &text.as_bytes()[symbol.start..symbol.end];
+            let mut is_unknown = false;
+            if let Some(id) = symbol.id {
+                ids.push(id);
+            } else if let Some(bytes) = self.byte_tokens(bytes) {
+                ids.extend(bytes);
+            } else {
+                is_unknown = true;
                 // A run of unknown characters is one unknown token.
-                None if after_unknown => {}
-                None => ids.extend(self.unknown),
+                ids.extend(self.unknown.filter(|_| !after_unknown));
             }
-            after_unknown = known.is_none();
+            after_unknown = is_unknown;
         }
     }
 }
