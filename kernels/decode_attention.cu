@@ -49,7 +49,8 @@ struct HeadRope {
 #pragma unroll
         for (int i = 0; i < D / 2 / WARP; i++) {
             const int pair = i * WARP + lane;
-            rotations[i] = pair < p.rope_dims / 2 ? rotation(position, p.frequencies[pair]) : float2{1.f, 0.f};
+            rotations[i] =
+                pair < p.rope_dims / 2 ? rotation(position, p.frequencies[pair], p.rope_factor) : float2{1.f, 0.f};
         }
     }
 

@@ -1,5 +1,5 @@
-// The beginning of a decode step: x[c] = E[token, c], and x * (the first norm's weights), quantized, for the first
-// product.
+// The beginning of a decode step: x[c] = E[token, c] * scale, and x * (the first norm's weights), quantized, for the
+// first product.
 //
 // Without norm weights only x, for a chunk of tokens.
 //
@@ -26,6 +26,7 @@ extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ 
         FOR_QUANTIZED(p.type, VALUE)
 #undef VALUE
     }
+    value *= p.scale;
     p.x[size_t(blockIdx.y) * p.columns + column] = value;
     if (!p.norm) return;
     const int group = column / ACTIVATION_GROUP;

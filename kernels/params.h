@@ -35,8 +35,10 @@ struct EmbedParams {
     float *next_squares;     // (columns / 32): sums of x^2, of one token
     int type;
     int columns;  // a multiple of 32
+    float scale;  // of the row
+    int unused;
 };
-static_assert(sizeof(EmbedParams) == 72, "EmbedParams");
+static_assert(sizeof(EmbedParams) == 80, "EmbedParams");
 FIELD(EmbedParams, weights, 0);
 FIELD(EmbedParams, token, 8);
 FIELD(EmbedParams, x, 16);
@@ -45,6 +47,8 @@ FIELD(EmbedParams, next, 32);
 FIELD(EmbedParams, next_squares, 56);
 FIELD(EmbedParams, type, 64);
 FIELD(EmbedParams, columns, 68);
+FIELD(EmbedParams, scale, 72);
+FIELD(EmbedParams, unused, 76);
 
 // A matrix of a gemv_* launch.
 struct GemvMatrix {
@@ -152,13 +156,15 @@ struct DecodeAttentionParams {
     unsigned *finished;         // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
     Activation out;             // (head_count * head_dim)
     float epsilon;
-    int context;      // tokens that the cache holds
-    int group;        // query heads of a key/value head
-    int rope_dims;    // leading values of a head that are rotated
-    int interleaved;  // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
-    float scale;      // of scores, times log2(e)
+    int context;        // tokens that the cache holds
+    int group;          // query heads of a key/value head
+    int rope_dims;      // leading values of a head that are rotated
+    int interleaved;    // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
+    float scale;        // of scores, times log2(e)
+    float rope_factor;  // of rotated values
+    int unused;
 };
-static_assert(sizeof(DecodeAttentionParams) == 136, "DecodeAttentionParams");
+static_assert(sizeof(DecodeAttentionParams) == 144, "DecodeAttentionParams");
 FIELD(DecodeAttentionParams, q, 0);
 FIELD(DecodeAttentionParams, k, 8);
 FIELD(DecodeAttentionParams, v, 16);
@@ -177,6 +183,8 @@ FIELD(DecodeAttentionParams, group, 120);
 FIELD(DecodeAttentionParams, rope_dims, 124);
 FIELD(DecodeAttentionParams, interleaved, 128);
 FIELD(DecodeAttentionParams, scale, 132);
+FIELD(DecodeAttentionParams, rope_factor, 136);
+FIELD(DecodeAttentionParams, unused, 140);
 
 // rope_tokens_*
 struct RopeParams {
@@ -194,10 +202,10 @@ struct RopeParams {
     int context;
     int head_count;
     int head_count_kv;
-    int rope_dims;    // leading values of a head that are rotated
-    int interleaved;  // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
-    float scale;      // of scores, times log2(e)
-    int unused;
+    int rope_dims;      // leading values of a head that are rotated
+    int interleaved;    // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
+    float scale;        // of scores, times log2(e)
+    float rope_factor;  // of rotated values
 };
 static_assert(sizeof(RopeParams) == 112, "RopeParams");
 FIELD(RopeParams, q, 0);
@@ -217,7 +225,7 @@ FIELD(RopeParams, head_count_kv, 92);
 FIELD(RopeParams, rope_dims, 96);
 FIELD(RopeParams, interleaved, 100);
 FIELD(RopeParams, scale, 104);
-FIELD(RopeParams, unused, 108);
+FIELD(RopeParams, rope_factor, 108);
 
 // flash_attention_*
 struct FlashAttentionParams {

@@ -20,7 +20,9 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
     const int slot = Cache::slot_of(position, p.context);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int pairs = p.rope_dims / 2;
-    for (int i = threadIdx.x; i < pairs; i += blockDim.x) rotations[i] = rotation(position, p.frequencies[i]);
+    for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
+        rotations[i] = rotation(position, p.frequencies[i], p.rope_factor);
+    }
     __syncthreads();
 
     const int heads = p.head_count + 2 * p.head_count_kv;

@@ -46,7 +46,7 @@ fn patchwork(source: &Source) -> Result<Decoder> {
     let mut neighbours = source.rope(RopeStyle::Interleaved, shape.head_dim)?;
     (neighbours.base, neighbours.dimensions) = (500.0, shape.head_dim / 2);
     let neighbours = Arc::new(neighbours);
-    let layer = |index| {
+    source.decoder(&shape, &source.ends(&shape)?, |index| {
         let tensors = source.layer(&shape, index);
         let mut attention;
         if index % 2 == 0 {
@@ -54,26 +54,18 @@ fn patchwork(source: &Source) -> Result<Decoder> {
             tensors.add_qkv_bias(&mut attention)?;
         } else {
             attention = tensors.attention(&neighbours)?;
-            tensors.add_qk_norm(&mut attention)?;
+            tensors.add_qk_norm(&mut attention, shape.head_dim, shape.head_dim)?;
         }
-        Ok(Layer {
-            attention,
-            feed_forward: tensors.feed_forward(Activation::Silu)?,
-            output_scale: None,
-        })
-    };
-    source.pre_norm_decoder(&shape, layer)
+        tensors.pre_norm(attention, tensors.feed_forward(Activation::Silu)?)
+    })
 }
 
 fn crossbreed(source: &Source) -> Result<Decoder> {
     let shape = source.shape()?;
     let rope = Arc::new(source.rope(RopeStyle::Neox, shape.head_dim)?);
-    let layer = |index| {
+    source.decoder(&shape, &source.ends(&shape)?, |index| {
         let tensors = source.layer(&shape, index);
         let mut attention = tensors.attention(&rope)?;
-        let mut feed_forward = tensors.feed_forward(Activation::Silu)?;
-        attention.output_norm = Some(tensors.norm("post_attention_norm", shape.hidden_size)?);
-        feed_forward.output_norm = Some(tensors.norm("post_ffw_norm", shape.hidden_size)?);
         attention.scale = 0.2;
         if let KeyValues::Own(own) = &mut attention.kv {
             own.v_norm = Some(tensors.norm("attn_v_norm", shape.head_dim)?);
@@ -83,13 +75,12 @@ fn crossbreed(source: &Source) -> Result<Decoder> {
             2 => attention.kv = KeyValues::SharedWith(0),
             _ => {}
         }
+        let layer = tensors.pre_norm(attention, tensors.feed_forward(Activation::Silu)?)?;
         Ok(Layer {
-            attention,
-            feed_forward,
             output_scale: Some(0.5),
+            ..tensors.post_norm(layer)?
         })
-    };
-    source.pre_norm_decoder(&shape, layer)
+    })
 }
 
 const HIDDEN: u64 = 256;

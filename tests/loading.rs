@@ -92,7 +92,7 @@ fn hyper_parameters_are_those_of_the_file() {
         ),
         (4, 2, 64)
     );
-    assert_eq!(attention.norm.epsilon, 1e-6);
+    assert_eq!(attention.norm.as_ref().unwrap().epsilon, 1e-6);
     assert_eq!(attention.scale, 0.125);
     assert_eq!(attention.rope.base, 1e6);
     assert_eq!(attention.rope.dimensions, 32);
@@ -180,7 +180,6 @@ fn positions_are_scaled_as_llama_cpp_reads_the_keys() {
         beta_fast: 16.0,
         beta_slow: 1.0,
         ext_factor: 1.0,
-        attn_factor: 1.0,
     };
     assert_eq!(scaling(&yarn), RopeScaling::Yarn(expected));
 }

@@ -38,8 +38,8 @@ fn yarn_turns_as_transformers_does() {
                 beta_fast: case.beta_fast.unwrap_or(32.0),
                 beta_slow: case.beta_slow.unwrap_or(1.0),
                 ext_factor: 1.0,
-                attn_factor,
             }),
+            attn_factor,
         };
         let name = format!("{} times {}", case.factor, case.original_context);
         assert!(

@@ -88,9 +88,11 @@ impl HyperParameters {
         )
     }
 
-    fn new(decoder: &Decoder) -> Self {
+    fn new(gguf: &Gguf, decoder: &Decoder) -> Result<Self> {
         let layers = &decoder.layers[..];
-        Self {
+        let architecture = gguf.str("general.architecture")?.unwrap_or_default();
+        let epsilon = format!("{architecture}.attention.layer_norm_rms_epsilon");
+        Ok(Self {
             context_length: decoder.context_length,
             block_count: layers.len(),
             hidden_size: decoder.hidden_size,
@@ -101,10 +103,10 @@ impl HyperParameters {
             head_count: PerLayer::new(layers, |layer| layer.attention.head_count),
             head_count_kv: PerLayer::new(layers, |layer| layer.attention.head_count_kv),
             head_dim: PerLayer::new(layers, |layer| layer.attention.head_dim),
-            rms_norm_epsilon: layers[0].attention.norm.epsilon,
+            rms_norm_epsilon: gguf.f64(&epsilon)?.unwrap_or_default() as f32,
             rope_freq_base: PerLayer::new(layers, |layer| layer.attention.rope.base),
             rope_dimension_count: PerLayer::new(layers, |layer| layer.attention.rope.dimensions),
-        }
+        })
     }
 }
 
@@ -185,7 +187,12 @@ pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
 
 impl<'a> Info<'a> {
     fn new(gguf: &'a Gguf, tokenizer: &'a Result<Tokenizer>, rope: &RopeOptions) -> Result<Self> {
-        let decoder = arch::describe(gguf, arch::ALL, rope);
+        // Of a model with a rotation for long contexts, that one.
+        let longest = RopeOptions {
+            context_len: Some(usize::MAX),
+            ..rope.clone()
+        };
+        let decoder = arch::describe(gguf, arch::ALL, &longest);
         let cannot_run = decoder.as_ref().err().or(tokenizer.as_ref().err());
         let ends = |tokenizer: &'a Tokenizer| {
             let ends = tokenizer.end_of_generation().iter();
@@ -208,7 +215,11 @@ impl<'a> Info<'a> {
                 .map(|tensor| (tensor.row_len() * tensor.rows()) as u64)
                 .sum(),
             cannot_run: cannot_run.map(|error| format!("{error:#}")),
-            hyper_parameters: decoder.as_ref().ok().map(HyperParameters::new),
+            hyper_parameters: decoder
+                .as_ref()
+                .ok()
+                .map(|decoder| HyperParameters::new(gguf, decoder))
+                .transpose()?,
             tensor_types: count_types(gguf),
             tokenizer: TokenizerInfo {
                 model: gguf.str("tokenizer.ggml.model")?.unwrap_or_default(),

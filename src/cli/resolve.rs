@@ -77,8 +77,13 @@ pub enum ModelSource {
 }
 
 impl ModelSource {
-    pub fn open(&self) -> Result<Model> {
-        Model::of_architectures(self.open_gguf()?, arch::ALL, &self.rope())
+    /// For a context of `context_len` tokens, where that many are asked for.
+    pub fn open(&self, context_len: Option<usize>) -> Result<Model> {
+        let rope = RopeOptions {
+            context_len,
+            ..self.rope()
+        };
+        Model::of_architectures(self.open_gguf()?, arch::ALL, &rope)
     }
 
     /// The file alone, whether or not it is a model that can be run.
@@ -331,6 +336,7 @@ fn model(args: ModelArgs, rope: Option<RopeArgs>) -> Result<ModelSource> {
 
 fn rope_options(args: RopeArgs) -> RopeOptions {
     RopeOptions {
+        context_len: None,
         scaling: args.rope_scaling.map(|scaling| match scaling {
             args::RopeScaling::None => RopeScalingType::None,
             args::RopeScaling::Linear => RopeScalingType::Linear,

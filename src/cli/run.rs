@@ -29,7 +29,7 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         request.compute.show_progress,
         format!("loading {}", escaped(&request.model.name())),
     );
-    let model = request.model.open()?;
+    let model = request.model.open(request.compute.context_len)?;
     let prompt = request
         .input
         .render(model.chat_template.as_ref(), model.gguf.name())?;

@@ -36,7 +36,7 @@ pub struct VerifyRequest {
 
 pub fn run(request: &VerifyRequest) -> Result<Outcome> {
     let mut opening = request.compute.clone().open();
-    let model = Arc::new(request.model.open()?);
+    let model = Arc::new(request.model.open(request.compute.context_len)?);
     let gpu = opening.gpu()?.context("verify runs on a GPU only")?;
     let prompt = prompt(&model, &request.prompt)?;
     check_memory(request.tokens, model.decoder.vocab_size)?;

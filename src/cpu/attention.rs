@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::simd::{Buffer, LANES, Lanes, vectorized};
+use super::{
+    elementwise,
+    simd::{Buffer, LANES, Lanes, vectorized},
+};
 use crate::{
     backend::{KvLayer, KvLayout},
     math::exp,
@@ -36,6 +39,13 @@ pub struct Visible {
     pub head_kv: usize,
     /// Consecutive, and all in the cache.
     pub positions: Range<usize>,
+}
+
+/// How a score comes from a query and a key.
+#[derive(Clone, Copy)]
+pub struct Scoring {
+    pub scale: f32,
+    pub softcap: Option<f32>,
 }
 
 impl KvCache {
@@ -76,12 +86,12 @@ impl KvCache {
         }
     }
 
-    /// Attends with one head's `query` (head_dim): `out = softmax(scale * query · keys) · values`. `scores` has room for a
-    /// number for each slot.
+    /// Attends with one head's `query` (head_dim): `out = softmax(softcap(scale * query · keys)) · values`. `scores` has room
+    /// for a number for each slot.
     pub fn attend(
         &self,
         visible: Visible,
-        scale: f32,
+        scoring: Scoring,
         query: &[f32],
         scores: &mut [Lanes],
         out: &mut [f32],
@@ -101,7 +111,7 @@ impl KvCache {
             query,
             &cache.keys.lanes()[head_kv * keys..][..keys],
             &cache.values.lanes()[head_kv * values..][..values],
-            scale,
+            scoring,
             first,
             first + positions.len(),
             scores,
@@ -136,12 +146,13 @@ vectorized! {
         query: &[f32],
         keys: &[Lanes],
         values: &[Lanes],
-        scale: f32,
+        scoring: Scoring,
         first: usize,
         end: usize,
         scores: &mut [Lanes],
         out: &mut [f32],
     ) {
+        let Scoring { scale, softcap } = scoring;
         let first_block = first / LANES;
         let scores = &mut scores[..end.div_ceil(LANES) - first_block];
         let mut keys = keys[first_block * query.len()..].chunks_exact(query.len());
@@ -155,6 +166,9 @@ vectorized! {
         // Other lanes hold keys that are not seen, or none.
         let seen = first - first_block * LANES..end - first_block * LANES;
         let numbers = bytemuck::cast_slice_mut::<Lanes, f32>(scores);
+        if let Some(cap) = softcap {
+            elementwise::softcap(&mut numbers[seen.clone()], cap);
+        }
         numbers[..seen.start].fill(f32::NEG_INFINITY);
         numbers[seen.end..].fill(f32::NEG_INFINITY);
 
@@ -255,7 +269,10 @@ mod tests {
                 &noise(HEAD_DIM),
                 &keys,
                 &values,
-                0.1,
+                Scoring {
+                    scale: 0.1,
+                    softcap: Some(2.0),
+                },
                 FIRST,
                 END,
                 &mut scores,

@@ -1,7 +1,7 @@
 //! Element-wise operations on one token's activations.
 
 use super::simd::{LANES, Lanes, vectorized};
-use crate::math::exp;
+use crate::{math::exp, model::decoder::Activation};
 
 vectorized! {
     /// `out = x / sqrt(mean(x²) + epsilon) * weight`, all of one length.
@@ -20,12 +20,43 @@ vectorized! {
         }
     }
 
-    /// `gate = silu(gate) * up`, where `silu(x) = x / (1 + exp(-x))`.
-    pub fn swiglu(gate: &mut [f32], up: &[f32]) {
+    /// `gate = silu(gate) * up`
+    fn swiglu(gate: &mut [f32], up: &[f32]) {
         for (gate, up) in gate.iter_mut().zip(up) {
             *gate = *gate / (1.0 + exp(-*gate)) * up;
         }
     }
+
+    /// `gate = gelu(gate) * up`: half of `1 + tanh(y)` is `1 / (1 + exp(-2y))`.
+    fn geglu(gate: &mut [f32], up: &[f32]) {
+        /// `2 sqrt(2 / pi)`
+        const FACTOR: f32 = 1.595_769_1;
+        for (gate, up) in gate.iter_mut().zip(up) {
+            let y = *gate * (1.0 + 0.044_715 * *gate * *gate);
+            *gate = *gate / (1.0 + exp(-FACTOR * y)) * up;
+        }
+    }
+
+    /// `x = cap * tanh(x / cap)`
+    pub fn softcap(x: &mut [f32], cap: f32) {
+        for x in x {
+            *x = cap * tanh(*x / cap);
+        }
+    }
+}
+
+/// `gate = activation(gate) * up`
+pub fn gate(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    match activation {
+        Activation::Silu => swiglu(gate, up),
+        Activation::GeluTanh => geglu(gate, up),
+    }
+}
+
+/// To 2e-7.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (1.0 + exp(2.0 * x))
 }
 
 #[inline(always)]
@@ -66,10 +97,37 @@ mod tests {
             rms_norm_in_place(&mut out, &weight, 1e-6);
             out
         });
-        assert_same_bits("swiglu", || {
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            assert_same_bits(&format!("{activation:?}"), || {
+                let mut out = x.clone();
+                gate(activation, &mut out, &weight);
+                out
+            });
+        }
+        assert_same_bits("softcap", || {
             let mut out = x.clone();
-            swiglu(&mut out, &weight);
+            softcap(&mut out, 0.5);
             out
         });
+    }
+
+    #[test]
+    fn activations_are_their_formulas() {
+        let xs: Vec<f32> = (-1000..=1000).map(|i| i as f32 / 50.0).collect();
+        let ones = vec![1.0; xs.len()];
+        let (mut gelu, mut capped) = (xs.clone(), xs.clone());
+        gate(Activation::GeluTanh, &mut gelu, &ones);
+        softcap(&mut capped, 3.0);
+        for (i, &x) in xs.iter().enumerate() {
+            let x = f64::from(x);
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            let expected = x / 2.0 * (1.0 + inner.tanh());
+            assert!((f64::from(gelu[i]) - expected).abs() < 2e-6, "gelu({x})");
+            let expected = 3.0 * (x / 3.0).tanh();
+            assert!(
+                (f64::from(capped[i]) - expected).abs() < 1e-6,
+                "softcap({x})"
+            );
+        }
     }
 }

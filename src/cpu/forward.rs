@@ -4,9 +4,9 @@ use std::{mem, ops::Range, sync::Arc};
 
 use super::{
     Workers,
-    attention::{KvCache, Visible},
+    attention::{KvCache, Scoring, Visible},
     elementwise,
-    matmul::{Product, matmul, matmul_swiglu},
+    matmul::{Product, matmul, matmul_gated},
     rope::Rotations,
     simd::Matrix,
     workers::SharedMatrix,
@@ -34,9 +34,9 @@ impl Activations {
     pub fn new(decoder: &Decoder, tokens: usize) -> Option<Self> {
         let mut rotations: Vec<(Arc<Rope>, Rotations)> = Vec::new();
         for layer in &decoder.layers {
-            let rope = &layer.attention.rope;
+            let Attention { rope, head_dim, .. } = &layer.attention;
             if !rotations.iter().any(|(other, _)| Arc::ptr_eq(other, rope)) {
-                rotations.push((rope.clone(), Rotations::new(rope, tokens)?));
+                rotations.push((rope.clone(), Rotations::new(rope, *head_dim, tokens)?));
             }
         }
         let mut vars: [Matrix; Var::Logits as usize] = Default::default();
@@ -83,6 +83,7 @@ fn greatest_lengths(decoder: &Decoder) -> [usize; Var::Logits as usize + 1] {
             | Op::Store { .. }
             | Op::Add { .. }
             | Op::Scale { .. }
+            | Op::Softcap { .. }
             | Op::Select => continue,
         };
         lengths[*out as usize] = len;
@@ -148,7 +149,7 @@ impl Pass<'_> {
                 Op::Gate {
                     gate: gate_in,
                     up: up_in,
-                    activation: Activation::Silu,
+                    activation,
                     out,
                 },
                 rest @ ..,
@@ -159,7 +160,7 @@ impl Pass<'_> {
                 && !needs(rest, *gate_out)
                 && !needs(rest, *up_out) =>
             {
-                self.gated(*x, gate, up, *out);
+                self.gated(*x, gate, up, *activation, *out);
                 rest
             }
             [
@@ -245,7 +246,7 @@ impl Pass<'_> {
             Op::Gate {
                 gate,
                 up,
-                activation: Activation::Silu,
+                activation,
                 out,
             } => {
                 let len = self.activations.get(*gate).len();
@@ -254,7 +255,8 @@ impl Pass<'_> {
                     matrix
                         .row_mut(i)
                         .copy_from_slice(self.activations.get(*gate).row(i));
-                    elementwise::swiglu(matrix.row_mut(i), self.activations.get(*up).row(i));
+                    let up = self.activations.get(*up).row(i);
+                    elementwise::gate(*activation, matrix.row_mut(i), up);
                 }
                 self.activations.put(*out, matrix);
             }
@@ -270,6 +272,16 @@ impl Pass<'_> {
                 let matrix = &mut self.activations.vars[*x as usize];
                 for i in self.tokens.clone() {
                     matrix.row_mut(i).iter_mut().for_each(|x| *x *= factor);
+                }
+            }
+            Op::Softcap {
+                x: Var::Logits,
+                cap,
+            } => elementwise::softcap(&mut self.activations.logits, *cap),
+            Op::Softcap { x, cap } => {
+                let matrix = &mut self.activations.vars[*x as usize];
+                for i in self.tokens.clone() {
+                    elementwise::softcap(matrix.row_mut(i), *cap);
                 }
             }
             Op::Select => self.tokens = self.batch.wanted(),
@@ -363,15 +375,15 @@ impl Pass<'_> {
         self.activations.put(to, matrix);
     }
 
-    /// `out = silu(gate x) * (up x)`
-    fn gated(&mut self, x: Var, gate: &Linear, up: &Linear, out: Var) {
+    /// `out = activation(gate x) * (up x)`
+    fn gated(&mut self, x: Var, gate: &Linear, up: &Linear, activation: Activation, out: Var) {
         let rows = gate.weights.rows();
         let mut matrix = self.activations.take(out, rows, &self.tokens);
         let x = self.activations.get(x);
-        matmul_swiglu(
+        matmul_gated(
             self.workers,
-            &gate.weights,
-            &up.weights,
+            activation,
+            [&gate.weights, &up.weights],
             x,
             self.tokens.clone(),
             &mut matrix,
@@ -398,8 +410,12 @@ impl Pass<'_> {
                 let query = &queries.row(token)[values.clone()];
                 // SAFETY: no other task has this head of this token.
                 let out = unsafe { out.part(token, values) };
+                let scoring = Scoring {
+                    scale: attention.scale,
+                    softcap: attention.softcap,
+                };
                 self.cache
-                    .attend(visible, attention.scale, query, &mut scratch.scores, out);
+                    .attend(visible, scoring, query, &mut scratch.scores, out);
             });
     }
 }

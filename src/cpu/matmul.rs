@@ -12,7 +12,7 @@ use super::{
     workers::SharedMatrix,
 };
 use crate::{
-    model::Tensor,
+    model::{Tensor, decoder::Activation},
     quant::{Block, TensorType, Visitor, dequantize},
 };
 
@@ -84,11 +84,11 @@ pub fn matmul(
     });
 }
 
-/// `out = silu(gate x) * (up x)` for `gate` and `up` of one shape (row_len, rows) and the rows `tokens` of `x`.
-pub fn matmul_swiglu(
+/// `out = activation(gate x) * (up x)` for `gate` and `up` of one shape (row_len, rows) and the rows `tokens` of `x`.
+pub fn matmul_gated(
     workers: &Workers,
-    gate: &Tensor,
-    up: &Tensor,
+    activation: Activation,
+    [gate, up]: [&Tensor; 2],
     x: &Matrix,
     tokens: Range<usize>,
     out: &mut Matrix,
@@ -107,7 +107,7 @@ pub fn matmul_swiglu(
             .map(|results| &mut results[..rows.len() * tokens.len()]);
         multiply_rows(gate, rows, x, &tokens, panel, sums, gated);
         multiply_rows(up, rows, x, &tokens, panel, sums, upped);
-        elementwise::swiglu(gated, upped);
+        elementwise::gate(activation, gated, upped);
         // SAFETY: no other task has these rows.
         unsafe { write(&out, tokens.start, rows, gated, |out, value| *out = value) };
     });

@@ -8,6 +8,8 @@ pub struct Rotations {
     style: RopeStyle,
     /// (dimensions / 2)
     frequencies: Vec<f64>,
+    /// What the rotated values are multiplied with.
+    factor: f64,
     /// (dimensions / 2, tokens)
     cosines: Matrix,
     sines: Matrix,
@@ -15,10 +17,11 @@ pub struct Rotations {
 
 impl Rotations {
     /// For chunks of up to `tokens` tokens, or `None` where there is no memory for them.
-    pub fn new(rope: &Rope, tokens: usize) -> Option<Self> {
+    pub fn new(rope: &Rope, head_dim: usize, tokens: usize) -> Option<Self> {
         let frequencies = rope.frequencies();
         Some(Self {
             style: rope.style,
+            factor: f64::from(rope.rotation_factor(head_dim)),
             cosines: Matrix::zeros(frequencies.len(), tokens)?,
             sines: Matrix::zeros(frequencies.len(), tokens)?,
             frequencies,
@@ -38,7 +41,8 @@ impl Rotations {
                 .iter_mut()
                 .zip(self.sines.row_mut(token));
             for ((cosine, sine), angle) in rows.zip(angles) {
-                (*sine, *cosine) = (angle.sin() as f32, angle.cos() as f32);
+                let scaled = |value: f64| (self.factor * value) as f32;
+                (*sine, *cosine) = (scaled(angle.sin()), scaled(angle.cos()));
             }
         }
     }

@@ -58,13 +58,14 @@ pub fn lower(
             _ => bail!(NORMS),
         };
         match group {
-            Group::Embed(table) => {
+            Group::Embed { table, scale } => {
                 let table = weights.matrix(table);
                 let token = scratch.inputs;
-                launches.push(embed_token(device, table, token, x, norm()?, normed)?);
+                let norm = norm()?;
+                launches.push(embed_token(device, table, *scale, token, x, norm, normed)?);
             }
             Group::Norm(norm) => match groups[..i].last() {
-                Some(Group::Embed(_) | Group::AddAttended(_) | Group::AddGated(_)) => {
+                Some(Group::Embed { .. } | Group::AddAttended(_) | Group::AddGated(_)) => {
                     epsilon = norm.epsilon;
                 }
                 _ => bail!(NORMS),
@@ -127,6 +128,8 @@ fn attention(
         rope_dims: heads.rope.dimensions as i32,
         interleaved: i32::from(heads.rope.style == RopeStyle::Interleaved),
         scale: heads.exponent_scale(),
+        rope_factor: heads.rope.rotation_factor(attention.head_dim),
+        unused: 0,
     };
     let (head_dim, head_count_kv) = (attention.head_dim, attention.head_count_kv);
     decode_attention(device, head_dim, head_count_kv, splits, params)

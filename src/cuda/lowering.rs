@@ -12,8 +12,11 @@ use crate::model::{
 
 /// Operations that the kernels do as one, on the residual stream and on what a norm makes of it.
 pub enum Group<'a> {
-    /// The residual stream is the row of a table.
-    Embed(&'a Tensor),
+    /// The residual stream is the row of a table, times `scale`.
+    Embed {
+        table: &'a Tensor,
+        scale: f32,
+    },
     /// What the groups behind read of the residual stream.
     Norm(&'a Norm),
     /// All of attention but its output projection.
@@ -63,7 +66,19 @@ pub fn groups(decoder: &Decoder) -> Result<Vec<Group<'_>>> {
                     out: Var::Hidden,
                 },
                 rest @ ..,
-            ] => (Group::Embed(table), rest),
+            ] => {
+                let (scale, rest) = match rest {
+                    [
+                        Op::Scale {
+                            x: Var::Hidden,
+                            factor,
+                        },
+                        rest @ ..,
+                    ] => (*factor, rest),
+                    rest => (1.0, rest),
+                };
+                (Group::Embed { table, scale }, rest)
+            }
             [
                 Op::Norm {
                     x: Var::Hidden,
@@ -198,6 +213,10 @@ impl<'a> Heads<'a> {
                         "layer {layer} rotates queries and keys differently, for which CUDA has no kernel: use --device cpu"
                     );
                     let attention = &decoder.layers[*layer].attention;
+                    ensure!(
+                        attention.softcap.is_none(),
+                        "layer {layer} caps its scores, for which CUDA has no kernel: use --device cpu"
+                    );
                     if let Some(window) = attention.window {
                         return Err(anyhow!(
                             "layer {layer} attends over a window of {window} tokens, for which CUDA has no kernel: \
@@ -207,8 +226,8 @@ impl<'a> Heads<'a> {
                     let heads = Self {
                         layer: *layer,
                         attention,
-                        q_norm: q_norm.map(|norm| &norm.weight),
-                        k_norm: k_norm.map(|norm| &norm.weight),
+                        q_norm: of_heads(q_norm, *layer, attention.head_dim)?,
+                        k_norm: of_heads(k_norm, *layer, attention.head_dim)?,
                         epsilon: same_epsilon(q_norm, k_norm, *layer)?,
                         rope,
                     };
@@ -234,6 +253,20 @@ fn same_epsilon(q_norm: Option<&Norm>, k_norm: Option<&Norm>, layer: usize) -> R
         "layer {layer} norms queries and keys with different epsilons, for which CUDA has no kernel: use --device cpu"
     );
     Ok(epsilon)
+}
+
+/// The weights of a norm of each head.
+fn of_heads<'a>(
+    norm: Option<&'a Norm>,
+    layer: usize,
+    head_dim: usize,
+) -> Result<Option<&'a Vector>> {
+    let weight = norm.map(|norm| &norm.weight);
+    ensure!(
+        weight.is_none_or(|weight| weight.len() == head_dim),
+        "layer {layer} norms queries and keys over all heads at once, for which CUDA has no kernel: use --device cpu"
+    );
+    Ok(weight)
 }
 
 /// A matrix whose product no kernel adds a bias to.
@@ -268,6 +301,7 @@ fn name(op: &Op) -> &'static str {
         Op::Gate { .. } => "gate",
         Op::Add { .. } => "add",
         Op::Scale { .. } => "scale",
+        Op::Softcap { .. } => "softcap",
         Op::Select => "select",
     }
 }

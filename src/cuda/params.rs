@@ -31,7 +31,7 @@ params! {
     }
 
     /// `embed`.
-    EmbedParams: 72 {
+    EmbedParams: 80 {
         0 weights: CUdeviceptr,
         8 token: CUdeviceptr,
         16 x: CUdeviceptr,
@@ -40,6 +40,8 @@ params! {
         56 next_squares: CUdeviceptr,
         64 tensor_type: i32,
         68 columns: i32,
+        72 scale: f32,
+        76 unused: i32,
     }
 
     /// Of `gemv_store`, `gemv_add` and `gemv_swiglu`.
@@ -94,7 +96,7 @@ params! {
     }
 
     /// `decode_attention_*`.
-    DecodeAttentionParams: 136 {
+    DecodeAttentionParams: 144 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
@@ -113,6 +115,8 @@ params! {
         124 rope_dims: i32,
         128 interleaved: i32,
         132 scale: f32,
+        136 rope_factor: f32,
+        140 unused: i32,
     }
 
     /// `rope_tokens_*`.
@@ -134,7 +138,7 @@ params! {
         96 rope_dims: i32,
         100 interleaved: i32,
         104 scale: f32,
-        108 unused: i32,
+        108 rope_factor: f32,
     }
 
     /// `flash_attention_*`.

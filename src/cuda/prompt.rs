@@ -64,9 +64,10 @@ impl Prompt<'_> {
         let (mut counted, mut x) = (chunk, scratch.hidden);
         for group in groups(decoder)? {
             match group {
-                Group::Embed(table) => {
+                Group::Embed { table, scale } => {
                     let table = weights.matrix(table);
-                    launch(embed_tokens(device, table, scratch.tokens, x, chunk)?)?;
+                    let tokens = scratch.tokens;
+                    launch(embed_tokens(device, table, scale, tokens, x, chunk)?)?;
                 }
                 Group::Norm(norm) => launch(norm_tokens(
                     device,
@@ -152,7 +153,7 @@ impl Prompt<'_> {
             rope_dims: heads.rope.dimensions as i32,
             interleaved: i32::from(heads.rope.style == RopeStyle::Interleaved),
             scale: heads.exponent_scale(),
-            unused: 0,
+            rope_factor: heads.rope.rotation_factor(head_dim),
         };
         launch(rope_tokens(device, head_dim, rope, chunk)?)?;
         let params = FlashAttentionParams {

@@ -170,6 +170,7 @@ impl<'a> Layout<'a> {
                 | Op::Gate { .. }
                 | Op::Add { .. }
                 | Op::Scale { .. }
+                | Op::Softcap { .. }
                 | Op::Select => {}
             }
         }

@@ -31,15 +31,17 @@ pub struct Layer {
 /// Attention with grouped queries.
 pub struct Attention {
     /// Of the input, (hidden_size)
-    pub norm: Norm,
+    pub norm: Option<Norm>,
     /// (hidden_size, q_dim)
     pub q: Linear,
     pub kv: KeyValues,
-    /// Of each query head before it is rotated, (head_dim)
+    /// Of queries before they are rotated: of each head, (head_dim), or of all heads as one vector, (q_dim)
     pub q_norm: Option<Norm>,
     pub rope: Arc<Rope>,
     /// What `query · key` is multiplied with before the softmax.
     pub scale: f32,
+    /// Scores become `softcap * tanh(score / softcap)` before the softmax.
+    pub softcap: Option<f32>,
     /// A token attends over this many tokens, itself included; `None`: over all before it.
     pub window: Option<usize>,
     pub head_count: usize,
@@ -67,7 +69,7 @@ pub struct OwnKeyValues {
     pub k: Linear,
     /// (hidden_size, kv_dim)
     pub v: Linear,
-    /// Of each key head before it is rotated, (head_dim)
+    /// Of keys before they are rotated: of each head, (head_dim), or of all heads as one vector, (kv_dim)
     pub k_norm: Option<Norm>,
     /// Of each value head, (head_dim)
     pub v_norm: Option<Norm>,
@@ -76,7 +78,7 @@ pub struct OwnKeyValues {
 /// `down (activation(gate x) * (up x))`
 pub struct FeedForward {
     /// Of the input, (hidden_size)
-    pub norm: Norm,
+    pub norm: Option<Norm>,
     /// (hidden_size, feed_forward_length)
     pub gate: Linear,
     /// (hidden_size, feed_forward_length)
@@ -93,6 +95,8 @@ pub struct FeedForward {
 pub enum Activation {
     /// `x / (1 + exp(-x))`
     Silu,
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³)))`: Hendrycks and Gimpel, <https://arxiv.org/abs/1606.08415>.
+    GeluTanh,
 }
 
 /// `W x + bias`
@@ -124,6 +128,8 @@ pub struct Rope {
     /// What each frequency is divided by, (dimensions / 2); `None`: by nothing
     pub factors: Option<Vec<f32>>,
     pub scaling: RopeScaling,
+    /// Multiplies rotated queries and keys, beside what `scaling` asks for.
+    pub attn_factor: f32,
 }
 
 /// Which pairs of a head's values a rotation turns.
@@ -158,8 +164,6 @@ pub struct Yarn {
     pub beta_slow: f32,
     /// How much of the ramp counts: 1, or 0 for linear scaling of all frequencies.
     pub ext_factor: f32,
-    /// Multiplies queries and keys, beside what YaRN itself asks for.
-    pub attn_factor: f32,
 }
 
 impl Rope {
@@ -182,8 +186,25 @@ impl Rope {
     /// What rotated queries and keys are multiplied with.
     pub fn magnitude(&self) -> f32 {
         match self.scaling {
-            RopeScaling::None | RopeScaling::Linear(_) => 1.0,
-            RopeScaling::Yarn(yarn) => yarn.magnitude(),
+            RopeScaling::None | RopeScaling::Linear(_) => self.attn_factor,
+            RopeScaling::Yarn(yarn) => self.attn_factor * yarn.magnitude(),
+        }
+    }
+
+    /// What [`Attention::scale`] has of the magnitude. Where all values of a head of `head_dim` are rotated, what multiplies
+    /// both sides of a score multiplies the score, and the rotation leaves it out.
+    pub fn score_factor(&self, head_dim: usize) -> f32 {
+        match self.dimensions == head_dim {
+            true => self.magnitude().powi(2),
+            false => 1.0,
+        }
+    }
+
+    /// What is left of the magnitude for the rotation.
+    pub fn rotation_factor(&self, head_dim: usize) -> f32 {
+        match self.dimensions == head_dim {
+            true => 1.0,
+            false => self.magnitude(),
         }
     }
 }
@@ -207,8 +228,8 @@ impl Yarn {
     fn magnitude(&self) -> f32 {
         // Without the ramp it is linear scaling, which asks for nothing.
         match self.ext_factor == 0.0 || self.factor <= 1.0 {
-            true => self.attn_factor,
-            false => self.attn_factor * (1.0 + 0.1 * self.factor.ln()),
+            true => 1.0,
+            false => 1.0 + 0.1 * self.factor.ln(),
         }
     }
 }

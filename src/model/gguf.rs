@@ -357,6 +357,18 @@ impl Tensor {
         &self.file.as_ref()[self.range.clone()]
     }
 
+    /// Consecutive rows as a tensor of their own, (row_len, rows.len()).
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        let offset = |rows: usize| self.range.start + rows * self.row_bytes();
+        Self {
+            name: format!("{}[{}..{}]", self.name, rows.start, rows.end),
+            tensor_type: self.tensor_type,
+            shape: vec![self.row_len(), rows.len()],
+            file: self.file.clone(),
+            range: offset(rows.start)..offset(rows.end),
+        }
+    }
+
     /// All values, for small tensors such as norms.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.row_len() * self.rows()];

@@ -45,7 +45,7 @@ pub enum Op {
     Embed { table: Tensor, out: Var },
     /// `out = norm(x)` over the whole vector
     Norm { x: Var, norm: Norm, out: Var },
-    /// `x = norm(x)` over each head of `norm.weight.len()` values
+    /// `x = norm(x)` over each part of `norm.weight.len()` values: a head, or all heads
     HeadNorm { x: Var, norm: Norm },
     /// `out = W x + bias`
     Linear { x: Var, linear: Linear, out: Var },
@@ -57,7 +57,7 @@ pub enum Op {
     },
     /// Caches the token's key and value as those of `layer`
     Store { layer: usize, key: Var, value: Var },
-    /// `out[head] = Σ softmax(scale * query[head] · keys) values`, over what `layer` sees of the cache
+    /// `out[head] = Σ softmax(softcap(scale * query[head] · keys)) values`, over what `layer` sees of the cache
     Attend { layer: usize, query: Var, out: Var },
     /// `out = activation(gate) * up`
     Gate {
@@ -70,6 +70,8 @@ pub enum Op {
     Add { x: Var, to: Var },
     /// `x *= factor`
     Scale { x: Var, factor: f32 },
+    /// `x = cap * tanh(x / cap)`
+    Softcap { x: Var, cap: f32 },
     /// From here on, only the tokens whose logits are wanted count
     Select,
 }
@@ -88,6 +90,7 @@ impl Op {
             | Self::Gate { .. }
             | Self::Add { .. }
             | Self::Scale { .. }
+            | Self::Softcap { .. }
             | Self::Select => None,
         }
     }
@@ -99,7 +102,8 @@ impl Op {
             | Self::HeadNorm { x, .. }
             | Self::Linear { x, .. }
             | Self::Rope { x, .. }
-            | Self::Scale { x, .. } => *x == var,
+            | Self::Scale { x, .. }
+            | Self::Softcap { x, .. } => *x == var,
             Self::Store { key, value, .. } => *key == var || *value == var,
             Self::Attend { query, .. } => *query == var,
             Self::Gate { gate, up, .. } => *gate == var || *up == var,
@@ -120,6 +124,7 @@ impl Op {
             | Self::Store { .. }
             | Self::Add { .. }
             | Self::Scale { .. }
+            | Self::Softcap { .. }
             | Self::Select => false,
         }
     }
@@ -138,33 +143,48 @@ pub fn needs(ops: &[Op], var: Var) -> bool {
     var == Var::Logits
 }
 
-/// The order of Llama and those after it: each part of a layer norms its input and adds its output to the residual stream.
-/// `embedding` and `output` are (hidden_size, vocab_size), `output_norm` (hidden_size).
-pub fn pre_norm_order(
-    embedding: &Tensor,
-    layers: &[Layer],
-    output_norm: &Norm,
-    output: &Tensor,
-) -> Vec<Op> {
+/// What stands around the layers.
+pub struct Ends {
+    /// (hidden_size, vocab_size)
+    pub embedding: Tensor,
+    /// What its rows are multiplied with.
+    pub embedding_scale: Option<f32>,
+    /// (hidden_size)
+    pub output_norm: Norm,
+    /// (hidden_size, vocab_size)
+    pub output: Tensor,
+    /// Logits become `softcap * tanh(logit / softcap)`.
+    pub softcap: Option<f32>,
+}
+
+/// The order of Llama and those after it: attention, then the feed-forward, each a branch from the residual stream that is
+/// added to it, with the norms before and behind the branch that the layer has.
+pub fn residual_order(layers: &[Layer], ends: &Ends) -> Vec<Op> {
+    let scale = |factor| Op::Scale {
+        x: Var::Hidden,
+        factor,
+    };
     let mut ops = vec![Op::Embed {
-        table: embedding.clone(),
+        table: ends.embedding.clone(),
         out: Var::Hidden,
     }];
+    ops.extend(ends.embedding_scale.map(scale));
     for (index, layer) in layers.iter().enumerate() {
         attention(&mut ops, index, &layer.attention);
         feed_forward(&mut ops, &layer.feed_forward);
-        ops.extend(layer.output_scale.map(|factor| Op::Scale {
-            x: Var::Hidden,
-            factor,
-        }));
+        ops.extend(layer.output_scale.map(scale));
     }
     let output = Linear {
-        weights: output.clone(),
+        weights: ends.output.clone(),
         bias: None,
     };
     ops.push(Op::Select);
-    ops.push(norm(Var::Hidden, output_norm, Var::Normed));
+    ops.push(norm(Var::Hidden, &ends.output_norm, Var::Normed));
     ops.push(linear(Var::Normed, &output, Var::Logits));
+    ops.extend(ends.softcap.map(|cap| Op::Softcap {
+        x: Var::Logits,
+        cap,
+    }));
     ops
 }
 
@@ -174,11 +194,11 @@ fn attention(ops: &mut Vec<Op>, layer: usize, attention: &Attention) {
         rope: attention.rope.clone(),
         head_dim: attention.head_dim,
     };
-    ops.push(norm(Var::Hidden, &attention.norm, Var::Normed));
-    ops.push(linear(Var::Normed, &attention.q, Var::Query));
+    let input = branch_input(ops, &attention.norm);
+    ops.push(linear(input, &attention.q, Var::Query));
     if let KeyValues::Own(own) = &attention.kv {
-        ops.push(linear(Var::Normed, &own.k, Var::Key));
-        ops.push(linear(Var::Normed, &own.v, Var::Value));
+        ops.push(linear(input, &own.k, Var::Key));
+        ops.push(linear(input, &own.v, Var::Value));
     }
     ops.extend(head_norm(Var::Query, &attention.q_norm));
     ops.push(rope(Var::Query));
@@ -202,9 +222,9 @@ fn attention(ops: &mut Vec<Op>, layer: usize, attention: &Attention) {
 }
 
 fn feed_forward(ops: &mut Vec<Op>, feed_forward: &FeedForward) {
-    ops.push(norm(Var::Hidden, &feed_forward.norm, Var::Normed));
-    ops.push(linear(Var::Normed, &feed_forward.gate, Var::Gate));
-    ops.push(linear(Var::Normed, &feed_forward.up, Var::Up));
+    let input = branch_input(ops, &feed_forward.norm);
+    ops.push(linear(input, &feed_forward.gate, Var::Gate));
+    ops.push(linear(input, &feed_forward.up, Var::Up));
     ops.push(Op::Gate {
         gate: Var::Gate,
         up: Var::Up,
@@ -213,6 +233,17 @@ fn feed_forward(ops: &mut Vec<Op>, feed_forward: &FeedForward) {
     });
     ops.push(linear(Var::Gated, &feed_forward.down, Var::Branch));
     add_branch(ops, &feed_forward.output_norm);
+}
+
+/// What a branch reads: the residual stream, or its norm.
+fn branch_input(ops: &mut Vec<Op>, input_norm: &Option<Norm>) -> Var {
+    match input_norm {
+        Some(input_norm) => {
+            ops.push(norm(Var::Hidden, input_norm, Var::Normed));
+            Var::Normed
+        }
+        None => Var::Hidden,
+    }
 }
 
 /// The residual stream `+= norm(branch)`.

@@ -17,7 +17,12 @@ pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
         embedding[start..start + decoder.hidden_size].to_vec()
     };
     let mut hidden: Vec<Vec<f64>> = tokens.iter().map(embed).collect();
-    let epsilon = f64::from(decoder.layers[0].attention.norm.epsilon);
+    let input_norm = decoder.layers[0].attention.norm.as_ref();
+    let epsilon = f64::from(
+        input_norm
+            .expect("these models norm what they read")
+            .epsilon,
+    );
     // Of each layer: for each position its heads.
     let mut cached: Vec<[Vec<Vec<Vec<f64>>>; 2]> = Vec::new();
     for (index, layer) in decoder.layers.iter().enumerate() {
@@ -53,7 +58,7 @@ pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
             KeyValues::SharedWith(owner) => cached[owner].clone(),
         });
         // The description has the magnitude of both sides in the scale.
-        let scale = f64::from(attention.scale / attention.rope.magnitude().powi(2));
+        let scale = f64::from(attention.scale / attention.rope.score_factor(attention.head_dim));
         let [keys, values] = &cached[index];
         let [output, gate, up, down] =
             ["attn_output", "ffn_gate", "ffn_up", "ffn_down"].map(weights);

@@ -72,6 +72,8 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                         rope_dims: rope.rope_dims() as i32,
                         interleaved: i32::from(rope.interleaved),
                         scale: query_scale(head_dim) as f32,
+                        rope_factor: rope.factor,
+                        unused: 0,
                     };
                     let launch = launches::decode_attention(
                         device()?,

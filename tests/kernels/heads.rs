@@ -20,6 +20,8 @@ pub struct Rope {
     /// Radians a position.
     pub frequencies: Vec<f64>,
     pub interleaved: bool,
+    /// Of the rotated values.
+    pub factor: f32,
 }
 
 impl Rope {
@@ -38,6 +40,7 @@ impl Rope {
             k_norm,
             frequencies: (0..rope_dims / 2).map(frequency).collect(),
             interleaved: choices & 4 == 4,
+            factor: if choices & 8 == 8 { 1.19 } else { 1.0 },
         }
     }
 
@@ -62,18 +65,19 @@ impl Rope {
             };
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             let (a, b) = (values[first], values[second]);
-            values[first] = a * cos - b * sin;
-            values[second] = a * sin + b * cos;
+            values[first] = (a * cos - b * sin) * f64::from(self.factor);
+            values[second] = (a * sin + b * cos) * f64::from(self.factor);
         }
         values
     }
 
     pub fn name(&self) -> String {
         format!(
-            "norm {}, {} dimensions rotated, interleaved {}",
+            "norm {}, {} dimensions rotated, interleaved {}, times {}",
             self.q_norm.is_some(),
             self.rope_dims(),
-            self.interleaved
+            self.interleaved,
+            self.factor
         )
     }
 }

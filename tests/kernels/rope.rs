@@ -64,7 +64,7 @@ pub fn rope_tokens_rotates_and_fills_the_cache() -> TestResult {
                     rope_dims: rope.rope_dims() as i32,
                     interleaved: i32::from(rope.interleaved),
                     scale: query_scale(head_dim) as f32,
-                    unused: 0,
+                    rope_factor: rope.factor,
                 };
                 let launch = launches::rope_tokens(device()?, head_dim, params, Chunk { tokens })?;
                 // SAFETY: the launch is that of these buffers, which outlive it.

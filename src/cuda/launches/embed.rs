@@ -12,11 +12,12 @@ use crate::cuda::{
     weights::Matrix,
 };
 
-/// `x = E[token]`, and what the GEMV behind the first norm reads. `token` is the address of an i32, `x` of f32
+/// `x = E[token] * scale`, and what the GEMV behind the first norm reads. `token` is the address of an i32, `x` of f32
 /// (columns).
 pub fn embed_token(
     device: &Device,
     embedding: Matrix,
+    scale: f32,
     token: CUdeviceptr,
     x: CUdeviceptr,
     norm: CUdeviceptr,
@@ -41,20 +42,23 @@ pub fn embed_token(
             next_squares: next.squares,
             tensor_type: KernelType::of(embedding.tensor_type)?.id,
             columns: columns as i32,
+            scale,
+            unused: 0,
         }),
         dependent: true,
     })
 }
 
-/// `x[token] = E[tokens[token]]`, f32 (columns, tokens).
+/// `x[token] = E[tokens[token]] * scale`, f32 (columns, tokens).
 pub fn embed_tokens(
     device: &Device,
     embedding: Matrix,
+    scale: f32,
     tokens: CUdeviceptr,
     x: CUdeviceptr,
     chunk: Chunk,
 ) -> Result<Launch> {
-    let mut launch = embed_token(device, embedding, tokens, x, 0, Normed::zeroed())?;
+    let mut launch = embed_token(device, embedding, scale, tokens, x, 0, Normed::zeroed())?;
     launch.grid[1] = chunk.tokens as u32;
     Ok(launch)
 }

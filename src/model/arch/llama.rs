@@ -1,10 +1,11 @@
 //! Llama: Touvron et al., <https://arxiv.org/abs/2302.13971>, grouped queries and rotation factors as in Llama 3,
-//! <https://arxiv.org/abs/2407.21783>.
+//! <https://arxiv.org/abs/2407.21783>, heads of any length as in Mistral NeMo, and Mistral's sliding window,
+//! <https://arxiv.org/abs/2310.06825>.
 
 use anyhow::Result;
 
 use super::{
-    super::decoder::{Activation, Decoder, Layer, RopeStyle},
+    super::decoder::{Activation, Decoder, RopeStyle},
     Architecture, Source,
 };
 
@@ -18,13 +19,11 @@ fn describe(source: &Source) -> Result<Decoder> {
     let mut rope = source.rope(RopeStyle::Interleaved, shape.head_dim)?;
     rope.factors = source.optional_vector("rope_freqs.weight", rope.dimensions / 2)?;
     let rope = rope.into();
-    let layer = |layer| {
+    let window = source.window(&shape)?;
+    source.decoder(&shape, &source.ends(&shape)?, |layer| {
         let tensors = source.layer(&shape, layer);
-        Ok(Layer {
-            attention: tensors.attention(&rope)?,
-            feed_forward: tensors.feed_forward(Activation::Silu)?,
-            output_scale: None,
-        })
-    };
-    source.pre_norm_decoder(&shape, layer)
+        let mut attention = tensors.attention(&rope)?;
+        attention.window = window;
+        tensors.pre_norm(attention, tensors.feed_forward(Activation::Silu)?)
+    })
 }

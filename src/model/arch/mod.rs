@@ -2,7 +2,11 @@
 //!
 //! A new one is a file beside these and its line in [`ALL`].
 
+mod gemma2;
+mod granite;
 mod llama;
+mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod source;
@@ -26,7 +30,15 @@ pub struct Architecture {
 }
 
 /// Those that a file may name.
-pub const ALL: &[Architecture] = &[llama::LLAMA, qwen2::QWEN2, qwen3::QWEN3];
+pub const ALL: &[Architecture] = &[
+    gemma2::GEMMA2,
+    granite::GRANITE,
+    llama::LLAMA,
+    olmo2::OLMO2,
+    phi3::PHI3,
+    qwen2::QWEN2,
+    qwen3::QWEN3,
+];
 
 /// Describes the model that `gguf` holds, as the one of `architectures` that it names does.
 ///

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{
-    super::decoder::{Activation, Decoder, Layer, RopeStyle},
+    super::decoder::{Activation, Decoder, RopeStyle},
     Architecture, Source,
 };
 
@@ -15,15 +15,10 @@ pub const QWEN3: Architecture = Architecture {
 fn describe(source: &Source) -> Result<Decoder> {
     let shape = source.shape()?;
     let rope = source.rope(RopeStyle::Neox, shape.head_dim)?.into();
-    let layer = |layer| {
+    source.decoder(&shape, &source.ends(&shape)?, |layer| {
         let tensors = source.layer(&shape, layer);
         let mut attention = tensors.attention(&rope)?;
-        tensors.add_qk_norm(&mut attention)?;
-        Ok(Layer {
-            attention,
-            feed_forward: tensors.feed_forward(Activation::Silu)?,
-            output_scale: None,
-        })
-    };
-    source.pre_norm_decoder(&shape, layer)
+        tensors.add_qk_norm(&mut attention, shape.head_dim, shape.head_dim)?;
+        tensors.pre_norm(attention, tensors.feed_forward(Activation::Silu)?)
+    })
 }

@@ -13,13 +13,14 @@ use super::super::{
         Rope, RopeScaling, RopeStyle, Vector, Yarn,
     },
     gguf::{Gguf, Tensor, describe, quoted},
-    ops,
+    ops::{self, Ends},
 };
 use super::unused::{self, Unused};
 
 /// No model's length of anything is larger.
 const MAX_LEN: usize = 1 << 20;
 const MAX_HEAD_DIM: usize = 1 << 12;
+const MAX_CONTEXT: usize = 1 << 30;
 
 /// A model file as one architecture sees it. Keys are given without the architecture's prefix.
 pub struct Source<'a> {
@@ -39,6 +40,8 @@ struct Used {
 /// What takes the place of a file's own rotation; `None`: the file's, or its architecture's default.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RopeOptions {
+    /// Tokens of context that are asked for: LongRoPE has factors of its own for long ones.
+    pub context_len: Option<usize>,
     pub scaling: Option<RopeScalingType>,
     /// How many times the original context is to be held.
     pub scale: Option<f32>,
@@ -93,13 +96,13 @@ impl<'a> Source<'a> {
 
     /// Reads and checks the shape. An error names the key, its value and what is expected.
     pub fn shape(&self) -> Result<Shape> {
-        self.refuse_other_designs()?;
+        self.refuse_experts()?;
         let hidden_size = self.size("embedding_length")?;
         let block_count = self.size_up_to("block_count", 1 << 12)?;
         let head_count = self.size_of_each_layer("attention.head_count", block_count)?;
         let head_dim = self.head_dim(hidden_size, head_count[0])?;
         Ok(Shape {
-            context_length: self.size_up_to("context_length", 1 << 30)?,
+            context_length: self.size_up_to("context_length", MAX_CONTEXT)?,
             block_count,
             hidden_size,
             vocab_size: self.vocab_size()?,
@@ -119,7 +122,48 @@ impl<'a> Source<'a> {
             dimensions: self.rope_dimensions(head_dim)?,
             factors: None,
             scaling: self.rope_scaling()?,
+            attn_factor: self.attn_factor()?.unwrap_or(1.0),
         })
+    }
+
+    /// Gives `rope` the factors of LongRoPE, where the file has them: those for long contexts where more is asked for than
+    /// the original context, else those for short ones, with the original context as the model's. What scaling multiplies
+    /// queries and keys with is the same for both. Ding et al., <https://arxiv.org/abs/2402.13753>.
+    pub fn add_long_rope(&self, shape: &mut Shape, rope: &mut Rope) -> Result<()> {
+        const ORIGINAL: &str = "rope.scaling.original_context_length";
+        let count = rope.dimensions / 2;
+        let Some(long) = self.optional_vector("rope_factors_long.weight", count)? else {
+            return Ok(());
+        };
+        let short = self.tensor("rope_factors_short.weight", &[count])?.to_f32();
+        let original = self.size_up_to(ORIGINAL, MAX_CONTEXT)?;
+        if self.attn_factor()?.is_none() && shape.context_length > original {
+            let stretch = (shape.context_length as f32 / original as f32).ln();
+            rope.attn_factor = (1.0 + stretch / (original as f32).ln()).sqrt();
+        }
+        let is_long = self.rope.context_len.is_some_and(|asked| asked > original);
+        rope.factors = Some(if is_long { long } else { short });
+        if !is_long && shape.context_length > original {
+            tracing::debug!(
+                "positions are scaled for the original context of {original} tokens; for up to {} where more is asked for",
+                shape.context_length
+            );
+            shape.context_length = original;
+        }
+        Ok(())
+    }
+
+    /// Tokens that a token of a sliding layer attends over; `None`: over all that the context holds.
+    pub fn window(&self, shape: &Shape) -> Result<Option<usize>> {
+        let window = self.gguf.u64(&self.full("attention.sliding_window"))?;
+        let window = window.and_then(|window| usize::try_from(window).ok());
+        let context_len = self.rope.context_len.unwrap_or(shape.context_length);
+        Ok(window.filter(|window| (1..context_len).contains(window)))
+    }
+
+    /// A number that is not 0, which converters write for none.
+    pub fn nonzero(&self, key: &str) -> Result<Option<f32>> {
+        Ok(self.float(key)?.filter(|number| *number != 0.0))
     }
 
     /// The tensors of layer `layer`.
@@ -158,30 +202,41 @@ impl<'a> Source<'a> {
         Ok(self.tensor(name, &[len])?.to_f32().into())
     }
 
-    /// What `layer` says of each layer, between embedding and output in [`ops::pre_norm_order`].
-    pub fn pre_norm_decoder(
-        &self,
-        shape: &Shape,
-        layer: impl Fn(usize) -> Result<Layer>,
-    ) -> Result<Decoder> {
-        let layers = (0..shape.block_count)
-            .map(layer)
-            .collect::<Result<Vec<_>>>()?;
+    /// Embedding, output norm and output, which is the embedding where the file has none of its own.
+    pub fn ends(&self, shape: &Shape) -> Result<Ends> {
         let embedding_shape = [shape.hidden_size, shape.vocab_size];
         let embedding = self.tensor("token_embd.weight", &embedding_shape)?;
         let output = match self.gguf.tensor("output.weight") {
             Some(_) => self.tensor("output.weight", &embedding_shape)?,
             None => embedding,
         };
-        let output_norm = Norm {
-            weight: self.vector("output_norm.weight", shape.hidden_size)?,
-            epsilon: shape.norm_epsilon,
-        };
+        Ok(Ends {
+            embedding: embedding.clone(),
+            embedding_scale: None,
+            output_norm: Norm {
+                weight: self.vector("output_norm.weight", shape.hidden_size)?,
+                epsilon: shape.norm_epsilon,
+            },
+            output: output.clone(),
+            softcap: None,
+        })
+    }
+
+    /// What `layer` says of each layer, between `ends` in [`ops::residual_order`].
+    pub fn decoder(
+        &self,
+        shape: &Shape,
+        ends: &Ends,
+        layer: impl Fn(usize) -> Result<Layer>,
+    ) -> Result<Decoder> {
+        let layers = (0..shape.block_count)
+            .map(layer)
+            .collect::<Result<Vec<_>>>()?;
         Ok(Decoder {
             context_length: shape.context_length,
             hidden_size: shape.hidden_size,
             vocab_size: shape.vocab_size,
-            ops: ops::pre_norm_order(embedding, &layers, &output_norm, output),
+            ops: ops::residual_order(&layers, ends),
             layers,
         })
     }
@@ -357,8 +412,12 @@ impl<'a> Source<'a> {
             Some("none") => Some(RopeScalingType::None),
             Some("linear") => Some(RopeScalingType::Linear),
             Some("yarn") => Some(RopeScalingType::Yarn),
+            // All of it is in the factors, which the architecture must use.
+            Some("longrope") if self.gguf.tensor("rope_factors_long.weight").is_some() => {
+                Some(RopeScalingType::None)
+            }
             Some(other) => bail!(
-                "metadata key \"{key}\" is {}, supported are none, linear and yarn",
+                "metadata key \"{key}\" is {}, supported are none, linear, yarn, and longrope with its tensors",
                 quoted(other)
             ),
         };
@@ -366,11 +425,9 @@ impl<'a> Source<'a> {
         let older = self.factor("rope.scale_linear", named)?;
         let factor = self.rope.scale.or(factor).or(older);
         let original_context =
-            self.optional_size("rope.scaling.original_context_length", 1 << 30)?;
-        let attn_factor = self.float("rope.scaling.attn_factor")?;
-        let yarn = ["ext_factor", "attn_factor", "beta_fast", "beta_slow"]
+            self.optional_size("rope.scaling.original_context_length", MAX_CONTEXT)?;
+        let [ext_factor, beta_fast, beta_slow] = ["ext_factor", "beta_fast", "beta_slow"]
             .map(|name| self.float(&format!("rope.scaling.yarn_{name}")));
-        let [ext_factor, yarn_attn_factor, beta_fast, beta_slow] = yarn;
         let named = self.rope.scaling.or(named);
         Ok(match (named, factor) {
             (Some(RopeScalingType::None), _) | (None, None) => RopeScaling::None,
@@ -380,19 +437,20 @@ impl<'a> Source<'a> {
                 factor,
                 original_context: match self.rope.yarn_orig_ctx.or(original_context) {
                     Some(context) => context,
-                    None => self.size_up_to("context_length", 1 << 30)?,
+                    None => self.size_up_to("context_length", MAX_CONTEXT)?,
                 },
                 beta_fast: self.rope.yarn_beta_fast.or(beta_fast?).unwrap_or(32.0),
                 beta_slow: self.rope.yarn_beta_slow.or(beta_slow?).unwrap_or(1.0),
                 ext_factor: self.rope.yarn_ext_factor.or(ext_factor?).unwrap_or(1.0),
-                attn_factor: self
-                    .rope
-                    .yarn_attn_factor
-                    .or(yarn_attn_factor?)
-                    .or(attn_factor)
-                    .unwrap_or(1.0),
             }),
         })
+    }
+
+    /// Of rotated queries and keys.
+    fn attn_factor(&self) -> Result<Option<f32>> {
+        let newer = self.nonzero("rope.scaling.yarn_attn_factor")?;
+        let older = self.nonzero("rope.scaling.attn_factor")?;
+        Ok(self.rope.yarn_attn_factor.or(newer).or(older))
     }
 
     /// A factor of positions. Where no type of scaling is named, 0 stands for none.
@@ -449,50 +507,47 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// Refuses files whose layers compute something that these architectures do not.
-    fn refuse_other_designs(&self) -> Result<()> {
-        for (key, design) in [
-            ("expert_count", "mixtures of experts"),
-            ("attention.sliding_window", "sliding-window attention"),
-        ] {
-            let key = self.full(key);
-            if let Some(value) = self.gguf.u64(&key)? {
-                ensure!(
-                    value == 0,
-                    "metadata key \"{key}\" is {value}, and {design} are not supported"
-                );
-            }
-        }
+    /// Mixtures of experts are named before the tensors that they lack.
+    fn refuse_experts(&self) -> Result<()> {
+        let key = self.full("expert_count");
+        let experts = self.gguf.u64(&key)?.unwrap_or(0);
+        ensure!(
+            experts == 0,
+            "metadata key \"{key}\" is {experts}, and mixtures of experts are not supported"
+        );
         Ok(())
     }
 }
 
 impl LayerSource<'_> {
-    /// Attention with the biases that the file has and without norms of heads, every layer with keys and values of its own.
+    /// Attention with the biases that the file has and without norms, every layer with keys and values of its own.
     pub fn attention(&self, rope: &Arc<Rope>) -> Result<Attention> {
         let shape = self.shape;
         let (hidden, head_dim) = (shape.hidden_size, shape.head_dim);
         let head_count = shape.head_count[self.layer];
         let head_count_kv = shape.head_count_kv[self.layer];
         let (q_dim, kv_dim) = (head_count * head_dim, head_count_kv * head_dim);
-        // Where all values of a head are rotated, what multiplies both sides of a score multiplies the score.
-        ensure!(
-            rope.magnitude() == 1.0 || rope.dimensions == head_dim,
-            "YaRN with heads of which {} of {head_dim} values are rotated is not supported",
-            rope.dimensions
-        );
+        let [q, k, v] = match self.has("attn_qkv") {
+            true => self.fused("attn_qkv", hidden, [q_dim, kv_dim, kv_dim])?,
+            false => [
+                self.linear("attn_q", [hidden, q_dim])?,
+                self.linear("attn_k", [hidden, kv_dim])?,
+                self.linear("attn_v", [hidden, kv_dim])?,
+            ],
+        };
         Ok(Attention {
-            norm: self.norm("attn_norm", hidden)?,
-            q: self.linear("attn_q", [hidden, q_dim])?,
+            norm: None,
+            q,
             kv: KeyValues::Own(Box::new(OwnKeyValues {
-                k: self.linear("attn_k", [hidden, kv_dim])?,
-                v: self.linear("attn_v", [hidden, kv_dim])?,
+                k,
+                v,
                 k_norm: None,
                 v_norm: None,
             })),
             q_norm: None,
             rope: rope.clone(),
-            scale: rope.magnitude().powi(2) / (head_dim as f32).sqrt(),
+            scale: rope.score_factor(head_dim) / (head_dim as f32).sqrt(),
+            softcap: None,
             window: None,
             head_count,
             head_count_kv,
@@ -513,26 +568,88 @@ impl LayerSource<'_> {
         Ok(())
     }
 
-    /// Gives the heads of queries and keys their norms.
-    pub fn add_qk_norm(&self, attention: &mut Attention) -> Result<()> {
-        attention.q_norm = Some(self.norm("attn_q_norm", attention.head_dim)?);
+    /// Gives queries and keys norms of `q_len` and `k_len` values.
+    pub fn add_qk_norm(&self, attention: &mut Attention, q_len: usize, k_len: usize) -> Result<()> {
+        attention.q_norm = Some(self.norm("attn_q_norm", q_len)?);
         if let KeyValues::Own(own) = &mut attention.kv {
-            own.k_norm = Some(self.norm("attn_k_norm", attention.head_dim)?);
+            own.k_norm = Some(self.norm("attn_k_norm", k_len)?);
         }
         Ok(())
     }
 
+    /// The feed-forward without norms.
     pub fn feed_forward(&self, activation: Activation) -> Result<FeedForward> {
         let hidden = self.shape.hidden_size;
         let len = self.shape.feed_forward_length[self.layer];
+        let [gate, up] = match self.has("ffn_gate") {
+            true => [
+                self.linear("ffn_gate", [hidden, len])?,
+                self.linear("ffn_up", [hidden, len])?,
+            ],
+            false => self.fused("ffn_up", hidden, [len, len])?,
+        };
         Ok(FeedForward {
-            norm: self.norm("ffn_norm", hidden)?,
-            gate: self.linear("ffn_gate", [hidden, len])?,
-            up: self.linear("ffn_up", [hidden, len])?,
+            norm: None,
+            gate,
+            up,
             activation,
             down: self.linear("ffn_down", [len, hidden])?,
             output_norm: None,
         })
+    }
+
+    /// A layer that norms what each of its branches reads.
+    pub fn pre_norm(&self, attention: Attention, feed_forward: FeedForward) -> Result<Layer> {
+        Ok(Layer {
+            attention: Attention {
+                norm: Some(self.norm("attn_norm", self.shape.hidden_size)?),
+                ..attention
+            },
+            feed_forward: FeedForward {
+                norm: Some(self.norm("ffn_norm", self.shape.hidden_size)?),
+                ..feed_forward
+            },
+            output_scale: None,
+        })
+    }
+
+    /// A layer that norms what each of its branches adds to the residual stream.
+    pub fn post_norm(&self, layer: Layer) -> Result<Layer> {
+        Ok(Layer {
+            attention: Attention {
+                output_norm: Some(self.norm("post_attention_norm", self.shape.hidden_size)?),
+                ..layer.attention
+            },
+            feed_forward: FeedForward {
+                output_norm: Some(self.norm("post_ffw_norm", self.shape.hidden_size)?),
+                ..layer.feed_forward
+            },
+            ..layer
+        })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let name = self.full(name, "weight");
+        self.source.gguf.tensor(&name).is_some()
+    }
+
+    /// Matrices (columns, rows of each) that lie one after another in one.
+    fn fused<const N: usize>(
+        &self,
+        name: &str,
+        columns: usize,
+        rows: [usize; N],
+    ) -> Result<[Linear; N]> {
+        let all = self.linear(name, [columns, rows.iter().sum()])?;
+        let mut end = 0;
+        Ok(rows.map(|rows| {
+            let range = end..end + rows;
+            end = range.end;
+            Linear {
+                weights: all.weights.part(range.clone()),
+                bias: all.bias.as_ref().map(|bias| bias[range].into()),
+            }
+        }))
     }
 
     /// A matrix (columns, rows), with a bias (rows) where the file has one.

@@ -34,13 +34,14 @@ const HARMLESS_KEYS: [&str; 16] = [
 ];
 
 /// Keys that change what a layer computes, with the value that changes nothing.
-const KEYS_OF_THE_RESULT: [(&str, f64); 21] = [
+const KEYS_OF_THE_RESULT: [(&str, f64); 22] = [
     ("attention.scale", 0.0),
     ("attention.output_scale", 0.0),
     ("attention.clamp_kqv", 0.0),
     ("attention.max_alibi_bias", 0.0),
     ("attention.temperature_length", 0.0),
     ("attention.temperature_scale", 0.0),
+    ("attention.sliding_window", 0.0),
     ("attention.sliding_window_pattern", 0.0),
     ("attention.shared_kv_layers", 0.0),
     ("attention.group_norm_epsilon", 0.0),
