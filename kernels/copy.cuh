@@ -92,29 +92,40 @@ struct CopyBarrier {
     // Waits for the end of a phase of this parity.
     __device__ __forceinline__ void wait(int parity) { Barrier{address()}.wait(parity); }
 
-    // Starts copying `bytes` (a multiple of 16, at most MOST) from global to shared memory as the barrier's next phase.
-    // By all lanes of a warp.
-    template <int MOST>
-    __device__ __forceinline__ void copy(void *shared, const uint8_t *global, int bytes, uint64_t policy) {
+    // Starts copying `bytes` (a multiple of 16, at most MOST) from each of the first `count` places in `global` to
+    // shared memory, one behind another, as the barrier's next phase. By all lanes of a warp.
+    template <int MOST, int N>
+    __device__ __forceinline__ void copy(void *shared, const uint8_t *const (&global)[N], int count, int bytes,
+                                         uint64_t policy) {
         const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 #if __CUDA_ARCH__ >= 900
         if (elect()) {
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
-            asm volatile(
-                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                "[%0], [%1], %2, [%3], %4;" ::"r"(to),
-                "l"(global), "r"(bytes), "r"(address()), "l"(policy)
-                : "memory");
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(count * bytes)
+                         : "memory");
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                if (i == 0 || i < count) {
+                    asm volatile(
+                        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                        "[%0], [%1], %2, [%3], %4;" ::"r"(to + i * bytes),
+                        "l"(global[i]), "r"(bytes), "r"(address()), "l"(policy)
+                        : "memory");
+                }
+            }
         }
 #else
         const int lane = threadIdx.x % WARP;
 #pragma unroll
-        for (int at = 0; at < MOST; at += WARP * 16) {
-            const int from = at + lane * 16;
-            if (from < bytes) {
-                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + from),
-                             "l"(global + from), "l"(policy)
-                             : "memory");
+        for (int i = 0; i < N; i++) {
+#pragma unroll
+            for (int at = 0; at < MOST; at += WARP * 16) {
+                const int from = at + lane * 16;
+                if (from < bytes && (i == 0 || i < count)) {
+                    asm volatile(
+                        "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + i * bytes + from),
+                        "l"(global[i] + from), "l"(policy)
+                        : "memory");
+                }
             }
         }
         asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");

@@ -5,7 +5,7 @@
 //   SWIGLU  silu(y of gate) * (y of up), quantized
 //
 // A file that includes this one defines GEMV_TYPES first: the list of quantized types that its entry points tell apart,
-// as QUANTIZED_TYPES of types/all.cuh.
+// as QUANTIZED_TYPES of types/all.cuh. An entry point for one type alone names it (`Only`) instead.
 //
 // A norm in front of a product needs no kernel and no prologue: W rms_norm(x) = W (x * weight) / rms(x), so whoever
 // writes x also writes x * weight, quantized, and the sums of x^2, and the quotient is taken with the product's own
@@ -23,12 +23,20 @@
 
 #include "types/all.cuh"
 
+#include <type_traits>
+
 namespace {
 
 constexpr int MAX_WARPS = 14;
-constexpr int MAX_DEPTH = 8;    // tiles in a warp's ring
+constexpr int MAX_DEPTH = 8;    // places in a warp's ring
 constexpr int EARLY_TILES = 2;  // of a warp that are asked for before the activations are
 constexpr int BATCH = 2;        // tiles whose sums a warp reduces together
+// Tiles for which a warp waits at a time in a kernel for one type alone: two, where a ring has several such places.
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+constexpr int TILES_OF_ONE_TYPE = BATCH;
+#else
+constexpr int TILES_OF_ONE_TYPE = 1;
+#endif
 
 // a / b rounded down, for counts and products of two of them: an integer division is several times as long.
 __device__ __forceinline__ int quotient(float a, float b) { return static_cast<int>(__fdividef(a + 0.5f, b)); }
@@ -91,8 +99,9 @@ struct SharedMemory {
 };
 
 // One warp's stream of weights: its slice of its tiles, in order, through its ring. Of one matrix it takes every
-// `groups`th row pair; of two, the same pairs of both in turn.
-template <typename Type>
+// `groups`th row pair; of two, the same pairs of both in turn. Each place of the ring holds TILES of them (1 or BATCH),
+// asked for and waited for together.
+template <typename Type, int TILES>
 struct WeightStream {
     using Layout = typename Type::Layout;
 
@@ -101,7 +110,7 @@ struct WeightStream {
     CopyBarrier *arrived;
     uint8_t *ring;
     uint64_t policy;
-    int tile_bytes, depth;
+    int tile_bytes, depth;         // places of the ring
     int count;                     // tiles of this warp
     const uint8_t *next, *second;  // where the next tile to load is, and the one after it
     int step;                      // bytes from a tile to the next but one
@@ -114,7 +123,7 @@ struct WeightStream {
           ring(shared.ring + role.warp * shared.ring_bytes),
           policy(read_once()),
           tile_bytes(Layout::tile_bytes(role.slice_units)),
-          depth(min(quotient(shared.ring_bytes, tile_bytes), MAX_DEPTH)) {
+          depth(min(quotient(shared.ring_bytes, TILES * tile_bytes), MAX_DEPTH)) {
         const int pairs = min(tiles.pairs, (tiles.matrix_rows + TILE_ROWS - 1) / TILE_ROWS - tiles.begin);
         const int mine = quotient(max(pairs - role.group + role.groups - 1, 0), role.groups);
         const int pair_bytes = Layout::pair_bytes(role.units), stride = role.groups * pair_bytes;
@@ -125,19 +134,26 @@ struct WeightStream {
         step = tiles.interleaved ? stride : 2 * stride;
     }
 
-    // Starts copying the next tile to place `slot`.
-    __device__ __forceinline__ void load(int slot) {
-        arrived[slot].template copy<Layout::tile_bytes(SLICE_UNITS)>(ring + slot * tile_bytes, next, tile_bytes,
-                                                                     policy);
-        const uint8_t *after = next + step;
-        next = second;
-        second = after;
+    // Starts copying the next tiles, of which `first` is the first, to place `slot`. The last time one may lack.
+    __device__ __forceinline__ void load(int slot, int first) {
+        constexpr int MOST = Layout::tile_bytes(SLICE_UNITS);
+        uint8_t *to = ring + slot * TILES * tile_bytes;
+        if constexpr (TILES == 1) {
+            arrived[slot].template copy<MOST>(to, {next}, 1, tile_bytes, policy);
+            const uint8_t *after = next + step;
+            next = second;
+            second = after;
+        } else {
+            arrived[slot].template copy<MOST>(to, {next, second}, min(count - first, TILES), tile_bytes, policy);
+            next += step, second += step;
+        }
     }
 
-    // Starts copying tiles `from` up to `to` of those that fill the ring at first.
+    // Starts filling the ring for the first time, from place `from` up to place `to`.
     __device__ __forceinline__ void prefetch(int from, int to) {
+        const int filled = (count + TILES - 1) / TILES;
 #pragma unroll 1
-        for (int slot = from; slot < min(min(depth, count), to); slot++) load(slot);
+        for (int slot = from; slot < min(min(depth, filled), to); slot++) load(slot, slot * TILES);
     }
 
     // Adds up the rows' products: partial[i] for each row `i` of this warp. `request` makes the activations readable
@@ -152,7 +168,7 @@ struct WeightStream {
             Barrier::publish();
         }
         __syncwarp();
-        prefetch(0, EARLY_TILES);
+        prefetch(0, EARLY_TILES / TILES);
         request();
         typename Type::Activations a;
         const int n = role.slice_units,
@@ -164,7 +180,7 @@ struct WeightStream {
             for (int j = 0; j < 4; j++)
                 values[j] = role.lane < n ? reinterpret_cast<const int4 *>(q)[unit * 4 + j] : int4{};
             const float2 scales = reinterpret_cast<const float2 *>(scale)[unit];
-            prefetch(EARLY_TILES, MAX_DEPTH);
+            prefetch(EARLY_TILES / TILES, MAX_DEPTH);
             a.prepare(values, scales.x, scales.y);
             use();
         }
@@ -178,15 +194,19 @@ struct WeightStream {
         for (int i = 0; i < count; i += BATCH) {
             float sum[BATCH][TILE_ROWS];
 #pragma unroll
-            for (int b = 0; b < BATCH; b++) {
+            for (int b = 0; b < BATCH; b += TILES) {
                 sum[b][0] = sum[b][1] = 0.f;
                 if (b == 0 || i + b < count) {
                     arrived[slot].wait(parity);
-                    const uint8_t *tile = ring + slot * tile_bytes;
+                    // The sums of a tile that lacks are not stored.
 #pragma unroll
-                    for (int r = 0; r < TILE_ROWS; r++) sum[b][r] = Type::dot(tile, n, r, lane, a);
+                    for (int t = 0; t < TILES; t++) {
+                        const uint8_t *tile = ring + (slot * TILES + t) * tile_bytes;
+#pragma unroll
+                        for (int r = 0; r < TILE_ROWS; r++) sum[b + t][r] = Type::dot(tile, n, r, lane, a);
+                    }
                     __syncwarp();
-                    if (i + b + depth < count) load(slot);
+                    if (i + b + TILES * depth < count) load(slot, i + b + TILES * depth);
                     if (++slot == depth) slot = 0, parity ^= 1;
                 }
             }
@@ -235,11 +255,14 @@ __device__ void float_multiply(const BlockRows &tiles, const WarpRole &role, con
 
 // partial[s][i], s a slice, i a row of the block; then a barrier. Float weights have one slice. `request` is called
 // once the first weights are on their way, and makes the activations readable; `use` once these have arrived.
-template <typename Request, typename Use>
+template <typename Only, typename Request, typename Use>
 __device__ __forceinline__ void multiply(int type, const BlockRows &tiles, const WarpRole &role,
                                          const SharedMemory &shared, CopyBarrier *arrived, const Activation &a,
                                          float *partial, Request request, Use use) {
-    if (is_float(type)) {
+    if constexpr (!std::is_void_v<Only>) {
+        float *sums = partial + role.slice * tiles.rows();
+        WeightStream<Only, TILES_OF_ONE_TYPE>(tiles, role, shared, arrived).multiply(a.q, a.scale, sums, request, use);
+    } else if (is_float(type)) {
         request();
         use();
         for_float(type, [&](auto chosen) { float_multiply<decltype(chosen)>(tiles, role, a.value, partial); });
@@ -247,7 +270,7 @@ __device__ __forceinline__ void multiply(int type, const BlockRows &tiles, const
         float *sums = partial + role.slice * tiles.rows();
         switch (type) {
 #define MULTIPLY(NAME, TYPE, NUMBER) \
-    case NUMBER: WeightStream<TYPE>(tiles, role, shared, arrived).multiply(a.q, a.scale, sums, request, use); break;
+    case NUMBER: WeightStream<TYPE, 1>(tiles, role, shared, arrived).multiply(a.q, a.scale, sums, request, use); break;
             GEMV_TYPES(MULTIPLY)
 #undef MULTIPLY
             default: break;
@@ -295,7 +318,7 @@ namespace {
 
 enum Epilogue { STORE, ADD, SWIGLU };
 
-template <Epilogue EPILOGUE>
+template <Epilogue EPILOGUE, typename Only = void>
 __device__ __forceinline__ void gemv(const GemvParams &p) {
     // What follows QKV reads the position before its wait, and so may start only when all before QKV has ended.
     if (EPILOGUE != STORE) launch_dependents();
@@ -310,7 +333,7 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
     const int shares = (matrix.rows + GRAIN * TILE_ROWS - 1) / (GRAIN * TILE_ROWS);
     const int begin = share(shares, block, matrix.blocks) * GRAIN,
               count = share(shares, block + 1, matrix.blocks) * GRAIN - begin;
-    const bool interleaved = EPILOGUE == SWIGLU && matrix.type == up_type;
+    const bool interleaved = EPILOGUE == SWIGLU && (!std::is_void_v<Only> || matrix.type == up_type);
 
     const WarpRole role(p.columns);
     const SharedMemory shared(role, p.ring_bytes);
@@ -326,7 +349,7 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
         if (EPILOGUE != ADD) rms.load(p.squares, role);
     };
     const auto use = [&] { scale = rms(p.epsilon, role); };
-    multiply(matrix.type, tiles, role, shared, shared.arrived, p.a, shared.partial, request, use);
+    multiply<Only>(matrix.type, tiles, role, shared, shared.arrived, p.a, shared.partial, request, use);
 
     if constexpr (EPILOGUE == STORE) {
         for (int row = first; row < past; row += role.threads) {
@@ -353,7 +376,7 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
         if (!interleaved) {
             const BlockRows up_tiles{p.matrix[1].weights, nullptr, false, matrix.rows, begin, count};
             float *partial = shared.partial + role.slices * tiles.rows();
-            multiply(up_type, up_tiles, role, shared, shared.arrived + MAX_DEPTH, p.a, partial, [] {}, [] {});
+            multiply<Only>(up_type, up_tiles, role, shared, shared.arrived + MAX_DEPTH, p.a, partial, [] {}, [] {});
             up_partial = partial;
         }
         for (int i = role.thread; i < count * TILE_ROWS; i += role.threads) {

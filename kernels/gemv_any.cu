@@ -1,13 +1,10 @@
-// GEMV where a matrix has one of the types that few files hold: see gemv.cu.
+// GEMV where matrices of a launch differ in type, and one has a type that few files hold: see gemv.cu.
 #include "types/all.cuh"
 #define GEMV_TYPES QUANTIZED_TYPES
 #include "gemv.cuh"
 
 extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_any_store(const __grid_constant__ GemvParams p) {
     gemv<STORE>(p);
-}
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_any_add(const __grid_constant__ GemvParams p) {
-    gemv<ADD>(p);
 }
 extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_any_swiglu(const __grid_constant__ GemvParams p) {
     gemv<SWIGLU>(p);

@@ -19,7 +19,7 @@
 #include "q6_k.cuh"
 #include "q8_0.cuh"
 
-// CALL(name in entry points, type, ggml's number), for the types that gemv.cu takes. `gemv_file` of
+// CALL(name in entry points, type, ggml's number), for the types that gemv.cu takes. `gemv_kernels` of
 // src/cuda/tensor_types.rs lists the same.
 #define FREQUENT_TYPES(CALL) \
     CALL(q4_k, Q4_K, 12)     \
@@ -31,9 +31,8 @@
     CALL(q5_0, Q5_0, 6)      \
     CALL(q5_1, Q5_1, 7)
 
-// All of them.
-#define QUANTIZED_TYPES(CALL)  \
-    FREQUENT_TYPES(CALL)       \
+// The others, each of which has a GEMV of its own in gemv_one.cu.
+#define RARE_TYPES(CALL)       \
     CALL(q3_k, Q3_K, 11)       \
     CALL(q2_k, Q2_K, 10)       \
     CALL(iq4_nl, IQ4_NL, 20)   \
@@ -42,6 +41,10 @@
     CALL(iq3_s, IQ3_S, 21)     \
     CALL(iq3_xxs, IQ3_XXS, 18) \
     CALL(iq2_s, IQ2_S, 22)
+
+#define QUANTIZED_TYPES(CALL) \
+    FREQUENT_TYPES(CALL)      \
+    RARE_TYPES(CALL)
 
 // Those that GEMM takes.
 #define GEMM_TYPES(CALL)  \

@@ -1,4 +1,4 @@
-// Codes of 4 bits that name the values of a codebook of 16 integers: IQ4_NL, IQ4_XS, MXFP4, IQ3_S, IQ3_XXS.
+// Codes of 4 bits that name the values of a codebook of 16 integers: IQ4_NL, IQ4_XS, MXFP4, IQ3_XXS.
 //
 //   codes   word w of the eight that the unit's two pieces make: its bits 16 h .. + 15 are the codes of values
 //           32 h + 4 w .. + 3, the first lowest. That is the selector with which a byte permutation looks four codes up

@@ -143,20 +143,23 @@ impl KernelType {
             })
     }
 
-    /// The file of `kernels` that has a GEMV for matrices of these types: fewer types make a faster one.
-    pub fn gemv_file(types: impl IntoIterator<Item = TensorType>) -> &'static str {
+    /// The file of `kernels` with a GEMV for matrices of these types, and what its entry points' names begin with: the
+    /// fewer types a kernel tells apart, the faster it is.
+    pub fn gemv_kernels(types: &[TensorType]) -> Result<(&'static str, String)> {
         use TensorType::*;
-        let frequent = |tensor_type| {
+        let frequent = |tensor_type: &TensorType| {
             matches!(
                 tensor_type,
                 F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K | Q6_K
             )
         };
-        if types.into_iter().all(frequent) {
-            "gemv"
+        Ok(if types.iter().all(frequent) {
+            ("gemv", "gemv".to_owned())
+        } else if types.iter().all(|tensor_type| *tensor_type == types[0]) {
+            ("gemv_one", format!("gemv_{}", Self::of(types[0])?.name))
         } else {
-            "gemv_any"
-        }
+            ("gemv_any", "gemv_any".to_owned())
+        })
     }
 
     /// Bytes of a matrix in device memory.

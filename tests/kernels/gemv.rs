@@ -130,7 +130,14 @@ pub fn gemv_add_adds_to_the_residual_and_prepares_the_norm() -> TestResult {
 pub fn gemv_swiglu_gates_and_quantizes() -> TestResult {
     let (mut random, mut findings) = (random(4), Findings::default());
     let same = TYPES.map(|tensor_type| (tensor_type, tensor_type));
-    let mixed = [(Q4_K, Q6_K), (F16, Q4_0), (Q8_0, F32), (BF16, F16)];
+    let mixed = [
+        (Q4_K, Q6_K),
+        (F16, Q4_0),
+        (Q8_0, F32),
+        (BF16, F16),
+        (Q3_K, Q4_K),
+        (IQ2_S, IQ3_S),
+    ];
     for (gate_type, up_type) in same.into_iter().chain(mixed) {
         for (rows, columns) in SHAPES {
             let block_len = gate_type.block_len().max(up_type.block_len());

@@ -6,11 +6,14 @@ use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{GROUP, Linear, Normed, WARP};
-use crate::cuda::{
-    device::{Device, Launch, Parameter},
-    params::{Activation, GemvMatrix, GemvParams},
-    tensor_types::{KernelType, UNIT},
-    weights::Matrix,
+use crate::{
+    cuda::{
+        device::{Device, Launch, Parameter},
+        params::{Activation, GemvMatrix, GemvParams},
+        tensor_types::{KernelType, UNIT},
+        weights::Matrix,
+    },
+    quant::TensorType,
 };
 
 /// Values of a row that one warp reads at a time.
@@ -41,9 +44,11 @@ pub fn gemv_store(device: &Device, linears: &[Linear], x: Normed, epsilon: f32) 
         epsilon,
         ..GemvParams::zeroed()
     };
-    let types = linears.iter().map(|linear| linear.weights.tensor_type);
-    let file = KernelType::gemv_file(types);
-    gemv(device, file, "store", columns, grid, rows_a_block, params)
+    let types: Vec<TensorType> = linears
+        .iter()
+        .map(|linear| linear.weights.tensor_type)
+        .collect();
+    gemv(device, &types, "store", columns, grid, rows_a_block, params)
 }
 
 /// `x += W a`, and what the GEMV behind the next norm reads. `x` is f32 (rows).
@@ -70,7 +75,7 @@ pub fn gemv_add(
     let rows_a_block = GROUP * groups.div_ceil(grid);
     gemv(
         device,
-        KernelType::gemv_file([weights.tensor_type]),
+        &[weights.tensor_type],
         "add",
         weights.columns,
         grid,
@@ -104,7 +109,7 @@ pub fn gemv_swiglu(
     let rows_a_block = 2 * GROUP * groups.div_ceil(grid);
     gemv(
         device,
-        KernelType::gemv_file([gate.tensor_type, up.tensor_type]),
+        &[gate.tensor_type, up.tensor_type],
         "swiglu",
         gate.columns,
         grid,
@@ -113,11 +118,11 @@ pub fn gemv_swiglu(
     )
 }
 
-/// A product over rows of `columns` values, of which no block has more than `rows_a_block`: the kernel of `file` that
-/// ends with `epilogue`.
+/// A product over rows of `columns` values, of which no block has more than `rows_a_block`: the kernel for matrices of
+/// these types that ends with `epilogue`.
 fn gemv(
     device: &Device,
-    file: &str,
+    types: &[TensorType],
     epilogue: &str,
     columns: usize,
     grid: usize,
@@ -139,8 +144,9 @@ fn gemv(
         device.name(),
         device.shared_bytes_per_block()
     );
+    let (file, name) = KernelType::gemv_kernels(types)?;
     Ok(Launch {
-        function: device.function(file, &format!("{file}_{epilogue}"))?,
+        function: device.function(file, &format!("{name}_{epilogue}"))?,
         grid: [grid as u32, 1, 1],
         block: [(WARP * slices) as u32, sets as u32],
         shared_bytes: shared_bytes as u32,
