@@ -3,14 +3,20 @@
 //!
 //! Nothing in here knows of models or messages. A template is read by [`parser`] and run by [`interpreter`].
 
+mod access;
+mod arithmetic;
+mod checks;
 mod filters;
 mod format;
+mod globals;
 mod interpreter;
 mod json;
 mod lexer;
 mod methods;
 mod parser;
+mod syntax;
 mod text;
+mod text_filters;
 mod value;
 
 use std::{fmt, thread};
