@@ -446,6 +446,35 @@ fn tools_forge_no_turn() {
     assert_eq!(ids.iter().filter(|&&id| id == 263).count(), 1);
 }
 
+/// As transformers does.
+#[test]
+fn templates_know_the_files_tokens_and_reasoning_by_every_name() {
+    let mut vocabulary = byte_vocabulary();
+    for (key, value) in [
+        ("tokenizer.ggml.bos_token_id", 261u32),
+        ("tokenizer.ggml.unknown_token_id", 256),
+        ("tokenizer.ggml.padding_token_id", 257),
+        ("tokenizer.ggml.seperator_token_id", 262),
+        ("tokenizer.ggml.mask_token_id", u32::MAX),
+    ] {
+        vocabulary.push((key.into(), value.into()));
+    }
+    vocabulary.retain(|(key, _)| key != "tokenizer.chat_template");
+    let template = "{{ [bos_token, eos_token, unk_token, pad_token, sep_token, mask_token is defined] | join(' ') }}\
+                    {% for m in messages %} {{ m.thinking }}/{{ m.reasoning_content }}/{{ 'x' in m }}{% endfor %}";
+    vocabulary.push(("tokenizer.chat_template".into(), template.into()));
+    let messages = serde_json::json!([
+        {"role": "assistant", "content": "a", "reasoning": "r", "x": null},
+        {"role": "assistant", "content": "a", "thinking": "t", "reasoning": "r"},
+        {"role": "assistant", "content": "a", "reasoning_content": "c", "thinking": "t"},
+    ]);
+    let messages: Vec<Message> = serde_json::from_value(messages).expect("messages");
+    assert_eq!(
+        Chat::new(vocabulary).render(&messages).text(),
+        "<|endoftext|> <|im_end|> \u{120}t he <|im_start|> False r/r/False t/t/False t/c/False"
+    );
+}
+
 #[test]
 fn control_tokens_that_are_words_of_the_language_change_no_template() {
     let chat = Chat::bytes(

@@ -417,6 +417,31 @@ fn a_prompt_starts_with_one_beginning_of_sequence_token() {
     }
 }
 
+/// What an answer is to continue has no end.
+#[test]
+fn nothing_is_put_behind_a_prompt() {
+    for key in ["add_eos_token", "add_sep_token"] {
+        let mut vocabulary = small_vocabulary(&[]);
+        set(&mut vocabulary, &format!("tokenizer.ggml.{key}"), true);
+        assert_eq!(encode(&tokenizer(vocabulary), "he"), [257], "{key}");
+    }
+}
+
+/// As Hugging Face tokenizers and llama.cpp have it.
+#[test]
+fn a_control_token_that_is_a_word_is_one_wherever_a_raw_prompt_spells_it() {
+    let tokenizer = tokenizer(small_vocabulary(&[("user", 3)]));
+    assert_eq!(encode(&tokenizer, "a users"), [97, 32, 264, 115]);
+}
+
+#[test]
+fn suppressed_tokens_are_those_of_the_file_that_exist() {
+    let mut vocabulary = small_vocabulary(&[]);
+    let ids = vec![5i32, -1, 263, 264];
+    set(&mut vocabulary, "tokenizer.ggml.suppress_tokens", ids);
+    assert_eq!(tokenizer(vocabulary).suppressed(), [5, 263]);
+}
+
 /// Tokens and their types after [`small_vocabulary`]'s own, and which of them end an answer.
 fn ends(extra: &[(&str, i32)], keys: &[(&str, Value)]) -> Vec<String> {
     let mut vocabulary = small_vocabulary(extra);
