@@ -81,7 +81,8 @@ impl Interpreter<'_> {
                 let [path, start] = passed.take(name, ["attribute", "start"])?;
                 let mut sum = start.unwrap_or(Value::Int(0));
                 for value in self.attributes(&value, path.as_ref())? {
-                    sum = calculate(Operator::Add, &sum, &value)?;
+                    let next = calculate(Operator::Add, &sum, &value)?;
+                    sum = self.made(next)?;
                     self.spend(1)?;
                 }
                 Ok(sum)

@@ -218,7 +218,7 @@ impl Interpreter<'_> {
             Kind::For(definition) => {
                 let items = self.evaluate(&definition.items, scope)?;
                 // The depth of a loop counts loops of the same `for` only.
-                self.repeat(definition, items, scope, 0)?;
+                return self.repeat(definition, items, scope, 0);
             }
             Kind::Set(target, value) => {
                 let value = self.evaluate(value, scope)?;
@@ -265,9 +265,13 @@ impl Interpreter<'_> {
         items: Value,
         scope: &Rc<Scope>,
         depth: usize,
-    ) -> Result<()> {
+    ) -> Result<Flow> {
         let mut items = self.iterate(&items)?;
-        if let Some(condition) = &definition.condition {
+        // Between the rounds, which may change what it asks, unless `loop` has to know how many there are.
+        let mut condition = definition.condition.as_ref();
+        if definition.uses_loop
+            && let Some(condition) = condition.take()
+        {
             let mut kept = Vec::new();
             for item in items {
                 let inner = Scope::new(Some(scope));
@@ -278,10 +282,6 @@ impl Interpreter<'_> {
             }
             items = kept;
         }
-        if items.is_empty() {
-            self.run(&definition.otherwise, &Scope::new(Some(scope)))?;
-            return Ok(());
-        }
         let state = Rc::new(Loop {
             items,
             index: Cell::new(0),
@@ -290,16 +290,28 @@ impl Interpreter<'_> {
             definition: definition.clone(),
             scope: Rc::downgrade(scope),
         });
+        // `else` follows where no round comes to its end.
+        let mut is_else = true;
         for (index, item) in state.items.iter().enumerate() {
             state.index.set(index);
             let inner = Scope::new(Some(scope));
             inner.set("loop", Value::Loop(state.clone()));
             self.assign(&definition.target, item.clone(), &inner)?;
-            if self.run(&definition.body, &inner)? == Flow::Break {
-                break;
+            if let Some(condition) = condition
+                && !self.evaluate(condition, &inner)?.is_true()
+            {
+                continue;
+            }
+            match self.run(&definition.body, &inner)? {
+                Flow::On => is_else = false,
+                Flow::Continue => {}
+                Flow::Break => break,
             }
         }
-        Ok(())
+        match is_else {
+            true => self.run(&definition.otherwise, &Scope::new(Some(scope))),
+            false => Ok(Flow::On),
+        }
     }
 
     fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>) -> Result<()> {
@@ -351,7 +363,7 @@ impl Interpreter<'_> {
     }
 
     /// Pays for a value that was made of others.
-    fn made(&mut self, value: Value) -> Result<Value> {
+    pub fn made(&mut self, value: Value) -> Result<Value> {
         self.spend(match &value {
             Value::List(list) => list.items.len(),
             Value::Dict(dict) => dict.entries.len(),
@@ -576,8 +588,7 @@ impl Interpreter<'_> {
                     return Err(Error::new("only a recursive loop can be called"));
                 }
                 self.capture(|interpreter| {
-                    interpreter.repeat(&state.definition, items, &scope, state.depth + 1)?;
-                    Ok(Flow::On)
+                    interpreter.repeat(&state.definition, items, &scope, state.depth + 1)
                 })
             }
             other => {

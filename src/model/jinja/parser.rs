@@ -20,6 +20,7 @@ pub fn parse(source: &str) -> Result<Body> {
         tokens: tokens(source)?,
         at: 0,
         nested: 0,
+        names_loop: false,
     };
     let parsed = parser.body(&[]);
     parsed
@@ -32,6 +33,8 @@ struct Parser {
     tokens: Vec<Lexeme>,
     at: usize,
     nested: usize,
+    /// Whether the name `loop` was read.
+    names_loop: bool,
 }
 
 impl Parser {
@@ -255,7 +258,10 @@ impl Parser {
         };
         let recursive = self.skip_word("recursive");
         self.expect(Token::BlockEnd)?;
+        let before = std::mem::take(&mut self.names_loop);
         let (body, end) = self.body(&["endfor", "else"])?;
+        let uses_loop = self.names_loop;
+        self.names_loop |= before;
         let otherwise = match end.as_str() {
             "else" => self.block("endfor")?,
             _ => {
@@ -268,6 +274,7 @@ impl Parser {
             items,
             condition,
             recursive,
+            uses_loop,
             body,
             otherwise,
         })))
@@ -614,7 +621,11 @@ impl Parser {
                 "true" | "True" => Expr::Constant(Value::Bool(true)),
                 "false" | "False" => Expr::Constant(Value::Bool(false)),
                 "none" | "None" => Expr::Constant(Value::None),
-                name => Expr::Name(name.to_owned()),
+                name => {
+                    let expr = Expr::Name(name.to_owned());
+                    self.names_loop |= name == "loop";
+                    expr
+                }
             },
             Token::Int(number) => Expr::Constant(Value::Int(*number)),
             Token::Float(number) => Expr::Constant(Value::Float(*number)),

@@ -35,6 +35,8 @@ pub struct For {
     pub items: Expr,
     pub condition: Option<Expr>,
     pub recursive: bool,
+    /// Whether its body names `loop`.
+    pub uses_loop: bool,
     pub body: Body,
     pub otherwise: Body,
 }
