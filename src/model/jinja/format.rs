@@ -112,6 +112,11 @@ impl Layout {
     }
 
     fn integer(&self, value: i128, kind: char, out: &mut Builder) -> Result<()> {
+        if self.grouping.is_some() && "xXob".contains(kind) {
+            return Err(Error::new(
+                "a format that groups the digits of x, o or b is not supported",
+            ));
+        }
         let size = value.unsigned_abs();
         let (prefix, digits) = match kind {
             'x' => ("0x", format!("{size:x}")),

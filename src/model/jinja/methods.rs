@@ -178,7 +178,10 @@ fn of_text(text: &Text, name: &str, passed: Passed) -> Result<Value> {
         "upper" => made(text::upper(text)),
         "lower" => made(text::lower(text)),
         "capitalize" => made(text::capitalize(text)),
-        "casefold" => made(text::lower(&text::upper(text))),
+        "casefold" => {
+            let fold = |letter: &Letter| text::lower(&text::upper(&[*letter]));
+            made(text.iter().flat_map(fold).collect())
+        }
         "title" => made(text::title(text)),
         "swapcase" => {
             let swap = |letter: &Letter| match letter.char().is_uppercase() {

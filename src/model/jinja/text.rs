@@ -331,12 +331,12 @@ pub fn lower(letters: &[Letter]) -> Vec<Letter> {
     // Of the whole text: a sigma that ends a word is another than one inside.
     let lowered = string(letters).to_lowercase();
     let mut characters = lowered.chars();
-    let lower = |letter: &Letter| {
-        let (letter, count) = (*letter, letter.char().to_lowercase().count());
-        let lowered: Vec<char> = characters.by_ref().take(count).collect();
-        lowered.into_iter().map(move |c| letter.with(c))
-    };
-    letters.iter().flat_map(lower).collect()
+    let mut out = Vec::with_capacity(letters.len());
+    for letter in letters {
+        let count = letter.char().to_lowercase().count();
+        out.extend(characters.by_ref().take(count).map(|c| letter.with(c)));
+    }
+    out
 }
 
 /// A letter as a word begins with it: where it becomes several, one of them is large.
