@@ -126,6 +126,13 @@ CONVERSATIONS = [
 ]
 
 
+def normalized(message):
+    """The message as transformers hands it to a template."""
+    message = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((message[key] for key in ("reasoning_content", "thinking", "reasoning") if key in message), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
 def simplified(message):
     """The message for templates that know texts alone, to which the program turns where a template fails."""
     message = dict(message)
@@ -141,6 +148,7 @@ def simplified(message):
 
 def render(template, conversation):
     given = {"tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", **conversation}
+    given["messages"] = [normalized(message) for message in given["messages"]]
     try:
         return template.render(**given)
     except (jinja2.exceptions.TemplateError, TypeError) as error:

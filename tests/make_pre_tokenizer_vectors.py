@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/data/pre-tokenizers.json: strings with their token ids, for each pre-tokenizer, over the demo model's
-vocabulary and merges and a few that tell the pre-tokenizers apart, by Hugging Face tokenizers set up as the models' own tokenizer.json files set it up. Needs the PyPI
-packages gguf and tokenizers."""
+vocabulary and merges and a few that tell the pre-tokenizers apart, by Hugging Face tokenizers set up as the models' own
+tokenizer.json files set it up. Needs the PyPI packages gguf and tokenizers."""
 
 import json
 import os
@@ -27,6 +27,20 @@ BY_CASE = (
 DEEPSEEK_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*" + BLANKS
+)
+BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+SEED = CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+" + BLANKS
+EXAONE_MOE = (
+    CONTRACTION + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+SPARK = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"
+)
+YOUTU = (
+    "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
+    "|[\u3105-\u312f]+|" + KANA
 )
 # Some of DeepSeek LLM's list, which names the letters one by one: those that the texts below have.
 DEEPSEEK_LETTERS = r"\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u0386\u0388-\u03ff\u0400-\u0481\u1e00-\u1f15\u212a-\u212d]+"
@@ -66,7 +80,16 @@ PRE_TOKENIZERS = {
     "qwen35": (split(QWEN35), True, False),
     "tekken": (split(BY_CASE.replace("ENDING", "").replace("DIGITS", r"\p{N}")), False, True),
     "gpt-4o": (split(BY_CASE.replace("ENDING", CONTRACTION + "?").replace("DIGITS", r"\p{N}{1,3}")), False, False),
-    "deepseek-v3": (split(r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK_V3), False, False),
+    "deepseek-v3": (split(r"\p{N}{1,3}", KANA, DEEPSEEK_V3), False, False),
+    "spark2_5": (split(r"\p{N}{1,3}", KANA, SPARK, r"\p{N}"), False, False),
+    "bailingmoe": (split(BAILING), False, False),
+    "seed-coder": (split(SEED), False, False),
+    "exaone-moe": (split(EXAONE_MOE), False, False),
+    "glm4": (split(LLAMA3 % r"\p{N}{1,3}"), False, True),
+    "minicpm5": (split(r"\p{N}{1,3}", LLAMA3 % r"\p{N}+"), False, True),
+    "youtu": (split(YOUTU, BY_CASE.replace("ENDING", CONTRACTION + "?").replace("DIGITS", r"\p{N}")), False, True),
+    "laguna": (split(r"[^\n]+|[\n]+", LLAMA3 % r"\p{N}"), False, False),
+    "ufakzeka": (split((LLAMA3 % r"\p{N}")[len(CONTRACTION) + 1 :]), False, False),
     "deepseek-coder": (split("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"), False, False),
     "deepseek-llm": (
         split("[\r\n]", DEEPSEEK_LETTERS, "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$", CJK, r"\p{N}+"),

@@ -164,7 +164,7 @@ fn every_pre_tokenizer_splits_as_its_reference_does() {
     let vectors: Vec<Vector> = data(include_str!("data/pre-tokenizers.json"));
     let mut names: Vec<&str> = vectors.iter().map(|vector| &vector.pre[..]).collect();
     names.dedup();
-    assert_eq!((names.len(), vectors.len()), (14, 14 * 13));
+    assert_eq!((names.len(), vectors.len()), (23, 23 * 13));
     for pre in names {
         let tokenizer = tokenizer(demo_vocabulary(pre));
         for vector in vectors.iter().filter(|vector| vector.pre == pre) {
@@ -182,7 +182,7 @@ fn every_pre_tokenizer_splits_as_its_reference_does() {
 #[test]
 fn names_of_one_pre_tokenizer_split_alike() {
     let text = "it's THE'S the  123456 ok!!\n\n   cafe\u{301} HTTPServer x";
-    let families: [&[&str]; 7] = [
+    let families: [&[&str]; 9] = [
         &["qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"],
         &[
             "llama-bpe",
@@ -222,7 +222,9 @@ fn names_of_one_pre_tokenizer_split_alike() {
         ],
         &["gpt-4o", "llama4", "kanana2", "minimax-m2"],
         &["mpt", "olmo"],
-        &["deepseek-v3", "hunyuan-dense", "joyai-llm"],
+        &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
+        &["bailingmoe", "bailingmoe2", "llada-moe", "stablelm2"],
+        &["glm4", "glm5"],
     ];
     for names in families {
         let mut ids = names
@@ -341,10 +343,11 @@ fn sentence_pieces_merge_by_score_and_fall_back_to_bytes() {
 }
 
 #[test]
-fn only_llama_takes_a_word_that_no_merge_reaches() {
+fn some_pre_tokenizers_take_a_word_that_no_merge_reaches() {
     for (pre, ids) in [
         ("llama-bpe", vec![264]),
         ("pixtral", vec![264]),
+        ("glm4", vec![264]),
         ("qwen2", vec![102, 111, 120]),
         ("dbrx", vec![102, 111, 120]),
     ] {
@@ -399,6 +402,7 @@ fn a_prompt_starts_with_one_beginning_of_sequence_token() {
         ("llama3", None, vec![261, 257]),
         ("tekken", None, vec![261, 257]),
         ("gpt-4o", None, vec![257]),
+        ("glm4", None, vec![257]),
     ] {
         let mut vocabulary = small_vocabulary(&[]);
         vocabulary.retain(|(key, _)| key != "tokenizer.ggml.add_bos_token");
@@ -411,6 +415,31 @@ fn a_prompt_starts_with_one_beginning_of_sequence_token() {
         assert_eq!(encode(&tokenizer, "he"), expected, "{pre}, {add_bos:?}");
         assert_eq!(encode(&tokenizer, "<|endoftext|>he"), [261, 257]);
     }
+}
+
+/// What an answer is to continue has no end.
+#[test]
+fn nothing_is_put_behind_a_prompt() {
+    for key in ["add_eos_token", "add_sep_token"] {
+        let mut vocabulary = small_vocabulary(&[]);
+        set(&mut vocabulary, &format!("tokenizer.ggml.{key}"), true);
+        assert_eq!(encode(&tokenizer(vocabulary), "he"), [257], "{key}");
+    }
+}
+
+/// As Hugging Face tokenizers and llama.cpp have it.
+#[test]
+fn a_control_token_that_is_a_word_is_one_wherever_a_raw_prompt_spells_it() {
+    let tokenizer = tokenizer(small_vocabulary(&[("user", 3)]));
+    assert_eq!(encode(&tokenizer, "a users"), [97, 32, 264, 115]);
+}
+
+#[test]
+fn suppressed_tokens_are_those_of_the_file_that_exist() {
+    let mut vocabulary = small_vocabulary(&[]);
+    let ids = vec![5i32, -1, 263, 264];
+    set(&mut vocabulary, "tokenizer.ggml.suppress_tokens", ids);
+    assert_eq!(tokenizer(vocabulary).suppressed(), [5, 263]);
 }
 
 /// Tokens and their types after [`small_vocabulary`]'s own, and which of them end an answer.

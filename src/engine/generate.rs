@@ -150,10 +150,10 @@ pub fn generate(
         return Ok(generation);
     }
 
-    let banned = match options.ignore_eos {
-        true => tokenizer.end_of_generation().to_vec(),
-        false => Vec::new(),
-    };
+    let mut banned = tokenizer.suppressed().to_vec();
+    if options.ignore_eos {
+        banned.extend(tokenizer.end_of_generation());
+    }
     let mut sampler = Sampler::new(options.sampling.clone(), prompt, banned);
     let mut stream = TextStream::new(&options.stop);
     loop {

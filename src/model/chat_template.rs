@@ -63,6 +63,21 @@ impl Message {
             .unwrap_or_default()
     }
 
+    /// The message as transformers hands it to a template: without what is null, and with its reasoning under each of
+    /// the names that templates know it by.
+    fn normalized(&self) -> Self {
+        const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+        let mut fields = self.0.clone();
+        fields.retain(|_, value| !value.is_null());
+        let reasoning = REASONING.iter().find_map(|name| fields.get(*name)).cloned();
+        if let Some(reasoning) = reasoning {
+            let first = ("thinking".to_owned(), reasoning.clone());
+            fields = [first].into_iter().chain(fields).collect();
+            fields.insert("reasoning_content".to_owned(), reasoning);
+        }
+        Self(fields)
+    }
+
     /// The message for templates that know texts alone: parts of text as their lines, nothing as an empty text, and
     /// the arguments of calls, which OpenAI's interface writes as JSON in a text, as what that JSON says.
     fn simplified(&self) -> Self {
@@ -194,13 +209,8 @@ impl ChatTemplate {
         let Some(source) = gguf.str("tokenizer.chat_template")? else {
             return Ok(None);
         };
-        let named = [
-            ("bos_token", tokenizer.bos()),
-            ("eos_token", tokenizer.eos()),
-        ];
-        let named = named
-            .into_iter()
-            .filter_map(|(name, id)| Some((name, tokenizer.piece(id?).to_owned())));
+        let named = tokenizer.variables().iter();
+        let named = named.map(|&(name, id)| (name, tokenizer.piece(id).to_owned()));
         Ok(Some(Self {
             file: gguf.name().to_owned(),
             source: source.to_owned(),
@@ -221,7 +231,8 @@ impl ChatTemplate {
     /// The template does not compile, fails, refuses the conversation, or takes too long. The error names
     /// the file and, where known, the template's line.
     pub fn render(&self, messages: &[Message], options: &TemplateOptions) -> Result<Prompt> {
-        let rendered = self.render_letters(messages, options).or_else(|error| {
+        let messages: Vec<_> = messages.iter().map(Message::normalized).collect();
+        let rendered = self.render_letters(&messages, options).or_else(|error| {
             let simplified: Vec<_> = messages.iter().map(Message::simplified).collect();
             if simplified == messages {
                 return Err(error);

@@ -71,6 +71,18 @@ fn ignore_eos_goes_on_where_the_answer_would_end() {
 }
 
 #[test]
+fn a_token_that_the_file_suppresses_is_never_generated() {
+    let mut file = model::chain(&[b'a', b'b', b'c', b'd'].map(u32::from));
+    let bytes = file.to_bytes();
+    file.set("tokenizer.ggml.suppress_tokens", vec![i32::from(b'c')]);
+    for flags in [&["-n", "4"][..], &["-n", "4", "--ignore-eos"]] {
+        assert!(answer(&bytes, flags).stdout().starts_with("bcd"));
+        let text = answer(&file.to_bytes(), flags).stdout().to_owned();
+        assert!(text.starts_with('b') && !text.contains('c'), "{text:?}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_text_on_any_number_of_threads() {
     let tell = |args: &[&str]| {
         let fixed = ["run", "-p", "Tell me about a fox.", "-n", "40"];

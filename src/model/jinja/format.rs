@@ -2,13 +2,15 @@
 
 use super::{
     Error, Result,
-    interpreter::{Passed, attribute, item},
+    access::{attribute, item},
+    arithmetic::truncated,
+    interpreter::Passed,
     text::{self, Builder, Letter},
-    value::Value,
+    value::{Form, Value},
 };
 
 /// The widest that a format may pad to, and the most digits.
-const WIDEST: usize = 100_000;
+const WIDEST: usize = 10_000;
 
 /// Python's `repr` of a float: the shortest digits that give it back, with an exponent where it is far from 1.
 pub fn python_float(value: f64) -> String {
@@ -94,6 +96,9 @@ impl Layout {
             _ => "",
         };
         let digits = match self.grouping {
+            Some(_) if self.fill.char() == '0' => {
+                return Err(Error::new("a format with 0 and grouping is not supported"));
+            }
             Some(separator) => grouped(digits, separator),
             None => digits.to_owned(),
         };
@@ -107,6 +112,11 @@ impl Layout {
     }
 
     fn integer(&self, value: i128, kind: char, out: &mut Builder) -> Result<()> {
+        if self.grouping.is_some() && "xXob".contains(kind) {
+            return Err(Error::new(
+                "a format that groups the digits of x, o or b is not supported",
+            ));
+        }
         let size = value.unsigned_abs();
         let (prefix, digits) = match kind {
             'x' => ("0x", format!("{size:x}")),
@@ -115,6 +125,8 @@ impl Layout {
             'b' => ("0b", format!("{size:b}")),
             _ => ("", size.to_string()),
         };
+        let zeros = self.precision.unwrap_or(0).saturating_sub(digits.len());
+        let digits = "0".repeat(zeros) + &digits;
         self.number(
             value < 0,
             if self.alternate { prefix } else { "" },
@@ -125,6 +137,9 @@ impl Layout {
 
     fn float(&self, value: f64, kind: char, out: &mut Builder) -> Result<()> {
         let size = value.abs();
+        if self.alternate {
+            return Err(Error::new("a format with # of a float is not supported"));
+        }
         let precision = self.precision.unwrap_or(6);
         let mut digits = if !size.is_finite() {
             if size.is_nan() { "nan" } else { "inf" }.to_owned()
@@ -133,7 +148,7 @@ impl Layout {
                 'f' => format!("{size:.precision$}"),
                 '%' => format!("{:.precision$}%", size * 100.0),
                 'e' => with_exponent(size, precision),
-                _ => general(size, precision.max(1), self.alternate),
+                _ => general(size, precision.max(1)),
             }
         };
         if kind.is_ascii_uppercase() {
@@ -155,12 +170,12 @@ fn with_exponent(size: f64, precision: usize) -> String {
     format!("{digits}{}", python_exponent(exponent.parse().unwrap_or(0)))
 }
 
-/// Python's `g`: this many significant digits, without zeros behind unless `zeros`.
-fn general(size: f64, precision: usize, zeros: bool) -> String {
+/// Python's `g`: this many significant digits, without zeros behind.
+fn general(size: f64, precision: usize) -> String {
     let scientific = format!("{size:.*e}", precision - 1);
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
-    let shorten = |digits: &str| match digits.contains('.') && !zeros {
+    let shorten = |digits: &str| match digits.contains('.') {
         true => digits
             .trim_end_matches('0')
             .trim_end_matches('.')
@@ -246,12 +261,12 @@ impl<'a> Reader<'a> {
 /// `format % arguments`, as in C: a tuple holds several arguments, a dict those of `%(name)s`.
 pub fn percent(format: &[Letter], arguments: &Value) -> Result<Vec<Letter>> {
     let mut values = match arguments {
-        Value::List(list) if list.is_tuple => list.items.as_slice(),
+        Value::List(list) if list.form == Form::Tuple => list.items.as_slice(),
         value => std::slice::from_ref(value),
     };
     // Python counts the arguments of a tuple and of a value without items only.
     let is_counted = match arguments {
-        Value::List(list) => list.is_tuple,
+        Value::List(list) => list.form == Form::Tuple,
         value => !matches!(value, Value::Dict(_)),
     };
     let mut out = Builder::default();
@@ -311,30 +326,34 @@ pub fn percent(format: &[Letter], arguments: &Value) -> Result<Vec<Letter>> {
         layout.align = left.then_some('<');
         match kind {
             's' => layout.text(&value.to_text()?, '>', &mut out)?,
-            'r' | 'a' => layout.text(&repr(&value)?, '>', &mut out)?,
+            'r' => layout.text(&repr(&value)?, '>', &mut out)?,
             'c' => {
                 let character = value
                     .as_int()
                     .and_then(|code| char::from_u32(code.try_into().ok()?));
                 let letters = match (&value, character) {
                     (Value::Text(text), _) if text.len() == 1 => text.to_vec(),
-                    (_, Some(character)) => vec![Letter::written(character)],
+                    // Who wrote a number is not known.
+                    (_, Some(character)) => vec![Letter::given(character)],
                     _ => return Err(Error::new("%c takes one character")),
                 };
+                layout.precision = None;
                 layout.text(&letters, '>', &mut out)?;
             }
             'd' | 'i' | 'u' | 'x' | 'X' | 'o' | 'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
                 if zeros && !left {
                     (layout.fill, layout.align) = (Letter::written('0'), Some('='));
                 }
-                let is_float = "eEfFgG".contains(kind);
                 let number = value.as_float().ok_or_else(|| {
                     Error::new(format!("%{kind} takes a number, no {}", value.kind()))
                 })?;
                 match value.as_int() {
-                    Some(whole) if !is_float => layout.integer(whole, kind, &mut out)?,
-                    _ if is_float => layout.float(number, kind, &mut out)?,
-                    _ => layout.integer(number.trunc() as i128, kind, &mut out)?,
+                    _ if "eEfFgG".contains(kind) => layout.float(number, kind, &mut out)?,
+                    Some(whole) => layout.integer(whole, kind, &mut out)?,
+                    None if "diu".contains(kind) => {
+                        layout.integer(truncated(number)?, kind, &mut out)?;
+                    }
+                    None => return Err(Error::new(format!("%{kind} takes no float"))),
                 }
             }
             other => return Err(Error::new(format!("%{other} is no format"))),
@@ -392,10 +411,10 @@ fn fill(
         };
         reader.rest = &reader.rest[end + 1..];
         let value = named_field(field.until(|c| c == '!' || c == ':'), passed, next)?;
-        let value = match field.skip('!').then(|| field.one_of("rsa")) {
+        let value = match field.skip('!').then(|| field.one_of("rs")) {
             Some(Some('s')) => Value::Text(value.to_text()?),
             Some(Some(_)) => Value::text(repr(&value)?),
-            Some(None) => return Err(Error::new("a conversion in a format is !r, !s or !a")),
+            Some(None) => return Err(Error::new("a conversion in a format is !r or !s")),
             None => value,
         };
         field.skip(':');
@@ -452,18 +471,23 @@ fn named_field(field: &[Letter], passed: &Passed, next: &mut usize) -> Result<Va
 
 /// `[[fill]align][sign][#][0][width][grouping][.precision][type]`
 fn formatted(value: &Value, layout: &[Letter], out: &mut Builder) -> Result<()> {
+    let is_plain = layout.is_empty();
     let mut reader = Reader { rest: layout };
     let mut layout = Layout::default();
     let is_align = |letter: Option<&Letter>| letter.is_some_and(|l| "<>^=".contains(l.char()));
-    if is_align(reader.rest.get(1)) {
+    let has_fill = is_align(reader.rest.get(1));
+    if has_fill {
         layout.fill = reader.rest[0];
         reader.rest = &reader.rest[1..];
     }
     layout.align = reader.one_of("<>^=");
     layout.sign = reader.one_of("+- ");
     layout.alternate = reader.skip('#');
-    if reader.skip('0') && layout.align.is_none() {
-        (layout.fill, layout.align) = (Letter::written('0'), Some('='));
+    if reader.skip('0') {
+        if !has_fill {
+            layout.fill = Letter::written('0');
+        }
+        layout.align = layout.align.or(Some('='));
     }
     layout.width = reader.number()?.unwrap_or(0);
     layout.grouping = reader.one_of(",_");
@@ -478,17 +502,24 @@ fn formatted(value: &Value, layout: &[Letter], out: &mut Builder) -> Result<()> 
     match (value, kind) {
         (Value::Text(text), None | Some('s')) => {
             if layout.align == Some('=') {
+                // `0` before the width, which is for numbers.
                 layout.align = None;
             }
             layout.text(text, '<', out)
         }
+        (Value::Int(_) | Value::Bool(_), Some('d' | 'n' | 'x' | 'X' | 'o' | 'b'))
+            if layout.precision.is_some() =>
+        {
+            Err(Error::new("a whole number has no precision"))
+        }
         (Value::Int(number), None | Some('d' | 'n' | 'x' | 'X' | 'o' | 'b')) => {
             layout.integer(*number, kind.unwrap_or('d'), out)
         }
+        (Value::Bool(flag), None) if !is_plain => layout.integer((*flag).into(), 'd', out),
         (Value::Bool(flag), Some('d' | 'n' | 'x' | 'X' | 'o' | 'b')) => {
             layout.integer((*flag).into(), kind.unwrap_or('d'), out)
         }
-        (Value::Float(number), None) if layout.precision.is_none() => {
+        (Value::Float(number), None) if layout.precision.is_none() && !layout.alternate => {
             let digits = python_float(number.abs());
             layout.number(
                 number.is_sign_negative() && !number.is_nan(),
@@ -497,7 +528,9 @@ fn formatted(value: &Value, layout: &[Letter], out: &mut Builder) -> Result<()> 
                 out,
             )
         }
-        (Value::Float(number), None) => layout.float(*number, 'g', out),
+        (Value::Float(_), None) => Err(Error::new(
+            "a format with # or a precision of a float, but without e, f or g, is not supported",
+        )),
         (value, Some(kind)) if "eEfFgG%".contains(kind) && value.as_float().is_some() => {
             layout.float(value.as_float().unwrap_or(0.0), kind, out)
         }

@@ -8,24 +8,20 @@ use std::{
 
 use super::{
     Error, Input, Result,
-    format::percent,
+    access::{attribute, item, slice},
+    arithmetic::{calculate, negative, number},
+    globals::GLOBALS,
     methods,
-    parser::{
-        Arguments, Body, Comparison, Expr, For, Kind, Macro, Operator, Statement, Suffix, Target,
-    },
-    text::{self, Builder, Letter, MOST_LETTERS},
-    value::{Function, Namespace, Value},
+    syntax::{Arguments, Body, Comparison, Expr, For, Kind, Macro, Statement, Suffix, Target},
+    text::{self, Builder, LETTERS_PER_STEP, Letter},
+    value::{Function, Value},
 };
 
 /// Steps that a template may take, of which each makes a value, an item or a few letters. Real templates take a few
 /// dozen a message; an endless one is stopped within seconds.
 const FUEL: usize = 20_000_000;
-/// Letters to a step.
-const LETTERS_PER_STEP: usize = 16;
 /// Statements, expressions and calls inside one another.
 const MOST_NESTED: usize = 3000;
-/// Python's sandbox allows no longer ranges.
-const LONGEST_RANGE: i128 = 100_000;
 
 /// What a template makes of its input.
 pub struct Rendered {
@@ -88,15 +84,15 @@ impl Scope {
 
 /// A macro with what it sees. It holds its scope weakly, for that scope holds the macro.
 pub struct Closure {
-    definition: Rc<Macro>,
+    pub definition: Rc<Macro>,
     scope: Weak<Scope>,
 }
 
 /// The `loop` of a `for`.
 pub struct Loop {
     pub items: Vec<Value>,
-    index: Cell<usize>,
-    depth: usize,
+    pub index: Cell<usize>,
+    pub depth: usize,
     changed: RefCell<Option<Vec<Value>>>,
     definition: Rc<For>,
     scope: Weak<Scope>,
@@ -151,7 +147,7 @@ pub struct Interpreter<'a> {
     fuel: usize,
     nested: usize,
     out: Builder,
-    asked_time: bool,
+    pub asked_time: bool,
 }
 
 impl Interpreter<'_> {
@@ -222,7 +218,7 @@ impl Interpreter<'_> {
             Kind::For(definition) => {
                 let items = self.evaluate(&definition.items, scope)?;
                 // The depth of a loop counts loops of the same `for` only.
-                self.repeat(definition, items, scope, 0)?;
+                return self.repeat(definition, items, scope, 0);
             }
             Kind::Set(target, value) => {
                 let value = self.evaluate(value, scope)?;
@@ -257,7 +253,6 @@ impl Interpreter<'_> {
                 }
                 return self.run(body, &inner);
             }
-            Kind::Generation(body) => return self.run(body, &Scope::new(Some(scope))),
             Kind::Break => return Ok(Flow::Break),
             Kind::Continue => return Ok(Flow::Continue),
         }
@@ -270,9 +265,13 @@ impl Interpreter<'_> {
         items: Value,
         scope: &Rc<Scope>,
         depth: usize,
-    ) -> Result<()> {
+    ) -> Result<Flow> {
         let mut items = self.iterate(&items)?;
-        if let Some(condition) = &definition.condition {
+        // Between the rounds, which may change what it asks, unless `loop` has to know how many there are.
+        let mut condition = definition.condition.as_ref();
+        if definition.uses_loop
+            && let Some(condition) = condition.take()
+        {
             let mut kept = Vec::new();
             for item in items {
                 let inner = Scope::new(Some(scope));
@@ -283,10 +282,6 @@ impl Interpreter<'_> {
             }
             items = kept;
         }
-        if items.is_empty() {
-            self.run(&definition.otherwise, &Scope::new(Some(scope)))?;
-            return Ok(());
-        }
         let state = Rc::new(Loop {
             items,
             index: Cell::new(0),
@@ -295,16 +290,28 @@ impl Interpreter<'_> {
             definition: definition.clone(),
             scope: Rc::downgrade(scope),
         });
+        // `else` follows where no round comes to its end.
+        let mut is_else = true;
         for (index, item) in state.items.iter().enumerate() {
             state.index.set(index);
             let inner = Scope::new(Some(scope));
             inner.set("loop", Value::Loop(state.clone()));
             self.assign(&definition.target, item.clone(), &inner)?;
-            if self.run(&definition.body, &inner)? == Flow::Break {
-                break;
+            if let Some(condition) = condition
+                && !self.evaluate(condition, &inner)?.is_true()
+            {
+                continue;
+            }
+            match self.run(&definition.body, &inner)? {
+                Flow::On => is_else = false,
+                Flow::Continue => {}
+                Flow::Break => break,
             }
         }
-        Ok(())
+        match is_else {
+            true => self.run(&definition.otherwise, &Scope::new(Some(scope))),
+            false => Ok(Flow::On),
+        }
     }
 
     fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>) -> Result<()> {
@@ -355,15 +362,20 @@ impl Interpreter<'_> {
             .collect()
     }
 
-    /// Pays for a value that was made.
-    fn made(&mut self, value: Value) -> Result<Value> {
+    /// Pays for a value that was made of others.
+    pub fn made(&mut self, value: Value) -> Result<Value> {
         self.spend(match &value {
-            Value::Text(text) => text.len() / LETTERS_PER_STEP,
             Value::List(list) => list.items.len(),
             Value::Dict(dict) => dict.entries.len(),
-            _ => 0,
+            value => value.steps(),
         })?;
         Ok(value)
+    }
+
+    pub fn dict(&mut self, entries: Vec<(Value, Value)>) -> Result<Value> {
+        // Each key is looked for among those before.
+        self.spend(entries.len() * entries.len() / 2)?;
+        Value::dict(entries)
     }
 
     fn expression(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
@@ -376,7 +388,8 @@ impl Interpreter<'_> {
                 let entry = |(key, value): &(Expr, Expr)| {
                     Ok((self.evaluate(key, scope)?, self.evaluate(value, scope)?))
                 };
-                Value::dict(entries.iter().map(entry).collect::<Result<_>>()?)
+                let entries = entries.iter().map(entry).collect::<Result<_>>()?;
+                self.dict(entries)
             }
             Expr::If(parts) => {
                 let (value, condition, otherwise) = &**parts;
@@ -398,19 +411,11 @@ impl Interpreter<'_> {
                 Ok(value)
             }
             Expr::Not(value) => Ok(Value::Bool(!self.evaluate(value, scope)?.is_true())),
-            Expr::Negative(value) => {
-                let value = self.evaluate(value, scope)?;
-                match value.as_int() {
-                    Some(number) => Ok(Value::Int(number.checked_neg().ok_or_else(too_large)?)),
-                    None => Ok(Value::Float(-number(&value, "-")?)),
-                }
-            }
+            Expr::Negative(value) => negative(&self.evaluate(value, scope)?),
             Expr::Positive(value) => {
                 let value = self.evaluate(value, scope)?;
-                match value.as_int() {
-                    Some(number) => Ok(Value::Int(number)),
-                    None => Ok(Value::Float(number(&value, "+")?)),
-                }
+                number(&value, "+")?;
+                Ok(value.as_int().map_or(value, Value::Int))
             }
             Expr::Compare(first, rest) => {
                 let mut left = self.evaluate(first, scope)?;
@@ -452,14 +457,10 @@ impl Interpreter<'_> {
         left: &Value,
         right: &Value,
     ) -> Result<bool> {
-        // Long texts and lists take their time.
-        let len = |value: &Value| match value {
-            Value::Text(text) => text.len() / LETTERS_PER_STEP,
-            Value::List(list) => list.items.len(),
-            Value::Dict(dict) => dict.entries.len(),
-            _ => 0,
-        };
-        self.spend(len(left) + len(right))?;
+        self.spend(match comparison {
+            Comparison::In | Comparison::NotIn => right.steps(),
+            _ => left.steps().min(right.steps()),
+        })?;
         Ok(match comparison {
             Comparison::Eq => left == right,
             Comparison::Ne => left != right,
@@ -562,7 +563,10 @@ impl Interpreter<'_> {
                 Function::Global(name) => self.call_global(name, passed),
                 Function::Method(value, name) => match value {
                     Value::Loop(state) => call_loop_method(state, name, passed),
-                    value => methods::call(value, name, passed),
+                    value => {
+                        self.spend(value.steps())?;
+                        methods::call(value, name, passed)
+                    }
                 },
                 Function::Macro(closure) => self.call_macro(closure, passed),
                 Function::Cycler { items, position } => {
@@ -584,8 +588,7 @@ impl Interpreter<'_> {
                     return Err(Error::new("only a recursive loop can be called"));
                 }
                 self.capture(|interpreter| {
-                    interpreter.repeat(&state.definition, items, &scope, state.depth + 1)?;
-                    Ok(Flow::On)
+                    interpreter.repeat(&state.definition, items, &scope, state.depth + 1)
                 })
             }
             other => {
@@ -638,110 +641,7 @@ impl Interpreter<'_> {
         scope.set("kwargs", Value::dict(named.collect())?);
         self.capture(|interpreter| interpreter.run(&definition.body, &scope))
     }
-
-    fn call_global(&mut self, name: &str, passed: Passed) -> Result<Value> {
-        match name {
-            "raise_exception" => {
-                let [message] = passed.take(name, ["message"])?;
-                let message = message.map(|message| message.to_text()).transpose()?;
-                Err(Error::new(
-                    message.map_or_else(String::new, |m| text::string(&m)),
-                ))
-            }
-            "strftime_now" => {
-                let [format] = passed.take(name, ["format"])?;
-                let format = format.as_ref().and_then(Value::as_text);
-                let format = format.ok_or_else(|| Error::new("strftime_now takes a format"))?;
-                self.asked_time = true;
-                let now = (self.input.now)(&text::string(format)).map_err(Error::new)?;
-                Ok(match format.iter().any(|letter| letter.is_given()) {
-                    true => Value::text(text::given(&now)),
-                    false => Value::written(&now),
-                })
-            }
-            "range" => {
-                let [first, second, step] = passed.take(name, ["start", "stop", "step"])?;
-                let whole = |value: Option<Value>, default| match value {
-                    Some(value) => value.as_int().ok_or_else(|| {
-                        Error::new(format!("range takes whole numbers, no {}", value.kind()))
-                    }),
-                    None => Ok(default),
-                };
-                let first = first.map(|value| whole(Some(value), 0)).transpose()?;
-                let (start, stop) = match (first, second) {
-                    (Some(start), Some(stop)) => (start, whole(Some(stop), 0)?),
-                    (Some(stop), None) => (0, stop),
-                    (None, _) => return Err(Error::new("range takes where to stop")),
-                };
-                let step = whole(step, 1)?;
-                if step == 0 {
-                    return Err(Error::new("range goes no step further"));
-                }
-                let too_long = || Error::new("a range is too long");
-                let distance = stop.checked_sub(start).ok_or_else(too_long)?;
-                let count = match (distance > 0) == (step > 0) && distance != 0 {
-                    true => (distance.unsigned_abs() - 1) / step.unsigned_abs() + 1,
-                    false => 0,
-                };
-                if count > LONGEST_RANGE as u128 {
-                    return Err(too_long());
-                }
-                Value::list(
-                    (0..count as i128)
-                        .map(|n| Value::Int(start + n * step))
-                        .collect(),
-                )
-            }
-            "dict" => {
-                let mut entries = Vec::new();
-                for value in &passed.positional {
-                    entries.extend(pairs(value)?);
-                }
-                let named = passed.named.into_iter();
-                entries.extend(named.map(|(name, value)| (Value::text(text::given(&name)), value)));
-                // Each key is looked for among those before.
-                self.spend(entries.len() * entries.len() / 2)?;
-                Value::dict(entries)
-            }
-            "namespace" => {
-                let namespace = Namespace::default();
-                for value in &passed.positional {
-                    for (key, value) in pairs(value)? {
-                        namespace.set(&text::string(&key.to_text()?), value)?;
-                    }
-                }
-                for (name, value) in passed.named {
-                    namespace.set(&name, value)?;
-                }
-                Ok(Value::Namespace(Rc::new(namespace)))
-            }
-            "cycler" => match passed.positional.is_empty() {
-                true => Err(Error::new("cycler takes what to go through")),
-                false => Ok(Value::Function(Rc::new(Function::Cycler {
-                    items: passed.positional,
-                    position: Cell::new(0),
-                }))),
-            },
-            _ => {
-                let [separator] = passed.take("joiner", ["sep"])?;
-                Ok(Value::Function(Rc::new(Function::Joiner {
-                    separator: separator.unwrap_or_else(|| Value::written(", ")),
-                    used: Cell::new(false),
-                })))
-            }
-        }
-    }
 }
-
-const GLOBALS: [&str; 7] = [
-    "raise_exception",
-    "strftime_now",
-    "range",
-    "dict",
-    "namespace",
-    "cycler",
-    "joiner",
-];
 
 fn lookup(name: &str, scope: &Scope) -> Value {
     if let Some(value) = scope.get(name) {
@@ -760,89 +660,6 @@ fn closure(definition: &Rc<Macro>, scope: &Rc<Scope>) -> Value {
     })))
 }
 
-/// The entries of a dict, or of a list of pairs.
-fn pairs(value: &Value) -> Result<Vec<(Value, Value)>> {
-    if let Value::Dict(dict) = value {
-        return Ok(dict.entries.clone());
-    }
-    let pair = |pair: Value| match <[Value; 2]>::try_from(pair.iterate()?) {
-        Ok([key, value]) => Ok((key, value)),
-        Err(_) => Err(Error::new("a dict is made of pairs")),
-    };
-    value.iterate()?.into_iter().map(pair).collect()
-}
-
-/// `value.name`: a method or field of its type, else what stands under that key.
-pub fn attribute(value: &Value, name: &str) -> Result<Value> {
-    value.defined()?;
-    if methods::exist(value, name) {
-        return Ok(method(value, name));
-    }
-    let found = match value {
-        Value::Dict(dict) => dict.get_named(name).cloned(),
-        Value::Namespace(namespace) => namespace.get(name),
-        Value::Loop(state) => loop_field(value, state, name),
-        Value::Function(function) => match &**function {
-            Function::Macro(closure) if name == "name" => {
-                Some(Value::written(&closure.definition.name))
-            }
-            Function::Cycler { items, position } => match name {
-                "next" => Some(value.clone()),
-                "current" => Some(items[position.get()].clone()),
-                _ => None,
-            },
-            _ => None,
-        },
-        _ => None,
-    };
-    if found.is_none() && value.kind() == "tuple" && matches!(name, "grouper" | "list") {
-        return Err(Error::new(format!(
-            "a group's field {name} is not supported; `for key, items in ...` names both"
-        )));
-    }
-    Ok(found.unwrap_or_else(|| no_attribute(value, name)))
-}
-
-fn no_attribute(value: &Value, name: &str) -> Value {
-    Value::undefined(format!(
-        "'{} object' has no attribute '{name}'",
-        value.kind()
-    ))
-}
-
-fn method(value: &Value, name: &str) -> Value {
-    Value::Function(Rc::new(Function::Method(value.clone(), name.to_owned())))
-}
-
-fn loop_field(value: &Value, state: &Loop, name: &str) -> Option<Value> {
-    let (index, len) = (state.index.get(), state.items.len());
-    let count = |number: usize| Value::Int(number as i128);
-    let neighbour = |item: Option<&Value>, what: &str| {
-        let none = || Value::undefined(format!("there is no {what} item"));
-        item.cloned().unwrap_or_else(none)
-    };
-    Some(match name {
-        "index" => count(index + 1),
-        "index0" => count(index),
-        "revindex" => count(len - index),
-        "revindex0" => count(len - index - 1),
-        "first" => Value::Bool(index == 0),
-        "last" => Value::Bool(index + 1 == len),
-        "length" => count(len),
-        "depth" => count(state.depth + 1),
-        "depth0" => count(state.depth),
-        "previtem" => neighbour(
-            index
-                .checked_sub(1)
-                .and_then(|before| state.items.get(before)),
-            "previous",
-        ),
-        "nextitem" => neighbour(state.items.get(index + 1), "next"),
-        "cycle" | "changed" => method(value, name),
-        _ => return None,
-    })
-}
-
 fn call_loop_method(state: &Loop, name: &str, passed: Passed) -> Result<Value> {
     let values = passed.positional;
     if name == "cycle" {
@@ -854,193 +671,4 @@ fn call_loop_method(state: &Loop, name: &str, passed: Passed) -> Result<Value> {
     let changed = state.changed.borrow().as_ref() != Some(&values);
     let _old = state.changed.replace(Some(values));
     Ok(Value::Bool(changed))
-}
-
-/// `value[key]`: what stands at that place or under that key, else a method of that name.
-pub fn item(value: &Value, key: &Value) -> Result<Value> {
-    value.defined()?;
-    let found = match (value, key) {
-        (Value::Dict(dict), key) => dict.get(key).cloned(),
-        (Value::List(list), key) => place(key, list.items.len()).map(|at| list.items[at].clone()),
-        (Value::Text(text), key) => place(key, text.len()).map(|at| Value::text([text[at]])),
-        _ => None,
-    };
-    match (found, key) {
-        (Some(found), _) => Ok(found),
-        (None, Value::Text(name)) => match value {
-            Value::Dict(_) if !methods::exist(value, &text::string(name)) => {
-                Ok(no_attribute(value, &text::string(name)))
-            }
-            _ => attribute(value, &text::string(name)),
-        },
-        (None, key) => {
-            let mut repr = Builder::default();
-            key.write_repr(&mut repr)?;
-            let key = text::string(&repr.finish());
-            Ok(Value::undefined(format!(
-                "'{} object' has no element {key}",
-                value.kind()
-            )))
-        }
-    }
-}
-
-/// The place that an index means in a sequence: counted from its end where negative.
-fn place(index: &Value, len: usize) -> Option<usize> {
-    let index = index.as_int()?;
-    let index = if index < 0 {
-        index + len as i128
-    } else {
-        index
-    };
-    usize::try_from(index).ok().filter(|index| *index < len)
-}
-
-fn slice(value: &Value, [start, stop, step]: [Option<i128>; 3]) -> Result<Value> {
-    let len = match value {
-        Value::Text(text) => text.len(),
-        Value::List(list) => list.items.len(),
-        other => {
-            other.defined()?;
-            let kind = other.kind();
-            return Err(Error::new(format!("a value of type {kind} has no slices")));
-        }
-    } as i128;
-    let step = step.unwrap_or(1);
-    if step == 0 {
-        return Err(Error::new("a slice goes no step further"));
-    }
-    // Where to begin and to end, as Python clamps it.
-    let (least, most) = if step > 0 { (0, len) } else { (-1, len - 1) };
-    let clamp = |bound: i128| {
-        let bound = if bound < 0 {
-            bound.saturating_add(len)
-        } else {
-            bound
-        };
-        bound.clamp(least, most)
-    };
-    let start = start.map_or(if step > 0 { 0 } else { len - 1 }, clamp);
-    let stop = stop.map_or(if step > 0 { len } else { -1 }, clamp);
-    let mut places = Vec::new();
-    let mut at = start;
-    while if step > 0 { at < stop } else { at > stop } {
-        places.push(at as usize);
-        at = at.saturating_add(step);
-    }
-    match value {
-        Value::List(list) => {
-            let items = places.into_iter().map(|at| list.items[at].clone());
-            Value::sequence(items.collect(), list.is_tuple)
-        }
-        Value::Text(text) => {
-            let letters: Vec<Letter> = places.into_iter().map(|at| text[at]).collect();
-            Ok(Value::text(letters))
-        }
-        _ => Ok(Value::None),
-    }
-}
-
-fn too_large() -> Error {
-    Error::new("a number is out of range")
-}
-
-fn number(value: &Value, operator: &str) -> Result<f64> {
-    value.defined()?;
-    let no_number = || {
-        Error::new(format!(
-            "{operator} does not take a value of type {}",
-            value.kind()
-        ))
-    };
-    value.as_float().ok_or_else(no_number)
-}
-
-/// Python's arithmetic, on numbers, texts and lists.
-pub fn calculate(operator: Operator, left: &Value, right: &Value) -> Result<Value> {
-    use Operator::{Add, Div, FloorDiv, Mul, Pow, Rem, Sub};
-    match (operator, left, right) {
-        (Add, Value::Text(a), Value::Text(b)) => {
-            return Ok(Value::text(text::join(&[], [&**a, &**b])?));
-        }
-        (Add, Value::List(a), Value::List(b)) if a.is_tuple == b.is_tuple => {
-            return Value::sequence([a.items.as_slice(), &b.items].concat(), a.is_tuple);
-        }
-        (Rem, Value::Text(format), arguments) => {
-            return Ok(Value::text(percent(format, arguments)?));
-        }
-        (Mul, Value::Text(_) | Value::List(_), count) if count.as_int().is_some() => {
-            return times(left, count.as_int().unwrap_or(0));
-        }
-        (Mul, count, Value::Text(_) | Value::List(_)) if count.as_int().is_some() => {
-            return times(right, count.as_int().unwrap_or(0));
-        }
-        _ => {}
-    }
-    left.defined()?;
-    right.defined()?;
-    let zero = || Error::new("division by zero");
-    if let (Some(a), Some(b)) = (left.as_int(), right.as_int()) {
-        let whole = match operator {
-            Add => a.checked_add(b),
-            Sub => a.checked_sub(b),
-            Mul => a.checked_mul(b),
-            FloorDiv | Rem if b == 0 => return Err(zero()),
-            // Rounded down, and the remainder with the divisor's sign.
-            FloorDiv => a.checked_div_euclid(b).map(|q| {
-                if b < 0 && a.rem_euclid(b) != 0 {
-                    q - 1
-                } else {
-                    q
-                }
-            }),
-            Rem => a
-                .checked_rem_euclid(b)
-                .map(|r| if b < 0 && r != 0 { r + b } else { r }),
-            Pow if b >= 0 => u32::try_from(b).ok().and_then(|b| a.checked_pow(b)),
-            Pow => return Ok(Value::Float((a as f64).powf(b as f64))),
-            Div => {
-                return if b == 0 {
-                    Err(zero())
-                } else {
-                    Ok(Value::Float(a as f64 / b as f64))
-                };
-            }
-        };
-        return whole.map(Value::Int).ok_or_else(too_large);
-    }
-    let (Some(a), Some(b)) = (left.as_float(), right.as_float()) else {
-        return Err(Error::new(format!(
-            "{} does not take values of types {} and {}",
-            operator.symbol(),
-            left.kind(),
-            right.kind()
-        )));
-    };
-    Ok(Value::Float(match operator {
-        Add => a + b,
-        Sub => a - b,
-        Mul => a * b,
-        Div | FloorDiv | Rem if b == 0.0 => return Err(zero()),
-        Div => a / b,
-        FloorDiv => (a / b).floor(),
-        Rem => a - b * (a / b).floor(),
-        Pow => a.powf(b),
-    }))
-}
-
-/// `count` copies of a text or a list.
-fn times(value: &Value, count: i128) -> Result<Value> {
-    let len = value.len()?;
-    let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
-    if len.saturating_mul(count) > MOST_LETTERS / LETTERS_PER_STEP {
-        return Err(Error::new("it makes a value without end"));
-    }
-    match value {
-        Value::List(list) => {
-            let items = std::iter::repeat_n(&list.items, count).flatten().cloned();
-            Value::sequence(items.collect(), list.is_tuple)
-        }
-        value => Ok(Value::text(value.to_text()?.repeat(count))),
-    }
 }

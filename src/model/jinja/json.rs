@@ -1,12 +1,15 @@
 //! `tojson` as transformers defines it: Python's `json.dumps` with `ensure_ascii=False`, which unlike Jinja's own filter
 //! escapes nothing for HTML.
 
+use std::cmp::Ordering;
+
 use super::{
     Error, Result,
     format::python_float,
     interpreter::Passed,
+    methods::is_true,
     text::{self, Builder, Letter},
-    value::Value,
+    value::{Value, sort},
 };
 
 struct Style {
@@ -21,14 +24,17 @@ struct Style {
 pub fn tojson(value: &Value, passed: Passed) -> Result<Value> {
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
     let [ensure_ascii, indent, separators, sort_keys] = passed.take("tojson", names)?;
-    let is_true = |flag: Option<Value>| flag.is_some_and(|flag| flag.is_true());
     let indent = match indent {
         None | Some(Value::None) => None,
         Some(Value::Text(text)) => Some(text.to_vec()),
         Some(width) => {
             let whole = || Error::new("tojson: indent is a whole number or a text");
             let width = width.as_int().ok_or_else(whole)?;
-            Some(text::written(&" ".repeat(width.clamp(0, 100) as usize)))
+            let blanks = usize::try_from(width.max(0))
+                .ok()
+                .filter(|width| *width <= 100);
+            let blanks = blanks.ok_or_else(|| Error::new("tojson: indent is more than 100"))?;
+            Some(text::written(&" ".repeat(blanks)))
         }
     };
     let mut style = Style {
@@ -53,7 +59,7 @@ pub fn tojson(value: &Value, passed: Passed) -> Result<Value> {
 impl Style {
     fn write(&self, value: &Value, depth: usize, out: &mut Builder) -> Result<()> {
         match value {
-            Value::Text(text) => self.write_text(text, out),
+            Value::Text(text) | Value::Safe(text) => self.write_text(text, out),
             Value::List(list) => {
                 let items = list.items.iter().map(|item| (None, item));
                 self.write_all("[", items.collect(), "]", depth, out)
@@ -61,15 +67,10 @@ impl Style {
             Value::Dict(dict) => {
                 let mut entries: Vec<_> = dict.entries.iter().map(|(k, v)| (Some(k), v)).collect();
                 if self.sort_keys {
-                    let mut failed = Ok(());
-                    entries.sort_by(|(a, _), (b, _)| match (a, b) {
-                        (Some(a), Some(b)) => a.compare(b).unwrap_or_else(|error| {
-                            failed = Err(error);
-                            std::cmp::Ordering::Equal
-                        }),
-                        _ => std::cmp::Ordering::Equal,
-                    });
-                    failed?;
+                    sort(&mut entries, |(a, _), (b, _)| match (a, b) {
+                        (Some(a), Some(b)) => a.compare(b),
+                        _ => Ok(Ordering::Equal),
+                    })?;
                 }
                 self.write_all("{", entries, "}", depth, out)
             }
@@ -93,7 +94,7 @@ impl Style {
             }
             self.new_line(depth + 1, out)?;
             match key {
-                Some(Value::Text(key)) => self.write_text(key, out)?,
+                Some(Value::Text(key) | Value::Safe(key)) => self.write_text(key, out)?,
                 Some(key) => out.write(&format!("\"{}\"", plain(key)?))?,
                 None => {}
             }
@@ -139,8 +140,7 @@ impl Style {
                     continue;
                 }
             };
-            let escape: Vec<Letter> = escape.chars().map(|c| letter.with(c)).collect();
-            out.push(&escape)?;
+            out.write_as(letter, &escape)?;
         }
         out.write("\"")
     }

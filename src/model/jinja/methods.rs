@@ -1,75 +1,73 @@
 //! The methods that Python's strings, lists and dicts have, as far as Jinja's sandbox allows them: none changes its value.
 
+use std::sync::LazyLock;
+
+use regex::Regex;
+
 use super::{
     Error, Result,
+    access::{from_end, of_safe},
     format::braces,
     interpreter::Passed,
     text::{self, Builder, Letter, Text},
-    value::{Value, is_printable},
+    value::{Form, Value, is_printable},
 };
 
-const OF_TEXT: [&str; 41] = [
-    "capitalize",
-    "casefold",
-    "center",
-    "count",
-    "endswith",
-    "expandtabs",
-    "find",
-    "format",
-    "index",
-    "isalnum",
-    "isalpha",
-    "isascii",
-    "isdecimal",
-    "isdigit",
-    "isidentifier",
-    "islower",
-    "isnumeric",
-    "isprintable",
-    "isspace",
-    "istitle",
-    "isupper",
-    "join",
-    "ljust",
-    "lower",
-    "lstrip",
-    "partition",
-    "removeprefix",
-    "removesuffix",
-    "replace",
-    "rfind",
-    "rindex",
-    "rjust",
-    "rpartition",
-    "rsplit",
-    "rstrip",
-    "split",
-    "splitlines",
-    "startswith",
-    "strip",
-    "swapcase",
-    "title",
-];
-const OF_TEXT_TOO: [&str; 2] = ["upper", "zfill"];
-const OF_LIST: [&str; 3] = ["copy", "count", "index"];
-const OF_DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
+const OF_TEXT: &str = "capitalize casefold center count endswith expandtabs find format index isalnum isalpha isascii \
+    isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip \
+    partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith \
+    strip swapcase title upper zfill";
+const OF_LIST: &str = "copy count index";
+const OF_TUPLE: &str = "count index";
+const OF_DICT: &str = "copy get items keys values";
+
+/// Digits that make no decimal number, as `str.isdigit` has them: superscripts, circled ones and others.
+const DIGITS: &str = concat!(
+    r"\p{Nd}\u{b2}\u{b3}\u{b9}\u{1369}-\u{1371}\u{19da}\u{2070}\u{2074}-\u{2079}\u{2080}-\u{2089}\u{2460}-\u{2468}",
+    r"\u{2474}-\u{247c}\u{2488}-\u{2490}\u{24ea}\u{24f5}-\u{24fd}\u{24ff}\u{2776}-\u{277e}\u{2780}-\u{2788}",
+    r"\u{278a}-\u{2792}\u{10a40}-\u{10a43}\u{10e60}-\u{10e68}\u{11052}-\u{1105a}\u{1f100}-\u{1f10a}"
+);
+/// Numbers, as `str.isnumeric` has them: Han ideographs that are numerals too.
+const NUMERALS: &str = concat!(
+    r"\p{N}㐅㒃㠪㭍一七万三九二五亖亿什仟仨伍佰億兆兩八六十千卄卅卌叁参參叄四壱壹幺廾廿弌弍弎弐拾捌柒漆玖百肆萬貮貳贰阡陆陌陸零",
+    r"\u{f96b}\u{f973}\u{f978}\u{f9b2}\u{f9d1}\u{f9d3}\u{f9fd}\u{20001}\u{20064}\u{200e2}\u{20121}\u{2092a}\u{20983}",
+    r"\u{2098c}\u{2099c}\u{20aea}\u{20afd}\u{20b19}\u{22390}\u{22998}\u{23b1b}\u{2626d}\u{2f890}"
+);
+
+/// The methods that ask whether a text is all of one kind of letters.
+static KINDS: LazyLock<[(&str, Option<Regex>); 6]> = LazyLock::new(|| {
+    let all = |letters: &str| Regex::new(&format!("^(?:{letters})$")).ok();
+    [
+        ("isalpha", all(r"\p{L}+")),
+        ("isalnum", all(&format!(r"[\p{{L}}{DIGITS}{NUMERALS}]+"))),
+        ("isdecimal", all(r"\p{Nd}+")),
+        ("isdigit", all(&format!("[{DIGITS}]+"))),
+        ("isnumeric", all(&format!("[{NUMERALS}]+"))),
+        ("isidentifier", all(r"[_\p{XID_Start}]\p{XID_Continue}*")),
+    ]
+});
 
 /// Whether values of this type have a method of this name.
 pub fn exist(value: &Value, name: &str) -> bool {
-    match value {
-        Value::Text(_) => OF_TEXT.contains(&name) || OF_TEXT_TOO.contains(&name),
-        Value::List(_) => OF_LIST.contains(&name),
-        Value::Dict(_) => OF_DICT.contains(&name),
-        Value::Float(_) => name == "is_integer",
-        _ => false,
-    }
+    let names = match value {
+        Value::Text(_) | Value::Safe(_) => OF_TEXT,
+        Value::List(list) => match list.form {
+            Form::List => OF_LIST,
+            Form::Tuple | Form::Group | Form::Range => OF_TUPLE,
+            Form::View(_) | Form::Generator { .. } => "",
+        },
+        Value::Dict(_) => OF_DICT,
+        Value::Float(_) => "is_integer",
+        _ => "",
+    };
+    names.split(' ').any(|other| other == name)
 }
 
 /// Calls a method that exists.
 pub fn call(value: &Value, name: &str, passed: Passed) -> Result<Value> {
     match value {
         Value::Text(text) => of_text(text, name, passed),
+        Value::Safe(_) => Err(of_safe(&format!("the method {name}"))),
         Value::List(list) => match name {
             "copy" => Ok(value.clone()),
             _ => {
@@ -92,14 +90,12 @@ pub fn call(value: &Value, name: &str, passed: Passed) -> Result<Value> {
         },
         Value::Dict(dict) => match name {
             "copy" => Ok(value.clone()),
-            "keys" => Value::list(value.iterate()?),
-            "values" => Value::list(
-                dict.entries
-                    .iter()
-                    .map(|(_, value)| value.clone())
-                    .collect(),
-            ),
-            "items" => items(value),
+            "keys" => Value::sequence(value.iterate()?, Form::View("dict_keys")),
+            "values" => {
+                let values = dict.entries.iter().map(|(_, value)| value.clone());
+                Value::sequence(values.collect(), Form::View("dict_values"))
+            }
+            "items" => Value::sequence(items(value)?, Form::View("dict_items")),
             _ => {
                 let [key, default] = passed.take(name, ["key", "default"])?;
                 let key = key.ok_or_else(|| missing(name))?;
@@ -112,7 +108,7 @@ pub fn call(value: &Value, name: &str, passed: Passed) -> Result<Value> {
 }
 
 /// Pairs of key and value.
-pub fn items(dict: &Value) -> Result<Value> {
+pub fn items(dict: &Value) -> Result<Vec<Value>> {
     let Value::Dict(dict) = dict else {
         return Err(Error::new(format!(
             "a value of type {} has no items",
@@ -123,7 +119,7 @@ pub fn items(dict: &Value) -> Result<Value> {
         .entries
         .iter()
         .map(|(key, value)| Value::tuple(vec![key.clone(), value.clone()]));
-    Value::list(pairs.collect::<Result<_>>()?)
+    pairs.collect()
 }
 
 fn missing(name: &str) -> Error {
@@ -134,14 +130,19 @@ fn count(number: usize) -> Value {
     Value::Int(number as i128)
 }
 
-fn texts(parts: Vec<&[Letter]>) -> Result<Vec<Value>> {
-    Ok(parts.into_iter().map(Value::text).collect())
+fn texts(parts: Vec<&[Letter]>) -> Vec<Value> {
+    parts.into_iter().map(Value::text).collect()
+}
+
+/// An argument that is a flag, and not set where it is missing.
+pub fn is_true(value: Option<Value>) -> bool {
+    value.is_some_and(|value| value.is_true())
 }
 
 /// An argument that must be a text.
 pub fn text_argument(value: Option<Value>, name: &str) -> Result<Text> {
     match value {
-        Some(Value::Text(text)) => Ok(text),
+        Some(Value::Text(text) | Value::Safe(text)) => Ok(text),
         Some(other) => {
             other.defined()?;
             Err(Error::new(format!(
@@ -172,17 +173,16 @@ fn most(value: Option<Value>, name: &str) -> Result<usize> {
 }
 
 fn of_text(text: &Text, name: &str, passed: Passed) -> Result<Value> {
-    let all = |holds: fn(char) -> bool| {
-        let all = !text.is_empty() && text.iter().all(|letter| holds(letter.char()));
-        Ok(Value::Bool(all))
-    };
     let made = |letters: Vec<Letter>| Ok(Value::text(letters));
     match name {
         "upper" => made(text::upper(text)),
         "lower" => made(text::lower(text)),
         "capitalize" => made(text::capitalize(text)),
-        "casefold" => made(text::lower(&text::upper(text))),
-        "title" => made(title(text)),
+        "casefold" => {
+            let fold = |letter: &Letter| text::lower(&text::upper(&[*letter]));
+            made(text.iter().flat_map(fold).collect())
+        }
+        "title" => made(text::title(text)),
         "swapcase" => {
             let swap = |letter: &Letter| match letter.char().is_uppercase() {
                 true => text::lower(&[*letter]),
@@ -190,21 +190,21 @@ fn of_text(text: &Text, name: &str, passed: Passed) -> Result<Value> {
             };
             made(text.iter().flat_map(swap).collect())
         }
-        "isalnum" => all(char::is_alphanumeric),
-        "isalpha" => all(char::is_alphabetic),
-        "isdecimal" | "isdigit" | "isnumeric" => all(char::is_numeric),
-        "isspace" => all(text::is_space),
+        "isalnum" | "isalpha" | "isdecimal" | "isdigit" | "isidentifier" | "isnumeric" => {
+            let kind = KINDS.iter().find(|(kind, _)| *kind == name);
+            let kind = kind.and_then(|(_, kind)| kind.as_ref());
+            let is_all = kind.is_some_and(|kind| kind.is_match(&text::string(text)));
+            Ok(Value::Bool(is_all))
+        }
+        "isspace" => Ok(Value::Bool(
+            !text.is_empty() && text.iter().all(|letter| letter.is_space()),
+        )),
         "isascii" => Ok(Value::Bool(
             text.iter().all(|letter| letter.char().is_ascii()),
         )),
         "isprintable" => Ok(Value::Bool(
             text.iter().all(|letter| is_printable(letter.char())),
         )),
-        "isidentifier" => {
-            let starts = text.first().is_some_and(|first| !first.char().is_numeric());
-            let holds = |letter: &Letter| letter.char() == '_' || letter.char().is_alphanumeric();
-            Ok(Value::Bool(starts && text.iter().all(holds)))
-        }
         "islower" | "isupper" => {
             let lower = text.iter().any(|letter| letter.char().is_lowercase());
             let upper = text.iter().any(|letter| letter.char().is_uppercase());
@@ -213,11 +213,19 @@ fn of_text(text: &Text, name: &str, passed: Passed) -> Result<Value> {
             } else {
                 (upper, lower)
             };
-            Ok(Value::Bool(wanted && !other))
+            let neither = text.iter().any(|letter| text::is_title(*letter));
+            Ok(Value::Bool(wanted && !other && !neither))
         }
+        // Every word is one large letter and then small ones.
         "istitle" => {
-            let cased = text.iter().any(|letter| is_cased(letter.char()));
-            Ok(Value::Bool(cased && title(text).as_slice() == &**text))
+            let is_small = |letter: &Letter| letter.char().is_lowercase();
+            let mut words = text
+                .chunk_by(|a, b| text::is_cased(*a) == text::is_cased(*b))
+                .filter(|word| text::is_cased(word[0]))
+                .peekable();
+            let any = words.peek().is_some();
+            let is_title = |word: &[Letter]| !is_small(&word[0]) && word[1..].iter().all(is_small);
+            Ok(Value::Bool(any && words.all(is_title)))
         }
         "strip" | "lstrip" | "rstrip" => {
             let [characters] = passed.take(name, ["chars"])?;
@@ -274,7 +282,7 @@ fn of_text(text: &Text, name: &str, passed: Passed) -> Result<Value> {
                     }
                 }
             };
-            Value::list(texts(parts)?)
+            Value::list(texts(parts))
         }
         "partition" | "rpartition" => {
             let [separator] = passed.take(name, ["sep"])?;
@@ -292,12 +300,11 @@ fn of_text(text: &Text, name: &str, passed: Passed) -> Result<Value> {
                 _ if name == "partition" => [text, &[], &[]],
                 _ => [&[], &[], text],
             };
-            Value::tuple(texts(parts.to_vec())?)
+            Value::tuple(texts(parts.to_vec()))
         }
         "splitlines" => {
             let [keep_ends] = passed.take(name, ["keepends"])?;
-            let keep_ends = keep_ends.is_some_and(|value| value.is_true());
-            Value::list(texts(text::lines(text, keep_ends))?)
+            Value::list(texts(text::lines(text, is_true(keep_ends))))
         }
         "join" => {
             let [parts] = passed.take(name, ["iterable"])?;
@@ -385,14 +392,7 @@ fn of_text(text: &Text, name: &str, passed: Passed) -> Result<Value> {
 fn search(text: &Text, name: &str, passed: Passed) -> Result<Value> {
     let [part, start, end] = passed.take(name, ["sub", "start", "end"])?;
     let len = text.len() as i128;
-    let place = |bound: i128| {
-        let bound = if bound < 0 {
-            bound.saturating_add(len)
-        } else {
-            bound
-        };
-        bound.max(0)
-    };
+    let place = |bound: i128| from_end(bound, len).max(0);
     let start = int_argument(start, name)?.map_or(0, place);
     let end = int_argument(end, name)?.map_or(len, place).min(len);
     // Nothing, not even an empty part, is found past the end.
@@ -401,7 +401,7 @@ fn search(text: &Text, name: &str, passed: Passed) -> Result<Value> {
     let within = &text[start..end as usize];
     if matches!(name, "startswith" | "endswith") {
         let parts = match part {
-            Some(Value::List(list)) if list.is_tuple => list.items.clone(),
+            Some(Value::List(list)) if list.form == Form::Tuple => list.items.clone(),
             Some(part) => vec![part],
             None => return Err(missing(name)),
         };
@@ -427,22 +427,4 @@ fn search(text: &Text, name: &str, passed: Passed) -> Result<Value> {
         ("index" | "rindex", None) => Err(Error::new("the part is not in the string")),
         (_, None) => Ok(Value::Int(-1)),
     }
-}
-
-fn is_cased(character: char) -> bool {
-    character.is_lowercase() || character.is_uppercase()
-}
-
-/// Python's `title`: every letter behind one that has no case is large.
-fn title(letters: &[Letter]) -> Vec<Letter> {
-    let mut out = Vec::with_capacity(letters.len());
-    let mut inside = false;
-    for &letter in letters {
-        match inside {
-            true => out.extend(text::lower(&[letter])),
-            false => out.extend(text::upper(&[letter])),
-        }
-        inside = is_cased(letter.char());
-    }
-    out
 }

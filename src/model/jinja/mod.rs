@@ -1,16 +1,23 @@
 //! The Jinja that chat templates are written in: what Jinja 3.1 does with them in Python, set up as Hugging Face
 //! transformers sets it up, with one thing more: text knows whether the template wrote it or was given it ([`text`]).
 //!
-//! Nothing in here knows of models or messages. A template is read by [`parser`] and run by [`interpreter`].
+//! Nothing in here knows of models or messages. A template is read by [`parser`], which leaves it as
+//! [`syntax`] has it, and run by [`interpreter`].
 
+mod access;
+mod arithmetic;
+mod checks;
 mod filters;
 mod format;
+mod globals;
 mod interpreter;
 mod json;
 mod lexer;
 mod methods;
 mod parser;
+mod syntax;
 mod text;
+mod text_filters;
 mod value;
 
 use std::{fmt, thread};

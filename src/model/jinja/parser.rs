@@ -6,150 +6,21 @@ use std::rc::Rc;
 use super::{
     Error, Result,
     lexer::{Lexeme, Token, tokens},
-    text::Letter,
+    syntax::{
+        Arguments, Body, Comparison, Expr, For, Kind, Macro, Operator, Statement, Suffix, Target,
+    },
     value::Value,
 };
 
 /// How deep tags and brackets may nest.
 const MOST_NESTED: usize = 100;
 
-pub type Body = Vec<Statement>;
-
-pub struct Statement {
-    /// Counted from 1.
-    pub line: usize,
-    pub kind: Kind,
-}
-
-pub enum Kind {
-    Data(Vec<Letter>),
-    Output(Expr),
-    /// Conditions with what follows from them, then what follows from none.
-    If(Vec<(Expr, Body)>, Body),
-    For(Rc<For>),
-    Set(Target, Expr),
-    /// A captured body, through filters.
-    SetBlock(Target, Vec<Suffix>, Body),
-    Macro(Rc<Macro>),
-    /// `{% call(parameters) expression %}body{% endcall %}`
-    Call(Rc<Macro>, Expr),
-    Filter(Vec<Suffix>, Body),
-    With(Vec<(Target, Expr)>, Body),
-    /// `{% generation %}`: a scope of its own, and else nothing.
-    Generation(Body),
-    Break,
-    Continue,
-}
-
-pub struct For {
-    pub target: Target,
-    pub items: Expr,
-    pub condition: Option<Expr>,
-    pub recursive: bool,
-    pub body: Body,
-    pub otherwise: Body,
-}
-
-pub struct Macro {
-    pub name: String,
-    /// With their defaults.
-    pub parameters: Vec<(String, Option<Expr>)>,
-    pub body: Body,
-}
-
-pub enum Target {
-    Name(String),
-    /// Of a namespace.
-    Attribute(String, String),
-    Tuple(Vec<Target>),
-}
-
-pub enum Expr {
-    Constant(Value),
-    Name(String),
-    List(Vec<Expr>),
-    Tuple(Vec<Expr>),
-    Dict(Vec<(Expr, Expr)>),
-    /// Value, condition, value otherwise.
-    If(Box<(Expr, Expr, Option<Expr>)>),
-    And(Vec<Expr>),
-    Or(Vec<Expr>),
-    Not(Box<Expr>),
-    Negative(Box<Expr>),
-    Positive(Box<Expr>),
-    Compare(Box<Expr>, Vec<(Comparison, Expr)>),
-    /// From left to right.
-    Arithmetic(Box<Expr>, Vec<(Operator, Expr)>),
-    Concat(Vec<Expr>),
-    Chain(Box<Expr>, Vec<Suffix>),
-}
-
-/// What stands behind a value: `.name`, `[item]`, `[a:b:c]`, `(arguments)`, `| filter`, `is test`.
-pub enum Suffix {
-    Attribute(String),
-    Item(Expr),
-    Slice(Box<[Option<Expr>; 3]>),
-    Call(Arguments),
-    Filter(String, Arguments),
-    Test {
-        name: String,
-        arguments: Arguments,
-        negated: bool,
-    },
-}
-
-#[derive(Default)]
-pub struct Arguments {
-    pub positional: Vec<Expr>,
-    pub named: Vec<(String, Expr)>,
-    /// `*list`
-    pub spread: Option<Box<Expr>>,
-    /// `**dict`
-    pub spread_named: Option<Box<Expr>>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-pub enum Comparison {
-    Eq,
-    Ne,
-    Lt,
-    Le,
-    Gt,
-    Ge,
-    In,
-    NotIn,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-pub enum Operator {
-    Add,
-    Sub,
-    Mul,
-    Div,
-    FloorDiv,
-    Rem,
-    Pow,
-}
-
-impl Operator {
-    pub fn symbol(self) -> &'static str {
-        match self {
-            Self::Add => "+",
-            Self::Sub => "-",
-            Self::Mul => "*",
-            Self::Div => "/",
-            Self::FloorDiv => "//",
-            Self::Rem => "%",
-            Self::Pow => "**",
-        }
-    }
-}
-
 pub fn parse(source: &str) -> Result<Body> {
     let mut parser = Parser {
         tokens: tokens(source)?,
         at: 0,
         nested: 0,
+        names_loop: false,
     };
     let parsed = parser.body(&[]);
     parsed
@@ -162,6 +33,8 @@ struct Parser {
     tokens: Vec<Lexeme>,
     at: usize,
     nested: usize,
+    /// Whether the name `loop` was read.
+    names_loop: bool,
 }
 
 impl Parser {
@@ -345,7 +218,8 @@ impl Parser {
                 }
                 return Ok(Kind::With(values, self.block("endwith")?));
             }
-            "generation" => return Ok(Kind::Generation(self.block("endgeneration")?)),
+            // It notes where the assistant speaks, which matters in training alone.
+            "generation" => return Ok(Kind::With(Vec::new(), self.block("endgeneration")?)),
             "break" => Kind::Break,
             "continue" => Kind::Continue,
             _ => return Err(Error::new(format!("unknown tag {name}"))),
@@ -384,7 +258,10 @@ impl Parser {
         };
         let recursive = self.skip_word("recursive");
         self.expect(Token::BlockEnd)?;
+        let before = std::mem::take(&mut self.names_loop);
         let (body, end) = self.body(&["endfor", "else"])?;
+        let uses_loop = self.names_loop;
+        self.names_loop |= before;
         let otherwise = match end.as_str() {
             "else" => self.block("endfor")?,
             _ => {
@@ -397,6 +274,7 @@ impl Parser {
             items,
             condition,
             recursive,
+            uses_loop,
             body,
             otherwise,
         })))
@@ -743,7 +621,11 @@ impl Parser {
                 "true" | "True" => Expr::Constant(Value::Bool(true)),
                 "false" | "False" => Expr::Constant(Value::Bool(false)),
                 "none" | "None" => Expr::Constant(Value::None),
-                name => Expr::Name(name.to_owned()),
+                name => {
+                    let expr = Expr::Name(name.to_owned());
+                    self.names_loop |= name == "loop";
+                    expr
+                }
             },
             Token::Int(number) => Expr::Constant(Value::Int(*number)),
             Token::Float(number) => Expr::Constant(Value::Float(*number)),

@@ -8,6 +8,8 @@ use super::{Error, Result};
 
 /// The longest text that a template may make, in letters.
 pub const MOST_LETTERS: usize = 1 << 26;
+/// Letters that count as one step of a template.
+pub const LETTERS_PER_STEP: usize = 16;
 
 /// A character, and whether it was given: brought by a message or another input, not written by the template.
 #[derive(Clone, Copy)]
@@ -111,6 +113,12 @@ impl Builder {
 
     pub fn write(&mut self, text: &str) -> Result<()> {
         self.push(&written(text))
+    }
+
+    /// `text` by the hand of `letter`, in whose place it stands.
+    pub fn write_as(&mut self, letter: Letter, text: &str) -> Result<()> {
+        text.chars()
+            .try_for_each(|character| self.push(&[letter.with(character)]))
     }
 
     pub fn fill(&mut self, letter: Letter, count: usize) -> Result<()> {
@@ -295,6 +303,22 @@ pub fn strip_end(letters: &[Letter], of: impl Fn(Letter) -> bool) -> &[Letter] {
     &letters[..kept.map_or(0, |last| last + 1)]
 }
 
+/// What HTML needs in the place of its signs.
+pub fn html(letters: &[Letter]) -> Result<Vec<Letter>> {
+    let mut out = Builder::default();
+    for &letter in letters {
+        match letter.char() {
+            '&' => out.write_as(letter, "&amp;")?,
+            '<' => out.write_as(letter, "&lt;")?,
+            '>' => out.write_as(letter, "&gt;")?,
+            '"' => out.write_as(letter, "&#34;")?,
+            '\'' => out.write_as(letter, "&#39;")?,
+            _ => out.push(&[letter])?,
+        }
+    }
+    Ok(out.finish())
+}
+
 pub fn upper(letters: &[Letter]) -> Vec<Letter> {
     let upper = |l: &Letter| {
         let letter = *l;
@@ -304,15 +328,48 @@ pub fn upper(letters: &[Letter]) -> Vec<Letter> {
 }
 
 pub fn lower(letters: &[Letter]) -> Vec<Letter> {
-    let lower = |l: &Letter| {
-        let letter = *l;
-        letter.char().to_lowercase().map(move |c| letter.with(c))
-    };
-    letters.iter().flat_map(lower).collect()
+    // Of the whole text: a sigma that ends a word is another than one inside.
+    let lowered = string(letters).to_lowercase();
+    let mut characters = lowered.chars();
+    let mut out = Vec::with_capacity(letters.len());
+    for letter in letters {
+        let count = letter.char().to_lowercase().count();
+        out.extend(characters.by_ref().take(count).map(|c| letter.with(c)));
+    }
+    out
+}
+
+/// A letter as a word begins with it: where it becomes several, one of them is large.
+fn initial(letter: Letter) -> Vec<Letter> {
+    let upper = upper(&[letter]);
+    let large = upper.iter().position(|letter| is_cased(*letter));
+    let (before, after) = upper.split_at(large.map_or(upper.len(), |at| at + 1));
+    [before.to_vec(), lower(after)].concat()
 }
 
 /// The first letter large, the others small.
 pub fn capitalize(letters: &[Letter]) -> Vec<Letter> {
-    let (first, rest) = letters.split_at(letters.len().min(1));
-    [upper(first), lower(rest)].concat()
+    let Some(&first) = letters.first() else {
+        return Vec::new();
+    };
+    let rest = lower(letters).split_off(first.char().to_lowercase().count());
+    [initial(first), rest].concat()
+}
+
+/// Python's `title`: of all letters next to one another the first is large.
+pub fn title(letters: &[Letter]) -> Vec<Letter> {
+    let words = letters.chunk_by(|a, b| is_cased(*a) == is_cased(*b));
+    words.flat_map(capitalize).collect()
+}
+
+/// Whether a letter has a large and a small form.
+pub fn is_cased(letter: Letter) -> bool {
+    let character = letter.char();
+    character.is_lowercase() || character.is_uppercase() || is_title(letter)
+}
+
+/// Whether a letter is two, of which the first is large, such as U+01C5.
+pub fn is_title(letter: Letter) -> bool {
+    let character = letter.char();
+    !character.is_uppercase() && character.to_lowercase().next() != Some(character)
 }

@@ -10,11 +10,13 @@ use super::{
     Error, Result,
     format::python_float,
     interpreter::{Closure, Loop},
-    text::{self, Builder, Letter, Text},
+    text::{self, Builder, LETTERS_PER_STEP, Letter, Text},
 };
 
 /// How deep lists and dicts may nest.
 const MOST_NESTED: usize = 200;
+/// What a value may hold: a list that holds another twice holds its items twice.
+const LARGEST: usize = 1 << 26;
 
 #[derive(Clone)]
 pub enum Value {
@@ -25,6 +27,8 @@ pub enum Value {
     Int(i128),
     Float(f64),
     Text(Text),
+    /// Python's `Markup`: to what is added to such a text happens what HTML needs.
+    Safe(Text),
     List(Rc<List>),
     Dict(Rc<Dict>),
     Namespace(Rc<Namespace>),
@@ -32,23 +36,48 @@ pub enum Value {
     Function(Rc<Function>),
 }
 
-/// A list or a tuple.
+/// Values in an order.
 pub struct List {
     pub items: Vec<Value>,
-    pub is_tuple: bool,
-    nested: usize,
+    pub form: Form,
+    extent: Extent,
+}
+
+/// The types that Python has for values in an order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Form {
+    List,
+    Tuple,
+    /// A tuple of `groupby`, with the names `grouper` and `list` for its two.
+    Group,
+    Range,
+    /// `dict_keys`, `dict_values` or `dict_items`: these have no places.
+    View(&'static str),
+    /// What filters give that work item by item: it has no places, always counts as true, and can be gone through once.
+    Generator {
+        spent: Cell<bool>,
+    },
+}
+
+/// How far a value goes.
+#[derive(Clone, Copy, Default)]
+struct Extent {
+    /// Containers inside one another.
+    depth: usize,
+    /// Values inside, at every depth.
+    size: usize,
 }
 
 /// In the order in which keys were first set.
 pub struct Dict {
     pub entries: Vec<(Value, Value)>,
-    nested: usize,
+    extent: Extent,
 }
 
 #[derive(Default)]
 pub struct Namespace {
     values: RefCell<Vec<(String, Value)>>,
-    nested: Cell<usize>,
+    extent: Cell<Extent>,
 }
 
 pub enum Function {
@@ -107,19 +136,24 @@ impl Value {
     }
 
     pub fn list(items: Vec<Self>) -> Result<Self> {
-        Self::sequence(items, false)
+        Self::sequence(items, Form::List)
     }
 
     pub fn tuple(items: Vec<Self>) -> Result<Self> {
-        Self::sequence(items, true)
+        Self::sequence(items, Form::Tuple)
     }
 
-    pub fn sequence(items: Vec<Self>, is_tuple: bool) -> Result<Self> {
-        let nested = deeper(items.iter())?;
+    pub fn generator(items: Vec<Self>) -> Result<Self> {
+        let spent = Cell::new(false);
+        Self::sequence(items, Form::Generator { spent })
+    }
+
+    pub fn sequence(items: Vec<Self>, form: Form) -> Result<Self> {
+        let extent = Extent::around(&items)?;
         Ok(Self::List(Rc::new(List {
             items,
-            is_tuple,
-            nested,
+            form,
+            extent,
         })))
     }
 
@@ -136,31 +170,40 @@ impl Value {
     }
 
     fn unique(entries: Vec<(Self, Self)>) -> Result<Self> {
-        let nested = deeper(entries.iter().map(|(_, value)| value))?;
-        Ok(Self::Dict(Rc::new(Dict { entries, nested })))
+        let extent = Extent::around(entries.iter().map(|(_, value)| value))?;
+        Ok(Self::Dict(Rc::new(Dict { entries, extent })))
     }
 
     pub fn undefined(why: impl Into<Rc<str>>) -> Self {
         Self::Undefined(why.into())
     }
 
-    /// How many containers are inside one another.
-    fn nested(&self) -> usize {
+    fn extent(&self) -> Extent {
+        let inside = |depth| Extent { depth, size: 0 };
         match self {
-            Self::List(list) => list.nested,
-            Self::Dict(dict) => dict.nested,
-            Self::Namespace(namespace) => namespace.nested.get(),
+            Self::List(list) => list.extent,
+            Self::Dict(dict) => dict.extent,
+            Self::Namespace(namespace) => namespace.extent.get(),
             // It holds what it runs over: in a list, loops could hold one another without end.
-            Self::Loop(_) => MOST_NESTED,
+            Self::Loop(_) => inside(MOST_NESTED),
             Self::Function(function) => match &**function {
-                Function::Method(value, _) => value.nested() + 1,
-                Function::Joiner { separator, .. } => separator.nested() + 1,
+                Function::Method(value, _) => inside(value.extent().depth + 1),
+                Function::Joiner { separator, .. } => inside(separator.extent().depth + 1),
                 Function::Cycler { items, .. } => {
-                    items.iter().map(Self::nested).max().unwrap_or(0) + 1
+                    let depths = items.iter().map(|item| item.extent().depth);
+                    inside(depths.max().unwrap_or(0) + 1)
                 }
-                Function::Global(_) | Function::Macro(_) => 0,
+                Function::Global(_) | Function::Macro(_) => inside(0),
             },
-            _ => 0,
+            _ => inside(0),
+        }
+    }
+
+    /// Steps that it takes to make the value or to compare it with another.
+    pub fn steps(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::Safe(text) => text.len() / LETTERS_PER_STEP,
+            value => value.extent().size,
         }
     }
 
@@ -173,8 +216,14 @@ impl Value {
             Self::Int(_) => "int",
             Self::Float(_) => "float",
             Self::Text(_) => "str",
-            Self::List(list) if list.is_tuple => "tuple",
-            Self::List(_) => "list",
+            Self::Safe(_) => "Markup",
+            Self::List(list) => match list.form {
+                Form::List => "list",
+                Form::Tuple | Form::Group => "tuple",
+                Form::Range => "range",
+                Form::View(kind) => kind,
+                Form::Generator { .. } => "generator",
+            },
             Self::Dict(_) => "dict",
             Self::Namespace(_) => "Namespace",
             Self::Loop(_) => "LoopContext",
@@ -196,8 +245,10 @@ impl Value {
             Self::Bool(value) => *value,
             Self::Int(value) => *value != 0,
             Self::Float(value) => *value != 0.0,
-            Self::Text(text) => !text.is_empty(),
-            Self::List(list) => !list.items.is_empty(),
+            Self::Text(text) | Self::Safe(text) => !text.is_empty(),
+            Self::List(list) => {
+                matches!(list.form, Form::Generator { .. }) || !list.items.is_empty()
+            }
             Self::Dict(dict) => !dict.entries.is_empty(),
             Self::Namespace(_) | Self::Loop(_) | Self::Function(_) => true,
         }
@@ -221,15 +272,23 @@ impl Value {
 
     pub fn as_text(&self) -> Option<&Text> {
         match self {
-            Self::Text(text) => Some(text),
+            Self::Text(text) | Self::Safe(text) => Some(text),
             _ => None,
+        }
+    }
+
+    /// The value as HTML: what is safe stays as it is.
+    pub fn html(&self) -> Result<Text> {
+        match self {
+            Self::Safe(text) => Ok(text.clone()),
+            value => Ok(text::html(&value.to_text()?)?.into()),
         }
     }
 
     /// Python's `len`.
     pub fn len(&self) -> Result<usize> {
         match self {
-            Self::Text(text) => Ok(text.len()),
+            Self::Text(text) | Self::Safe(text) => Ok(text.len()),
             Self::List(list) => Ok(list.items.len()),
             Self::Dict(dict) => Ok(dict.entries.len()),
             Self::Loop(looped) => Ok(looped.items.len()),
@@ -244,8 +303,13 @@ impl Value {
     /// What a loop over the value goes through.
     pub fn iterate(&self) -> Result<Vec<Self>> {
         match self {
-            Self::Text(text) => Ok(text.iter().map(|letter| Self::text([*letter])).collect()),
-            Self::List(list) => Ok(list.items.clone()),
+            Self::Text(text) | Self::Safe(text) => {
+                Ok(text.iter().map(|letter| Self::text([*letter])).collect())
+            }
+            Self::List(list) => match &list.form {
+                Form::Generator { spent } if spent.replace(true) => Ok(Vec::new()),
+                _ => Ok(list.items.clone()),
+            },
             Self::Dict(dict) => Ok(dict.entries.iter().map(|(key, _)| key.clone()).collect()),
             Self::Undefined(_) => Ok(Vec::new()),
             other => Err(Error::new(format!(
@@ -258,11 +322,13 @@ impl Value {
     /// Whether `item in self`.
     pub fn contains(&self, item: &Self) -> Result<bool> {
         match (self, item) {
-            (Self::Text(text), Self::Text(part)) => Ok(text::find(text, part).is_some()),
-            (Self::Text(_), other) => Err(Error::new(format!(
-                "a value of type {} is in no string",
-                other.kind()
-            ))),
+            (Self::Text(text) | Self::Safe(text), item) => match item.as_text() {
+                Some(part) => Ok(text::find(text, part).is_some()),
+                None => Err(Error::new(format!(
+                    "a value of type {} is in no string",
+                    item.kind()
+                ))),
+            },
             (Self::Dict(dict), key) => Ok(dict.get(key).is_some()),
             (list, item) => Ok(list.iterate()?.contains(item)),
         }
@@ -271,8 +337,7 @@ impl Value {
     /// Python's `<`, `==` and `>`, where the values have an order.
     pub fn compare(&self, other: &Self) -> Result<Ordering> {
         let order = match (self, other) {
-            (Self::Text(a), Self::Text(b)) => Some(a.cmp(b)),
-            (Self::List(a), Self::List(b)) if a.is_tuple == b.is_tuple => {
+            (Self::List(a), Self::List(b)) if a.has_places_as(b) => {
                 for (a, b) in a.items.iter().zip(&b.items) {
                     if a != b {
                         return a.compare(b);
@@ -284,7 +349,7 @@ impl Value {
                 (Some(a), Some(b)) => Some(a.cmp(&b)),
                 _ => match (a.as_float(), b.as_float()) {
                     (Some(a), Some(b)) => Some(a.partial_cmp(&b).unwrap_or(Ordering::Greater)),
-                    _ => None,
+                    _ => a.as_text().zip(b.as_text()).map(|(a, b)| a.cmp(b)),
                 },
             },
         };
@@ -299,7 +364,7 @@ impl Value {
     /// Python's `str`: what is printed.
     pub fn to_text(&self) -> Result<Text> {
         match self {
-            Self::Text(text) => Ok(text.clone()),
+            Self::Text(text) | Self::Safe(text) => Ok(text.clone()),
             Self::Undefined(_) => Ok([].into()),
             value => {
                 let mut out = Builder::default();
@@ -319,17 +384,29 @@ impl Value {
             Self::Int(value) => out.write(&value.to_string()),
             Self::Float(value) => out.write(&python_float(*value)),
             Self::Text(text) => write_quoted(text, out),
+            Self::Safe(text) => {
+                out.write("Markup(")?;
+                write_quoted(text, out)?;
+                out.write(")")
+            }
             Self::List(list) => {
-                out.write(if list.is_tuple { "(" } else { "[" })?;
+                let (open, close) = match list.form {
+                    Form::List => ("[", "]"),
+                    Form::Tuple | Form::Group if list.items.len() == 1 => ("(", ",)"),
+                    Form::Tuple | Form::Group => ("(", ")"),
+                    Form::View(_) => ("([", "])"),
+                    Form::Range => return Err(Error::new("a range as text is not supported")),
+                    Form::Generator { .. } => return out.write("<generator>"),
+                };
+                if let Form::View(kind) = list.form {
+                    out.write(kind)?;
+                }
+                out.write(open)?;
                 for (number, item) in list.items.iter().enumerate() {
                     out.write(if number > 0 { ", " } else { "" })?;
                     item.write_repr(out)?;
                 }
-                out.write(match (list.is_tuple, list.items.len()) {
-                    (true, 1) => ",)",
-                    (true, _) => ")",
-                    (false, _) => "]",
-                })
+                out.write(close)
             }
             Self::Dict(dict) => {
                 out.write("{")?;
@@ -341,9 +418,10 @@ impl Value {
                 }
                 out.write("}")
             }
-            Self::Namespace(_) | Self::Loop(_) | Self::Function(_) => {
-                out.write(&format!("<{}>", self.kind()))
-            }
+            // It may hold itself.
+            Self::Namespace(_) => Err(Error::new("a namespace as text is not supported")),
+            // Python says where it lies in memory.
+            Self::Loop(_) | Self::Function(_) => out.write(&format!("<{}>", self.kind())),
         }
     }
 }
@@ -352,8 +430,9 @@ impl PartialEq for Value {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Undefined(_), Self::Undefined(_)) | (Self::None, Self::None) => true,
-            (Self::Text(a), Self::Text(b)) => a == b,
-            (Self::List(a), Self::List(b)) => a.is_tuple == b.is_tuple && a.items == b.items,
+            (Self::List(a), Self::List(b)) => {
+                Rc::ptr_eq(a, b) || a.has_places_as(b) && a.items == b.items
+            }
             (Self::Dict(a), Self::Dict(b)) => {
                 let same = |(key, value): &(Self, Self)| b.get(key) == Some(value);
                 a.entries.len() == b.entries.len() && a.entries.iter().all(same)
@@ -363,9 +442,24 @@ impl PartialEq for Value {
             (Self::Function(a), Self::Function(b)) => Rc::ptr_eq(a, b),
             (a, b) => match (a.as_int(), b.as_int()) {
                 (Some(a), Some(b)) => a == b,
-                _ => a.as_float().is_some_and(|a| b.as_float() == Some(a)),
+                _ => match a.as_float() {
+                    Some(a) => b.as_float() == Some(a),
+                    None => a.as_text().is_some_and(|a| b.as_text() == Some(a)),
+                },
             },
         }
+    }
+}
+
+impl List {
+    pub fn has_places(&self) -> bool {
+        !matches!(self.form, Form::View(_) | Form::Generator { .. })
+    }
+
+    /// Whether Python compares the two item by item.
+    fn has_places_as(&self, other: &Self) -> bool {
+        let is_tuple = |list: &Self| matches!(list.form, Form::Tuple | Form::Group);
+        self.has_places() && (self.form == other.form || is_tuple(self) && is_tuple(other))
     }
 }
 
@@ -390,8 +484,11 @@ impl Namespace {
     }
 
     pub fn set(&self, name: &str, value: Value) -> Result<()> {
-        self.nested
-            .set(self.nested.get().max(deeper([&value].into_iter())?));
+        let (before, now) = (self.extent.get(), Extent::around([&value])?);
+        self.extent.set(Extent {
+            depth: before.depth.max(now.depth),
+            size: 0,
+        });
         let mut values = self.values.borrow_mut();
         // Dropped after the borrow: it may be the last to hold something.
         let _old = match values.iter_mut().find(|(n, _)| n == name) {
@@ -406,13 +503,36 @@ impl Namespace {
     }
 }
 
-/// One more than the deepest of `values`.
-fn deeper<'a>(values: impl Iterator<Item = &'a Value>) -> Result<usize> {
-    let nested = values.map(Value::nested).max().unwrap_or(0) + 1;
-    match nested > MOST_NESTED {
-        true => Err(Error::new("it nests lists and dicts too deeply")),
-        false => Ok(nested),
+impl Extent {
+    /// That of a container of `values`.
+    fn around<'a>(values: impl IntoIterator<Item = &'a Value>) -> Result<Self> {
+        let mut around = Self::default();
+        for value in values {
+            let inside = value.extent();
+            around.depth = around.depth.max(inside.depth);
+            around.size += 1 + inside.size;
+            if around.size > LARGEST {
+                return Err(Error::new("it makes a value without end"));
+            }
+        }
+        around.depth += 1;
+        match around.depth > MOST_NESTED {
+            true => Err(Error::new("it nests lists and dicts too deeply")),
+            false => Ok(around),
+        }
     }
+}
+
+/// Sorts, and keeps equals in their order.
+pub fn sort<T>(items: &mut [T], compare: impl Fn(&T, &T) -> Result<Ordering>) -> Result<()> {
+    let mut sorted = Ok(());
+    items.sort_by(|a, b| {
+        compare(a, b).unwrap_or_else(|error| {
+            sorted = Err(error);
+            Ordering::Equal
+        })
+    });
+    sorted
 }
 
 /// A string literal of Python for a text.
@@ -437,8 +557,7 @@ fn write_quoted(letters: &[Letter], out: &mut Builder) -> Result<()> {
                 code => format!("\\U{code:08x}"),
             },
         };
-        let escape: Vec<Letter> = escape.chars().map(|c| letter.with(c)).collect();
-        out.push(&escape)?;
+        out.write_as(letter, &escape)?;
     }
     out.push(&[Letter::written(quote)])
 }

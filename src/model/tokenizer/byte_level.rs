@@ -27,7 +27,7 @@ impl ByteLevel {
             }
             match bytes_of(&token.text) {
                 Some(word) if word.len() == 1 => bytes[word[0] as usize] = Some(id),
-                Some(word) if pre.like_llama3 => drop(words.insert(word, id)),
+                Some(word) if pre.takes_words => drop(words.insert(word, id)),
                 _ => {}
             }
         }
@@ -41,7 +41,7 @@ impl ByteLevel {
 
     /// Whether a prompt starts with the beginning-of-sequence token where the file does not say.
     pub fn adds_bos(&self) -> bool {
-        self.pre.like_llama3
+        self.pre.adds_bos
     }
 
     /// Appends the ids of `text`.

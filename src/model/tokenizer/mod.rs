@@ -35,7 +35,9 @@ pub struct Tokenizer {
     control: SpecialTokens,
     user_defined: SpecialTokens,
     bos: Option<u32>,
-    eos: Option<u32>,
+    /// Tokens by the names of a template's variables.
+    variables: Vec<(&'static str, u32)>,
+    suppressed: Vec<u32>,
     /// Whether a prompt starts with `bos`.
     add_bos: bool,
     /// Whether blanks after a special token belong to it.
@@ -152,13 +154,25 @@ impl Tokenizer {
                 gguf.name()
             );
         }
+        for key in [
+            "tokenizer.ggml.add_eos_token",
+            "tokenizer.ggml.add_sep_token",
+        ] {
+            if gguf.bool(key)? == Some(true) {
+                tracing::debug!(
+                    "{}: {key} is true, but nothing is put behind a prompt: the model is to go on with it",
+                    gguf.name()
+                );
+            }
+        }
         let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined);
         Ok(Self {
             special: SpecialTokens::new(&tokens, is_special)?,
             control: SpecialTokens::new(&tokens, |kind| kind == TokenKind::Control)?,
             user_defined: SpecialTokens::new(&tokens, |kind| kind == TokenKind::UserDefined)?,
             bos: named.bos,
-            eos: named.eos,
+            variables: named.variables(),
+            suppressed: named.suppressed,
             add_bos: match &model {
                 Model::ByteLevel(model) => add_bos.unwrap_or(model.adds_bos()),
                 // Gemma 4 is lost without, whatever its file says.
@@ -178,7 +192,8 @@ impl Tokenizer {
     }
 
     /// The ids of `prompt`: special-token text outside message content becomes its id. Adds the file's
-    /// beginning-of-sequence token where the file asks for one and the text does not start with it.
+    /// beginning-of-sequence token where the file asks for one and the text does not start with it. Nothing is added
+    /// behind the text, whatever the file asks for: an end there would have the model begin something new.
     ///
     /// What the vocabulary has no token for becomes its unknown token, or is left out where it has none.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
@@ -275,9 +290,14 @@ impl Tokenizer {
         self.bos
     }
 
-    /// The file's end-of-sequence token.
-    pub fn eos(&self) -> Option<u32> {
-        self.eos
+    /// The tokens that the file says are never to be generated.
+    pub fn suppressed(&self) -> &[u32] {
+        &self.suppressed
+    }
+
+    /// The tokens that a chat template knows, by the names of its variables: `bos_token` and others.
+    pub(super) fn variables(&self) -> &[(&'static str, u32)] {
+        &self.variables
     }
 
     /// The tokens that mark up a prompt.

@@ -16,17 +16,31 @@ pub struct PreTokenizer {
     splits: Vec<Split>,
     /// Whether text is brought into Unicode's normal form C first.
     nfc: bool,
-    /// Whether a word that is a token is taken whole, whatever the merges say, and whether a prompt starts with the
-    /// beginning-of-sequence token where `tokenizer.ggml.add_bos_token` is missing: the names that do one do both.
-    pub like_llama3: bool,
+    /// Whether a word that is a token is taken whole, whatever the merges say.
+    pub takes_words: bool,
+    /// Whether a prompt starts with the beginning-of-sequence token where `tokenizer.ggml.add_bos_token` is missing.
+    pub adds_bos: bool,
 }
 
 const CONTRACTION: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
+const LETTERS: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+";
+const OTHERS: &str = r" ?[^\s\p{L}\p{N}]+[\r\n]*";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const DEEPSEEK_V3: &str = concat!(
     r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+"
+);
+const SPARK: &str = concat!(
+    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
+    r"| ?[\p{P}\p{S}]+|[\r\n]|\s+"
+);
+const HAN_AND_KANA: &str = r"[\u{4e00}-\u{9fa5}\u{3040}-\u{30ff}]+";
+/// Hangul, the punctuation of Chinese, Bopomofo, Han and kana.
+const YOUTU: &str = concat!(
+    r"[\u{ac00}-\u{d7a3}\u{3131}-\u{318e}]+",
+    r"|[\u{ff01}\u{2026}\u{201c}\u{201d}\u{2018}\u{2019}\u{2014}\u{ff1a}\u{ff1b}\u{ff0c}\u{3001}-\u{303f}\u{fe30}-\u{fe4f}]+",
+    r"|[\u{3105}-\u{312f}]+|[\u{4e00}-\u{9fa5}\u{3040}-\u{30ff}]+"
 );
 /// Letters that have a case, without those that DeepSeek LLM's own list of them leaves out.
 const DEEPSEEK_LLM_LETTERS: &str = concat!(
@@ -54,13 +68,29 @@ impl PreTokenizer {
                 r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
             )])?
             .nfc(),
-            "stablelm2" | "hunyuan" | "solar-open" | "grok-2" => Self::new(&[&llama3(r"\p{N}")]),
+            "stablelm2" | "hunyuan" | "solar-open" | "grok-2" | "bailingmoe" | "bailingmoe2"
+            | "llada-moe" => Self::new(&[&llama3(r"\p{N}")]),
+            "ufakzeka" => Self::new(&[&llama3(r"\p{N}")[CONTRACTION.len() + 1..]]),
+            "laguna" => Self::new(&[r"\n+", &llama3(r"\p{N}")]),
+            "seed-coder" => Self::new(&[&words(LETTERS, r"\p{N}", r" ?[^\s\p{L}\p{N}]+")]),
+            "exaone-moe" => Self::new(&[&words(
+                r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
+                r"\p{N}",
+                r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
+            )]),
+            "minicpm5" => Self::new(&[r"\p{N}{1,3}", &llama3(r"\p{N}+")])?.takes_words(),
             "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral"
-            | "midm-2.0" | "lfm2" | "jina-v5-nano" => {
-                Self::new(&[&llama3(r"\p{N}{1,3}")])?.like_llama3()
+            | "midm-2.0" | "lfm2" | "jina-v5-nano" => Self::new(&[&llama3(r"\p{N}{1,3}")])?
+                .takes_words()?
+                .adds_bos(),
+            "glm4" | "glm5" => Self::new(&[&llama3(r"\p{N}{1,3}")])?.takes_words(),
+            "dbrx" | "smaug-bpe" | "chatglm-bpe" => Self::new(&[&llama3(r"\p{N}{1,3}")]),
+            "tekken" => Self::new(&[&by_case("", r"\p{N}")])?
+                .takes_words()?
+                .adds_bos(),
+            "youtu" => {
+                Self::new(&[YOUTU, &by_case(&format!("{CONTRACTION}?"), r"\p{N}")])?.takes_words()
             }
-            "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => Self::new(&[&llama3(r"\p{N}{1,3}")]),
-            "tekken" => Self::new(&[&by_case("", r"\p{N}")])?.like_llama3(),
             "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => {
                 Self::new(&[&by_case(&format!("{CONTRACTION}?"), r"\p{N}{1,3}")])
             }
@@ -88,11 +118,10 @@ impl PreTokenizer {
                 DEEPSEEK_CJK,
                 r"\p{N}",
             ]),
-            "deepseek-v3" | "hunyuan-dense" | "joyai-llm" => Self::new(&[
-                r"\p{N}{1,3}",
-                r"[\u{4e00}-\u{9fa5}\u{3040}-\u{30ff}]+",
-                DEEPSEEK_V3,
-            ]),
+            "deepseek-v3" | "hunyuan-dense" | "joyai-llm" | "hy_v4" => {
+                Self::new(&[r"\p{N}{1,3}", HAN_AND_KANA, DEEPSEEK_V3])
+            }
+            "spark2_5" => Self::new(&[r"\p{N}{1,3}", HAN_AND_KANA, SPARK, r"\p{N}"]),
             "bloom" | "poro-chat" | "gpt3-finnish" => Self::new(&[BLOOM]),
             "viking" => Self::new(&[BLOOM, r"\p{N}"]),
             _ => bail!(
@@ -110,7 +139,8 @@ impl PreTokenizer {
                 .map(Split::new)
                 .collect::<Result<_>>()?,
             nfc: false,
-            like_llama3: false,
+            takes_words: false,
+            adds_bos: false,
         })
     }
 
@@ -118,9 +148,16 @@ impl PreTokenizer {
         Ok(Self { nfc: true, ..self })
     }
 
-    fn like_llama3(self) -> Result<Self> {
+    fn takes_words(self) -> Result<Self> {
         Ok(Self {
-            like_llama3: true,
+            takes_words: true,
+            ..self
+        })
+    }
+
+    fn adds_bos(self) -> Result<Self> {
+        Ok(Self {
+            adds_bos: true,
             ..self
         })
     }
@@ -148,11 +185,7 @@ fn cut(splits: &[Split], text: &str, take: &mut impl FnMut(&str)) {
 
 /// Llama 3's expression and Qwen's, which take digits differently.
 fn llama3(digits: &str) -> String {
-    words(
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        digits,
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-    )
+    words(LETTERS, digits, OTHERS)
 }
 
 fn words(letters: &str, digits: &str, others: &str) -> String {

@@ -126,6 +126,10 @@ pub struct Named {
     pub eos: Option<u32>,
     /// What stands for text that has no token.
     pub unknown: Option<u32>,
+    /// What only templates ask for, by the names that these know.
+    for_templates: Vec<(&'static str, u32)>,
+    /// Never to be generated.
+    pub suppressed: Vec<u32>,
     /// Of `eot`, `eom` and `eos_token_ids`.
     other_ends: Vec<u32>,
     /// In the order of [`FIM_ENDS`].
@@ -147,26 +151,53 @@ impl Named {
             }
         };
         let id = |key: &str| gguf.get(key).and_then(|value| in_vocabulary(key, value));
+        let ids = |key: &str| -> Vec<u32> {
+            let ids = gguf.array(key).unwrap_or_else(|error| {
+                warn(error.to_string());
+                None
+            });
+            let ids = ids.into_iter().flatten();
+            ids.filter_map(|id| in_vocabulary(key, id)).collect()
+        };
+        // Files name such tokens that have none.
+        let for_template = |(name, key): (&'static str, &str)| {
+            let id = gguf.get(key)?.as_u64()?;
+            (id < vocab_size as u64).then_some((name, id as u32))
+        };
         // Ollama's key: all ends in one array.
-        const ALL_ENDS: &str = "tokenizer.ggml.eos_token_ids";
-        let mut other_ends = Vec::new();
-        match gguf.array(ALL_ENDS) {
-            Ok(ids) => other_ends.extend(
-                ids.into_iter()
-                    .flatten()
-                    .filter_map(|id| in_vocabulary(ALL_ENDS, id)),
-            ),
-            Err(error) => warn(error.to_string()),
-        }
+        let mut other_ends = ids("tokenizer.ggml.eos_token_ids");
         other_ends.extend(id("tokenizer.ggml.eot_token_id"));
         other_ends.extend(id("tokenizer.ggml.eom_token_id"));
         Self {
             bos: id("tokenizer.ggml.bos_token_id"),
             eos: id("tokenizer.ggml.eos_token_id"),
             unknown: id("tokenizer.ggml.unknown_token_id"),
+            for_templates: [
+                // As GGUF spells it.
+                ("sep_token", "tokenizer.ggml.seperator_token_id"),
+                ("pad_token", "tokenizer.ggml.padding_token_id"),
+                ("mask_token", "tokenizer.ggml.mask_token_id"),
+            ]
+            .into_iter()
+            .filter_map(for_template)
+            .collect(),
+            suppressed: ids("tokenizer.ggml.suppress_tokens"),
             other_ends,
             fim_ends: FIM_ENDS.map(|(key, _)| id(key)),
         }
+    }
+}
+
+impl Named {
+    /// The tokens that transformers hands to a template, by the names of its variables.
+    pub fn variables(&self) -> Vec<(&'static str, u32)> {
+        let ids = [
+            ("bos_token", self.bos),
+            ("eos_token", self.eos),
+            ("unk_token", self.unknown),
+        ];
+        let known = ids.into_iter().filter_map(|(name, id)| Some((name, id?)));
+        known.chain(self.for_templates.iter().copied()).collect()
     }
 }
 
