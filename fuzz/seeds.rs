@@ -1,5 +1,5 @@
-//! Writes the seeds: small files of every kind of model, vocabulary and tensor to `corpus/load`, and chat templates to
-//! `corpus/template`.
+//! Writes the seeds: small files of every kind of model, vocabulary and tensor to `corpus/load`, chat templates to
+//! `corpus/template` and lines of many scripts to `corpus/text`.
 
 use std::{
     fs,
@@ -11,31 +11,12 @@ use sharpi::{
     model::{Gguf, demo},
     quant::TensorType,
 };
-use sharpi_fuzz::{GgufFile, Random, RandomModel, Value, byte_vocabulary, piece_vocabulary};
+use sharpi_fuzz::{
+    GgufFile, PRE_TOKENIZERS, Random, RandomModel, Value, byte_vocabulary, piece_vocabulary,
+};
 
 /// Tokens that are left of a real vocabulary. Few of the changes to a longer one would touch what matters.
 const KEPT_TOKENS: usize = 600;
-
-/// One name for each way to split text.
-const PRE_TOKENIZERS: [&str; 17] = [
-    "qwen2",
-    "qwen35",
-    "stablelm2",
-    "llama-bpe",
-    "dbrx",
-    "tekken",
-    "gpt-4o",
-    "gpt-2",
-    "mpt",
-    "smollm",
-    "command-r",
-    "default",
-    "falcon",
-    "deepseek-llm",
-    "deepseek-coder",
-    "deepseek-v3",
-    "viking",
-];
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -61,6 +42,14 @@ fn main() -> Result<()> {
         };
         file.set("tokenizer.chat_template", *template);
         fs::write(dir.join(format!("template-{name}")), file.to_bytes())?;
+    }
+
+    let dir = corpus("text")?;
+    let texts: serde_json::Value =
+        serde_json::from_slice(&fs::read(data.join("vocab/tokens.json"))?)?;
+    for (number, text) in (1..).zip(texts.as_array().context("a list")?) {
+        let text = text["text"].as_str().context("a text")?;
+        fs::write(dir.join(format!("text-{number}")), text)?;
     }
 
     let dir = corpus("template")?;
