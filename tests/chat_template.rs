@@ -65,8 +65,8 @@ fn templates() -> Vec<(&'static str, &'static str)> {
         .collect()
 }
 
-const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
-                      {% endfor %}<|im_start|>assistant";
+const CHATML: &str = "{% for message in messages if message['role'] %}<|im_start|>{{ message['role'] }}\n\
+                      {{ message['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant";
 
 /// A conversation of `data/qwen3-chat.json`.
 #[derive(Deserialize)]
@@ -480,6 +480,7 @@ fn control_tokens_that_are_words_of_the_language_change_no_template() {
         "role",
         "content",
         "for",
+        "if",
         "assistant",
     ] {
         let chat = Chat::over(byte_vocabulary_with(&[(word, 3)]), CHATML);
