@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """make_golden.py MODEL.gguf GOLDEN.json: computes what a model file should give for the cases of GOLDEN.json, of which it
 keeps the name, the prompt and whether that is a user's turn, by Hugging Face transformers in float32 on the file's
-dequantized weights. Needs the PyPI packages gguf, jinja2, torch and transformers, and four bytes of memory a parameter."""
+dequantized weights. Needs the PyPI packages accelerate, gguf, jinja2, torch and transformers, and six bytes of memory a
+parameter."""
 
 import json
 import os
