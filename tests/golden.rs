@@ -1,7 +1,8 @@
 //! Trained models against Hugging Face transformers (float32, on the file's dequantized weights).
 //!
-//! `stories-10m` is built in. SmolLM2-135M-Instruct is looked for at `SHARPI_SMOLLM2` and in `target/test-models/`,
-//! where `tests/fetch-smollm2.sh` puts it; without it, its tests are reported as ignored.
+//! `stories-10m` is built in. Others, whose references `tests/make_golden.py` writes, are looked for where
+//! `tests/fetch-*.sh` put them and where `SHARPI_SMOLLM2` and `SHARPI_QWEN25_CODER` say; without them, their tests are
+//! reported as ignored.
 
 mod common;
 
@@ -43,18 +44,24 @@ fn main() -> ExitCode {
         stories,
     );
 
-    let smollm2 = common::smollm2_path();
-    if smollm2.is_none() {
-        eprintln!(
-            "SmolLM2 is not here, its tests are ignored: run tests/fetch-smollm2.sh or set SHARPI_SMOLLM2"
-        );
+    for (name, goldens, path) in [
+        (
+            "smollm2",
+            include_str!("data/smollm2-golden.json"),
+            common::smollm2_path(),
+        ),
+        (
+            "qwen25-coder",
+            include_str!("data/qwen25-coder-golden.json"),
+            common::qwen25_coder_path(),
+        ),
+    ] {
+        if path.is_none() {
+            eprintln!("{name} is not here, its tests are ignored: run tests/fetch-{name}.sh");
+        }
+        let model = path.map(|path| Model::open(&path).expect("a fetched model loads"));
+        trials.extend(self::trials(name, goldens, model));
     }
-    let smollm2 = smollm2.map(|path| Model::open(&path).expect("SmolLM2 loads"));
-    trials.extend(self::trials(
-        "smollm2",
-        include_str!("data/smollm2-golden.json"),
-        smollm2,
-    ));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -103,7 +110,7 @@ fn prompt_ids(model: &Arc<Model>, golden: &Golden) -> Result<()> {
         prompt.text(),
         golden.text
     );
-    let ids = model.tokenizer.encode(&prompt)?;
+    let ids = model.tokenizer.encode(&prompt);
     ensure!(
         ids == golden.prompt_ids,
         "{ids:?} for {:?}",
@@ -118,14 +125,14 @@ fn last_logprobs(model: &Arc<Model>, golden: &Golden) -> Result<()> {
     for &(id, expected) in &golden.last_logprobs {
         let logprob = logprob(&logits, id);
         ensure!(
-            (logprob - expected).abs() <= 1e-3,
+            (logprob - expected).abs() <= 1e-4,
             "token {id}: {logprob} for {expected}"
         );
     }
     Ok(())
 }
 
-/// An average of log-probabilities that are each good to 1e-3 at worst, and whose errors have either sign.
+/// An average of log-probabilities that are each good to 1e-4 at worst, and whose errors have either sign.
 fn mean_nll(model: &Arc<Model>, golden: &Golden) -> Result<()> {
     let expected = golden.mean_nll.context("the reference has no likelihood")?;
     let mut backend = backend(model, golden)?;
@@ -141,11 +148,11 @@ fn mean_nll(model: &Arc<Model>, golden: &Golden) -> Result<()> {
             .sum::<f64>();
     }
     let mean = sum / (golden.prompt_ids.len() - 1) as f64;
-    ensure!((mean - expected).abs() <= 1e-4, "{mean} for {expected}");
+    ensure!((mean - expected).abs() <= 2e-5, "{mean} for {expected}");
     Ok(())
 }
 
-/// Each choice is made after the reference's own tokens, so that one near tie does not decide all that follow.
+/// Each choice is made after the reference's own tokens, so that one other choice is one fault.
 fn greedy_tokens(model: &Arc<Model>, golden: &Golden) -> Result<()> {
     let mut backend = backend(model, golden)?;
     let mut logits = forward(&mut backend, &golden.prompt_ids)?;
@@ -157,7 +164,7 @@ fn greedy_tokens(model: &Arc<Model>, golden: &Golden) -> Result<()> {
     {
         let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
         ensure!(
-            best == Some(id as usize) || margin < 0.02,
+            best == Some(id as usize),
             "token {i} is {best:?} for {id}, whose margin is {margin}"
         );
         logits = common::decode(&mut backend, id, golden.prompt_ids.len() + i)?.to_vec();

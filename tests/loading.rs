@@ -198,6 +198,15 @@ fn what_nothing_uses_is_refused_by_name_unless_it_changes_nothing() {
     ] {
         assert_change_refused(|file| vector(file, name), &[name, "qwen3"]);
     }
+    for (architecture, name) in [
+        ("qwen2", "blk.0.attn_q_norm.weight"),
+        ("qwen2", "blk.0.attn_shift.weight"),
+        ("llama", "blk.0.attn_sinks.weight"),
+    ] {
+        let mut file = RandomModel::new(architecture, TensorType::Q8_0).file();
+        vector(&mut file, name);
+        assert_refused(load(file.to_bytes()), &[name, architecture]);
+    }
     let mut file = qwen3();
     vector(&mut file, "blk.0.attn_rot_embd.weight");
     file.set("qwen3.vocab_size", 264u32)

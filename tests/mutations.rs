@@ -20,7 +20,7 @@ use common::gguf_writer::{
     GgufFile, Random, RandomModel, Value, byte_vocabulary, piece_vocabulary,
 };
 use sharpi::{
-    model::{Gguf, Model, Prompt},
+    model::{Gguf, Message, Model, Prompt, TemplateOptions},
     quant::TensorType,
 };
 
@@ -266,13 +266,15 @@ impl Random {
     }
 }
 
-fn random_models() -> [(&'static str, GgufFile); 5] {
+fn random_models() -> [(&'static str, GgufFile); 7] {
     [
         ("llama", TensorType::Q2_K, byte_vocabulary()),
         ("qwen2", TensorType::Q3_K, byte_vocabulary()),
         ("qwen3", TensorType::Q8_0, byte_vocabulary()),
-        ("llama", TensorType::Q4_K, piece_vocabulary("llama")),
-        ("qwen3", TensorType::Q5_K, piece_vocabulary("gemma4")),
+        ("llama", TensorType::IQ3_XXS, piece_vocabulary("llama")),
+        ("qwen3", TensorType::MXFP4, piece_vocabulary("gemma4")),
+        ("llama", TensorType::IQ1_M, piece_vocabulary("gemma4")),
+        ("qwen2", TensorType::TQ1_0, piece_vocabulary("llama")),
     ]
     .map(|(architecture, tensor_type, vocabulary)| {
         let model = RandomModel {
@@ -328,9 +330,21 @@ fn a_damaged_file_ends_in_a_model_or_in_one_clear_line() {
 
     let in_memory = Loader::start(|bytes| {
         let model = Model::from_gguf(Gguf::from_bytes("mutant.gguf", bytes)?)?;
+        for tensor in model.gguf.tensors() {
+            let mut row = vec![0.0; tensor.row_len()];
+            let blocks = &tensor.bytes()[..tensor.row_bytes()];
+            tensor.tensor_type().dequantize(blocks, &mut row);
+        }
         let text = "The the<s>  the\n<|im_start|>12 na\u{ef}ve \u{1f98a}";
-        for id in model.tokenizer.encode(&Prompt::raw(text))? {
-            model.tokenizer.token_bytes(id);
+        let turn = Message::new("user", text);
+        let template = model.chat_template.as_ref();
+        // A template that fails is no fault of the model's.
+        let rendered =
+            template.map(|template| template.render(&[turn], &TemplateOptions::default()));
+        for prompt in rendered.into_iter().flatten().chain([Prompt::raw(text)]) {
+            for id in model.tokenizer.encode(&prompt) {
+                model.tokenizer.token_bytes(id);
+            }
         }
         Ok(model)
     });

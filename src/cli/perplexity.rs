@@ -36,9 +36,9 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
     let opening = request.compute.clone().open();
     let model = Arc::new(request.model.open(request.compute.context_len)?);
-    let tokens = model.tokenizer.encode(&Prompt::raw(&request.text))?;
+    let tokens = model.tokenizer.encode(&Prompt::raw(&request.text));
     // What an empty text begins with is what every window should begin with.
-    let bos = model.tokenizer.encode(&Prompt::raw(""))?.first().copied();
+    let bos = model.tokenizer.encode(&Prompt::raw("")).first().copied();
     ensure!(
         tokens.len() >= request.window,
         "the text is {} tokens long, and one window takes {}: give a longer text or a smaller --ctx-size",

@@ -33,7 +33,7 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
     let prompt = request
         .input
         .render(model.chat_template.as_ref(), model.gguf.name())?;
-    let prompt = model.tokenizer.encode(&prompt)?;
+    let prompt = model.tokenizer.encode(&prompt);
     drop(spinner);
     let model = Arc::new(model);
     let mut session = Session::new(opening.load(&model)?);

@@ -26,7 +26,7 @@ pub fn run(request: &TokenizeRequest) -> Result<Outcome> {
         chat_template,
     } = Vocabulary::from_gguf(request.model.open_gguf()?)?;
     let prompt = request.input.render(chat_template.as_ref(), gguf.name())?;
-    let ids = tokenizer.encode(&prompt)?;
+    let ids = tokenizer.encode(&prompt);
     let mut out = BufWriter::new(io::stdout().lock());
     let written = match request.json {
         true => write_json_line(

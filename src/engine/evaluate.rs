@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Result, ensure};
 
-use super::log_softmax_denominator;
+use super::sampling::{largest_logit, log_softmax_denominator};
 use crate::backend::{Backend, Batch, Want};
 
 /// What a text's predictions came to. Natural logarithms throughout.
@@ -44,7 +44,10 @@ impl Evaluation {
         self.nll_sum / self.positions as f64
     }
 
-    fn count(&mut self, logits: &[f32], next: u32, reference: Option<&[f32]>) {
+    fn count(&mut self, logits: &[f32], next: u32, reference: Option<&[f32]>) -> Result<()> {
+        for logits in reference.into_iter().chain([logits]) {
+            largest_logit(logits)?;
+        }
         let denominator = log_softmax_denominator(logits);
         let nll = denominator - f64::from(logits[next as usize]);
         self.positions += 1;
@@ -53,6 +56,7 @@ impl Evaluation {
         if let (Some(divergence), Some(reference)) = (&mut self.divergence, reference) {
             divergence.push(logits, reference);
         }
+        Ok(())
     }
 }
 
@@ -109,7 +113,8 @@ pub(super) fn top(logits: &[f32]) -> Option<usize> {
 /// their number; where it breaks, what was counted so far is returned.
 ///
 /// # Errors
-/// A text shorter than a window, a window that the context cannot hold, and whatever a backend meets.
+/// A text shorter than a window, a window that the context cannot hold, logits that are no numbers, and whatever a
+/// backend meets.
 pub fn evaluate(
     backend: &mut dyn Backend,
     mut reference: Option<&mut dyn Backend>,
@@ -160,7 +165,7 @@ pub fn evaluate(
                         logits,
                         window_tokens[position + 1],
                         reference.map(|r| &r[row]),
-                    );
+                    )?;
                 }
             }
         }

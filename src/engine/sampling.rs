@@ -1,6 +1,6 @@
 //! Choosing the next token from logits.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use rand_chacha::{
     ChaCha12Rng,
     rand_core::{Rng, SeedableRng},
@@ -83,11 +83,7 @@ impl Sampler {
     /// # Errors
     /// Logits that are not numbers.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        let Some(largest_logit) = largest_if_finite(logits) else {
-            bail!(
-                "the model computed logits that are no finite numbers: its weights may be damaged"
-            );
-        };
+        let largest_logit = largest_logit(logits)?;
         // A vocabulary is copied only where something changes its logits.
         let (logits, max) = match self.params.has_penalties() || !self.banned.is_empty() {
             true => {
@@ -180,12 +176,15 @@ fn filter(params: &SamplingParams, logits: &[f32], candidates: &mut Vec<Candidat
 /// Values that the passes over a whole vocabulary take at a time, so that they become vector instructions.
 const LANES: usize = 16;
 
-/// The largest value, or `None` where one is NaN or infinite.
-fn largest_if_finite(values: &[f32]) -> Option<f32> {
+/// The largest logit.
+///
+/// # Errors
+/// A logit that is NaN or infinite.
+pub(super) fn largest_logit(logits: &[f32]) -> Result<f32> {
     // 0 times a finite number is 0, times any other NaN.
     let mut zeros = [0.0; LANES];
     let mut largest = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
+    let (chunks, rest) = logits.as_chunks::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
             zeros[i] += chunk[i] * 0.0;
@@ -197,8 +196,12 @@ fn largest_if_finite(values: &[f32]) -> Option<f32> {
         }
     }
     let finite = zeros.iter().all(|zero| *zero == 0.0) && rest.iter().all(|v| v.is_finite());
+    ensure!(
+        finite,
+        "the model computed logits that are no finite numbers: its weights may be damaged"
+    );
     let largest = largest.iter().chain(rest).copied();
-    finite.then(|| largest.fold(f32::NEG_INFINITY, f32::max))
+    Ok(largest.fold(f32::NEG_INFINITY, f32::max))
 }
 
 fn largest(values: &[f32]) -> f32 {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Divergence, session::read_prompt};
+use super::{Divergence, sampling::largest_logit, session::read_prompt};
 use crate::backend::{Backend, Batch};
 
 /// The logits after a prompt and after each of the tokens that followed.
@@ -23,6 +23,9 @@ pub struct Comparison {
 
 impl Trace {
     /// Reads `prompt` from the start of the context and then decodes `count` tokens: those of `follow`, or the likeliest.
+    ///
+    /// # Errors
+    /// Logits that are no numbers, and whatever the backend meets.
     pub fn record(
         backend: &mut dyn Backend,
         prompt: &[u32],
@@ -33,23 +36,25 @@ impl Trace {
             tokens: Vec::with_capacity(count),
             logits: Vec::new(),
         };
-        trace.push(read_prompt(backend, prompt, 0)?, follow);
+        trace.push(read_prompt(backend, prompt, 0)?, follow)?;
         while trace.tokens.len() < count {
             let position = prompt.len() + trace.tokens.len() - 1;
             let token = trace.tokens[trace.tokens.len() - 1];
             let results = backend.compute(Batch::decode(&token, position))?;
-            trace.push(results.logits, follow);
+            trace.push(results.logits, follow)?;
         }
         Ok(trace)
     }
 
-    fn push(&mut self, logits: &[f32], follow: Option<&[u32]>) {
+    fn push(&mut self, logits: &[f32], follow: Option<&[u32]>) -> Result<()> {
+        largest_logit(logits)?;
         let token = match follow {
             Some(follow) => follow[self.tokens.len()],
             None => super::evaluate::top(logits).unwrap_or(0) as u32,
         };
         self.tokens.push(token);
         self.logits.extend_from_slice(logits);
+        Ok(())
     }
 
     /// Compares this trace, as the reference, with another of the same tokens.

@@ -457,17 +457,58 @@ fn a_byte_order_mark_before_messages_is_ignored() {
     let turns = r#"[{"role":"user","content":"Hi"}]"#;
     dir.file("plain.json", turns);
     dir.file("marked.json", format!("\u{feff}{turns}"));
-    let text = |file: &str| {
-        let args = [
-            "tokenize",
-            "-m",
-            "m.gguf",
-            "--chat",
-            "--json",
-            "--messages",
-            file,
-        ];
-        dir.run(&args).stdout().to_owned()
-    };
-    assert_eq!(text("marked.json"), text("plain.json"));
+    let chat = ["tokenize", "-m", "m.gguf", "--chat", "--json", "--messages"];
+    let text = |file: &str| dir.run(&[&chat[..], &[file]].concat()).stdout().to_owned();
+    let plain = text("plain.json");
+    assert_eq!(text("marked.json"), plain);
+    let marked = format!("\u{feff}{turns}");
+    let piped = dir.run_with_input(&[&chat[..], &["-"]].concat(), marked.as_bytes());
+    assert_eq!(piped.stdout(), plain);
+}
+
+#[test]
+fn an_id_outside_the_vocabulary_is_told_and_not_used() {
+    for key in ["bos_token_id", "eot_token_id", "eos_token_id"] {
+        let dir = Dir::new();
+        let mut file = RandomModel::new("qwen2", TensorType::F32).file();
+        file.set(&format!("tokenizer.ggml.{key}"), u32::MAX);
+        dir.file("m.gguf", file.to_bytes());
+        let ran = dir.run(&["tokenize", "-m", "m.gguf", "-p", "hi", "--json"]);
+        assert_eq!(json(&ran)["ids"], json!([104, 105]));
+        let warnings: Vec<_> = (ran.stderr.lines())
+            .filter(|line| line.starts_with("warning: "))
+            .collect();
+        assert_eq!(warnings.len(), 1, "{}", ran.stderr);
+        assert!(warnings[0].contains(key), "{}", ran.stderr);
+    }
+}
+
+/// Held against the system's own clock, a day apart where these zones are.
+#[cfg(unix)]
+#[test]
+fn a_template_is_told_the_local_time() {
+    let dir = Dir::new();
+    let mut file = RandomModel::new("qwen3", TensorType::F32).file();
+    file.set(
+        "tokenizer.chat_template",
+        "{% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d %H %A, %d %B %b') }}{% endif %}",
+    );
+    dir.file("m.gguf", file.to_bytes());
+    for zone in ["AAA-13", "AAA+11"] {
+        let date = || {
+            let mut date = std::process::Command::new("date");
+            date.arg("+%Y-%m-%d %H %A, %d %B %b")
+                .envs([("TZ", zone), ("LC_ALL", "C")]);
+            String::from_utf8(date.output().expect("starting date").stdout).expect("a date")
+        };
+        let before = date();
+        let chat = ["tokenize", "-m", "m.gguf", "--chat", "-p", "Hi", "--json"];
+        let output = dir.command(&chat).env("TZ", zone).output();
+        let told = json(&Ran::from(output.expect("starting sharpi")))["text"].clone();
+        let told = told.as_str().expect("a text");
+        assert!(
+            [before, date()].iter().any(|date| date.trim_end() == told),
+            "{zone}: {told}"
+        );
+    }
 }

@@ -4,7 +4,9 @@
 mod common;
 
 mod commands;
+mod ends;
 mod json;
+mod logits;
 mod measure;
 mod model;
 mod pipes;

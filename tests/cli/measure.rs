@@ -240,6 +240,25 @@ fn a_text_shorter_than_a_window_is_refused_with_both_numbers() {
     }
 }
 
+/// A damaged file must not pass for a bad model.
+#[test]
+fn logits_that_are_no_numbers_are_a_failure() {
+    let dir = Dir::new();
+    let mut file = RandomModel::new("llama", TensorType::F32).file();
+    file.tensor("output_norm.weight").data[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    dir.file("m.gguf", file.to_bytes());
+    dir.file("text", "abcdefgh");
+    for command in [
+        &["run", "--raw", "-n", "1"][..],
+        &["perplexity", "-c", "4"],
+        &["perplexity", "-c", "4", "--kl"],
+    ] {
+        let input = ["-m", "m.gguf", "-f", "text", "--device", "cpu"];
+        let ran = dir.run(&[command, &input].concat());
+        assert!(ran.error(1).contains("no finite numbers"), "{command:?}");
+    }
+}
+
 #[test]
 fn what_needs_a_gpu_says_why_there_is_none() {
     let Ok(cuda::Gpus::Absent(why)) = cuda::list() else {

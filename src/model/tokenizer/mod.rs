@@ -196,7 +196,7 @@ impl Tokenizer {
     /// behind the text, whatever the file asks for: an end there would have the model begin something new.
     ///
     /// What the vocabulary has no token for becomes its unknown token, or is left out where it has none.
-    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+    pub fn encode(&self, prompt: &Prompt) -> Vec<u32> {
         let text = prompt.text();
         let mut ids = Vec::with_capacity(text.len() / 3);
         match prompt.control_tokens() {
@@ -217,7 +217,7 @@ impl Tokenizer {
         {
             ids.insert(0, bos);
         }
-        Ok(ids)
+        ids
     }
 
     /// Appends the ids of `text`, in which those of `special` are tokens and all else is merged.
