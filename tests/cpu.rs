@@ -128,11 +128,9 @@ fn yarn_scales_frequencies_and_scores() {
     let model = load(&file);
     assert!(model.decoder.layers[0].attention.rope.magnitude() > 1.2);
     assert_matches_reference(&model, "YaRN");
-    // Values of a head that are not rotated would have to keep their scale.
+    // Values of a head that are not rotated keep their scale.
     file.set("qwen2.rope.dimension_count", 32u32);
-    let gguf = Gguf::from_bytes("partial", file.to_bytes()).unwrap();
-    let error = Model::from_gguf(gguf).err().expect("it cannot be run");
-    assert!(format!("{error:#}").contains("32 of 64"), "{error:#}");
+    assert_matches_reference(&load(&file), "YaRN in part");
 }
 
 #[test]

@@ -116,13 +116,14 @@ impl<'a> Source<'a> {
 
     /// The rotation of heads of `head_dim` values, without factors.
     pub fn rope(&self, style: RopeStyle, head_dim: usize) -> Result<Rope> {
+        let scaling = self.rope_scaling()?;
         Ok(Rope {
             style,
             base: self.rope_base()?,
             dimensions: self.rope_dimensions(head_dim)?,
             factors: None,
-            scaling: self.rope_scaling()?,
-            attn_factor: self.attn_factor()?.unwrap_or(1.0),
+            scaling,
+            attn_factor: self.attn_factor(scaling)?.unwrap_or(1.0),
         })
     }
 
@@ -137,7 +138,7 @@ impl<'a> Source<'a> {
         };
         let short = self.tensor("rope_factors_short.weight", &[count])?.to_f32();
         let original = self.size_up_to(ORIGINAL, MAX_CONTEXT)?;
-        if self.attn_factor()?.is_none() && shape.context_length > original {
+        if self.attn_factor(rope.scaling)?.is_none() && shape.context_length > original {
             let stretch = (shape.context_length as f32 / original as f32).ln();
             rope.attn_factor = (1.0 + stretch / (original as f32).ln()).sqrt();
         }
@@ -446,11 +447,14 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// Of rotated queries and keys.
-    fn attn_factor(&self) -> Result<Option<f32>> {
-        let newer = self.nonzero("rope.scaling.yarn_attn_factor")?;
-        let older = self.nonzero("rope.scaling.attn_factor")?;
-        Ok(self.rope.yarn_attn_factor.or(newer).or(older))
+    /// Of rotated queries and keys. What is YaRN's by name counts with it alone.
+    fn attn_factor(&self, scaling: RopeScaling) -> Result<Option<f32>> {
+        let of_yarn = self.nonzero("rope.scaling.yarn_attn_factor")?;
+        let of_any = self.nonzero("rope.scaling.attn_factor")?;
+        Ok(match scaling {
+            RopeScaling::Yarn(_) => self.rope.yarn_attn_factor.or(of_yarn).or(of_any),
+            RopeScaling::None | RopeScaling::Linear(_) => of_any,
+        })
     }
 
     /// A factor of positions. Where no type of scaling is named, 0 stands for none.
@@ -527,7 +531,8 @@ impl LayerSource<'_> {
         let head_count = shape.head_count[self.layer];
         let head_count_kv = shape.head_count_kv[self.layer];
         let (q_dim, kv_dim) = (head_count * head_dim, head_count_kv * head_dim);
-        let [q, k, v] = match self.has("attn_qkv") {
+        let fused = self.source.gguf.tensor(&self.full("attn_qkv", "weight"));
+        let [q, k, v] = match fused.is_some() {
             true => self.fused("attn_qkv", hidden, [q_dim, kv_dim, kv_dim])?,
             false => [
                 self.linear("attn_q", [hidden, q_dim])?,
@@ -581,12 +586,13 @@ impl LayerSource<'_> {
     pub fn feed_forward(&self, activation: Activation) -> Result<FeedForward> {
         let hidden = self.shape.hidden_size;
         let len = self.shape.feed_forward_length[self.layer];
-        let [gate, up] = match self.has("ffn_gate") {
-            true => [
+        let up = self.source.gguf.tensor(&self.full("ffn_up", "weight"));
+        let [gate, up] = match up.is_some_and(|up| up.rows() == 2 * len) {
+            true => self.fused("ffn_up", hidden, [len, len])?,
+            false => [
                 self.linear("ffn_gate", [hidden, len])?,
                 self.linear("ffn_up", [hidden, len])?,
             ],
-            false => self.fused("ffn_up", hidden, [len, len])?,
         };
         Ok(FeedForward {
             norm: None,
@@ -626,11 +632,6 @@ impl LayerSource<'_> {
             },
             ..layer
         })
-    }
-
-    fn has(&self, name: &str) -> bool {
-        let name = self.full(name, "weight");
-        self.source.gguf.tensor(&name).is_some()
     }
 
     /// Matrices (columns, rows of each) that lie one after another in one.
