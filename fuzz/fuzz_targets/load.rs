@@ -35,7 +35,7 @@ fn speak(vocabulary: &Vocabulary) {
         .map(|template| template.render(&conversation, &TemplateOptions::default()));
     for prompt in rendered.into_iter().flatten().chain([Prompt::raw(TEXT)]) {
         let ids = vocabulary.tokenizer.encode(&prompt);
-        for id in ids.into_iter().flatten() {
+        for id in ids {
             vocabulary.tokenizer.token_bytes(id);
         }
     }

@@ -30,7 +30,7 @@ vectorized! {
     /// `gate = gelu(gate) * up`: half of `1 + tanh(y)` is `1 / (1 + exp(-2y))`.
     fn geglu(gate: &mut [f32], up: &[f32]) {
         /// `2 sqrt(2 / pi)`
-        const FACTOR: f32 = 1.595_769_1;
+        const FACTOR: f32 = 1.595_769;
         for (gate, up) in gate.iter_mut().zip(up) {
             let y = *gate * (1.0 + 0.044_715 * *gate * *gate);
             *gate = *gate / (1.0 + exp(-FACTOR * y)) * up;

@@ -256,11 +256,7 @@ fn same_epsilon(q_norm: Option<&Norm>, k_norm: Option<&Norm>, layer: usize) -> R
 }
 
 /// The weights of a norm of each head.
-fn of_heads<'a>(
-    norm: Option<&'a Norm>,
-    layer: usize,
-    head_dim: usize,
-) -> Result<Option<&'a Vector>> {
+fn of_heads(norm: Option<&Norm>, layer: usize, head_dim: usize) -> Result<Option<&Vector>> {
     let weight = norm.map(|norm| &norm.weight);
     ensure!(
         weight.is_none_or(|weight| weight.len() == head_dim),
