@@ -1,6 +1,6 @@
-// GEMV where every matrix has one of the types that most files hold. A kernel that tells more types apart is slower
-// with each of them, since the compiler lays out registers and loops for all of them together: hence gemv_one.cu and
-// gemv_any.cu.
+// GEMV where the matrices of a launch differ in type and each has one that most files hold, or is of floats. A kernel
+// that tells more types apart is slower with each of them, since the compiler lays out registers and loops for all of
+// them together: hence gemv_one.cu and gemv_any.cu.
 #include "types/all.cuh"
 #define GEMV_TYPES FREQUENT_TYPES
 #include "gemv.cuh"

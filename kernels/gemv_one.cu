@@ -1,5 +1,5 @@
-// GEMV where all matrices have the same one of the types that few files hold: kernels for each, so short that those of
-// a layer stay in the instruction cache side by side.
+// GEMV where all matrices have the same quantized type: kernels for each, so short that those of a layer stay in the
+// instruction cache side by side.
 #include "types/all.cuh"
 #define GEMV_TYPES(CALL)
 #include "gemv.cuh"
@@ -12,4 +12,4 @@
     ENTRY_POINT(gemv_##NAME##_store, TYPE, STORE) \
     ENTRY_POINT(gemv_##NAME##_add, TYPE, ADD)     \
     ENTRY_POINT(gemv_##NAME##_swiglu, TYPE, SWIGLU)
-RARE_TYPES(ENTRY_POINTS)
+QUANTIZED_TYPES(ENTRY_POINTS)

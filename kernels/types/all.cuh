@@ -31,8 +31,9 @@
     CALL(q5_0, Q5_0, 6)      \
     CALL(q5_1, Q5_1, 7)
 
-// The others, each of which has a GEMV of its own in gemv_one.cu.
-#define RARE_TYPES(CALL)       \
+// All of them.
+#define QUANTIZED_TYPES(CALL)  \
+    FREQUENT_TYPES(CALL)       \
     CALL(q3_k, Q3_K, 11)       \
     CALL(q2_k, Q2_K, 10)       \
     CALL(iq4_nl, IQ4_NL, 20)   \
@@ -41,10 +42,6 @@
     CALL(iq3_s, IQ3_S, 21)     \
     CALL(iq3_xxs, IQ3_XXS, 18) \
     CALL(iq2_s, IQ2_S, 22)
-
-#define QUANTIZED_TYPES(CALL) \
-    FREQUENT_TYPES(CALL)      \
-    RARE_TYPES(CALL)
 
 // Those that GEMM takes.
 #define GEMM_TYPES(CALL)  \

@@ -153,10 +153,12 @@ impl KernelType {
                 F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K | Q6_K
             )
         };
-        Ok(if types.iter().all(frequent) {
-            ("gemv", "gemv".to_owned())
-        } else if types.iter().all(|tensor_type| *tensor_type == types[0]) {
+        let float = |tensor_type: &TensorType| matches!(tensor_type, F32 | F16 | BF16);
+        let one = types.iter().all(|tensor_type| *tensor_type == types[0]);
+        Ok(if one && !float(&types[0]) {
             ("gemv_one", format!("gemv_{}", Self::of(types[0])?.name))
+        } else if types.iter().all(frequent) {
+            ("gemv", "gemv".to_owned())
         } else {
             ("gemv_any", "gemv_any".to_owned())
         })

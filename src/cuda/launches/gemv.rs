@@ -218,10 +218,11 @@ fn gemv_blocks(device: &Device, columns: usize, rows: usize) -> usize {
     device.multiprocessors().max(rows.div_ceil(most))
 }
 
-/// Shared memory of each warp's stream of weights: enough to keep the memory busy, where a block can have that much.
+/// Shared memory of each warp's stream of weights: enough to keep the memory busy, where a block can have that much. Of the
+/// widest type that large models have, Q6_K, it then holds two places of two tiles.
 fn ring_bytes(device: &Device) -> usize {
     match device.shared_bytes_per_block() {
-        200_000.. => 11_520,
+        200_000.. => 13_824,
         _ => 6_912,
     }
 }
