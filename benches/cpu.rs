@@ -5,7 +5,6 @@
 
 use std::{
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -38,7 +37,7 @@ fn measure(name: &str, model: Model, threads: usize) -> Result<()> {
         .map(|i| (i * 31 % vocab_size) as u32)
         .collect();
     let (prompt, rest) = tokens.split_at(PROMPT_LEN);
-    let mut backend = CpuBackend::new(Arc::new(model), tokens.len(), threads)?;
+    let mut backend = CpuBackend::new(model.decoder.clone(), tokens.len(), threads)?;
     let (mut prefill, mut decode) = (Duration::MAX, Duration::MAX);
     for _ in 0..ROUNDS {
         let start = Instant::now();

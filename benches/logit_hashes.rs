@@ -80,7 +80,12 @@ fn on_gpu(device: &Arc<Device>, model: &Arc<Model>, chunk_len: usize) -> Result<
         chunk_len: Some(chunk_len),
         graph_disabled: None,
     };
-    CudaBackend::new(device.clone(), model.clone(), &options, &mut |_, _| {})
+    CudaBackend::new(
+        device.clone(),
+        model.decoder.clone(),
+        &options,
+        &mut |_, _| {},
+    )
 }
 
 /// Prints a line for each backend and chunk length.
@@ -92,7 +97,7 @@ fn hash(
     on_cpu: bool,
 ) -> Result<()> {
     if on_cpu {
-        let mut cpu = CpuBackend::new(model.clone(), CONTEXT_LEN, 0)?;
+        let mut cpu = CpuBackend::new(model.decoder.clone(), CONTEXT_LEN, 0)?;
         for chunk_len in [1, 33, 128] {
             let hash = hash_logits(&mut cpu, prompts, chunk_len)?;
             println!("{name}, cpu, chunks of {chunk_len}: {hash:016x}");

@@ -232,7 +232,7 @@ fn main() {
 fn the_cpu_computes(architecture: Architecture) -> TestResult {
     let model = model(architecture, TensorType::F32)?;
     let tokens = made_up_tokens(40, model.decoder.vocab_size);
-    let mut cpu = CpuBackend::new(model.clone(), tokens.len(), 2)?;
+    let mut cpu = CpuBackend::new(model.decoder.clone(), tokens.len(), 2)?;
     let expected = textbook::logits(&model, &tokens);
     let error = greatest_error(&expected, &logits(&mut cpu, &tokens)?);
     eprintln!("{}: largest error {error:.1e}", architecture.name);
@@ -247,7 +247,12 @@ fn cuda_follows_the_cpu() -> TestResult {
         context_len: Some(tokens.len()),
         ..Options::default()
     };
-    let mut cuda = CudaBackend::new(Device::open(0)?, model.clone(), &options, &mut |_, _| {})?;
+    let mut cuda = CudaBackend::new(
+        Device::open(0)?,
+        model.decoder.clone(),
+        &options,
+        &mut |_, _| {},
+    )?;
     let expected = textbook::logits(&model, &tokens);
     let error = greatest_error(&expected, &logits(&mut cuda, &tokens)?);
     eprintln!("largest error {error:.1e}");
@@ -257,7 +262,12 @@ fn cuda_follows_the_cpu() -> TestResult {
 fn cuda_refuses_crossbreed() -> TestResult {
     let model = model(CROSSBREED, TensorType::F16)?;
     let options = Options::default();
-    let Err(error) = CudaBackend::new(Device::open(0)?, model, &options, &mut |_, _| {}) else {
+    let Err(error) = CudaBackend::new(
+        Device::open(0)?,
+        model.decoder.clone(),
+        &options,
+        &mut |_, _| {},
+    ) else {
         return Err("CUDA has no kernels for it".into());
     };
     let message = format!("{error:#}");

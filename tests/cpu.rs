@@ -35,7 +35,7 @@ fn logits(
     tokens: &[u32],
     chunks: impl IntoIterator<Item = usize>,
 ) -> Vec<f32> {
-    let mut backend = CpuBackend::new(model.clone(), tokens.len(), threads).unwrap();
+    let mut backend = CpuBackend::new(model.decoder.clone(), tokens.len(), threads).unwrap();
     let mut logits = Vec::new();
     let mut position = 0;
     for len in chunks {
@@ -169,7 +169,7 @@ fn logits_of_the_last_token_are_those_of_all() {
     let model = load(&RandomModel::new("llama", TensorType::Q4_0).file());
     let tokens = random_tokens(&model, 33);
     let all = logits(&model, 2, &tokens, [33]);
-    let mut backend = CpuBackend::new(model.clone(), tokens.len(), 2).unwrap();
+    let mut backend = CpuBackend::new(model.decoder.clone(), tokens.len(), 2).unwrap();
     let last = common::read(&mut backend, &tokens, 0).unwrap();
     assert!(bits(last) == bits(&all[32 * model.decoder.vocab_size..]));
 }
@@ -180,7 +180,7 @@ fn going_back_forgets_what_came_after() {
     let model = load(&RandomModel::new("qwen3", TensorType::F16).file());
     let tokens = random_tokens(&model, 40);
     let fresh = bits(&logits(&model, 2, &tokens, [40])[39 * model.decoder.vocab_size..]);
-    let mut backend = CpuBackend::new(model.clone(), 64, 2).unwrap();
+    let mut backend = CpuBackend::new(model.decoder.clone(), 64, 2).unwrap();
     let mut detour = tokens[..10].to_vec();
     detour.extend(tokens[..50 - 10].iter().rev());
     common::read(&mut backend, &detour, 0).unwrap();
@@ -193,7 +193,7 @@ fn a_session_goes_back_to_an_earlier_length() {
     let model = load(&RandomModel::new("qwen2", TensorType::Q8_0).file());
     let tokens = random_tokens(&model, 30);
     let session = || {
-        let backend = CpuBackend::new(model.clone(), 64, 2).unwrap();
+        let backend = CpuBackend::new(model.decoder.clone(), 64, 2).unwrap();
         let mut session = Session::new(Box::new(backend));
         let mut progress = |_, _| ControlFlow::Continue(());
         session.prefill(&tokens[..20], &mut progress).unwrap();
@@ -215,7 +215,7 @@ fn a_session_goes_back_to_an_earlier_length() {
 fn the_context_is_filled_to_its_last_position_and_not_beyond() {
     let model = load(&RandomModel::new("llama", TensorType::F32).file());
     let tokens = random_tokens(&model, 18);
-    let mut backend = CpuBackend::new(model, 17, 1).unwrap();
+    let mut backend = CpuBackend::new(model.decoder.clone(), 17, 1).unwrap();
     assert_eq!(backend.limits().context_len, 17);
     common::read(&mut backend, &tokens[..16], 0).unwrap();
     common::read(&mut backend, &tokens[16..17], 16).unwrap();
@@ -234,7 +234,7 @@ fn the_context_is_filled_to_its_last_position_and_not_beyond() {
 fn calls_that_make_no_sense_are_refused() {
     let model = load(&RandomModel::new("llama", TensorType::F32).file());
     let vocab_size = model.decoder.vocab_size as u32;
-    let mut backend = CpuBackend::new(model, 1000, 1).unwrap();
+    let mut backend = CpuBackend::new(model.decoder.clone(), 1000, 1).unwrap();
     let chunk_len = backend.limits().chunk_len;
     assert!(common::read(&mut backend, &[], 0).is_err());
     assert!(common::read_all(&mut backend, &vec![0; chunk_len + 1], 0).is_err());
@@ -248,7 +248,7 @@ fn calls_that_make_no_sense_are_refused() {
 fn a_context_beyond_all_memory_is_an_error_that_names_it() {
     let model = load(&RandomModel::new("llama", TensorType::F32).file());
     for context_len in [1 << 50, usize::MAX] {
-        let error = CpuBackend::new(model.clone(), context_len, 1)
+        let error = CpuBackend::new(model.decoder.clone(), context_len, 1)
             .err()
             .expect("no machine has that")
             .to_string();

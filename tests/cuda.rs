@@ -123,7 +123,12 @@ fn backend(model: &Arc<Model>, no_graph: bool) -> CudaBackend {
 }
 
 fn open(model: &Arc<Model>, options: &Options) -> anyhow::Result<CudaBackend> {
-    CudaBackend::new(Device::open(0)?, model.clone(), options, &mut |_, _| {})
+    CudaBackend::new(
+        Device::open(0)?,
+        model.decoder.clone(),
+        options,
+        &mut |_, _| {},
+    )
 }
 
 /// A backend that reads prompts `chunk_len` tokens at a time.
@@ -202,7 +207,8 @@ fn kernels_that_wait_for_each_other_give_the_same_bits() -> TestResult {
         let trace = |dependent, follow: Option<&[u32]>| {
             let device = Device::open(0)?;
             device.set_dependent_launch(dependent);
-            let mut cuda = CudaBackend::new(device, model.clone(), &options, &mut |_, _| {})?;
+            let mut cuda =
+                CudaBackend::new(device, model.decoder.clone(), &options, &mut |_, _| {})?;
             let prompt = made_up_tokens(77, model.decoder.vocab_size);
             let count = options.context_len.unwrap_or(0).min(400) - prompt.len();
             Trace::record(&mut cuda, &prompt, count, follow)
@@ -282,7 +288,7 @@ fn a_second_prompt_on_a_session_computes_what_a_fresh_one_does() -> TestResult {
 /// 2,000 tokens of the demo model's own stories.
 fn predictions_follow_the_cpu_on_a_text() -> TestResult {
     let model = demo();
-    let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
+    let mut cpu = CpuBackend::new(model.decoder.clone(), 2048, 0)?;
     let tokens = story(&model, &mut cpu, 2_000)?;
     for (way, chunk_len, bound) in [("decoded", 1, 1e-3), ("read in chunks", 2048, 1e-5)] {
         let mut progress = |_, _| ControlFlow::Continue(());
@@ -304,7 +310,7 @@ fn predictions_follow_the_cpu_on_a_text() -> TestResult {
 
 fn predictions_follow_the_cpu_after_the_golden_prompts() -> TestResult {
     let model = demo();
-    let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
+    let mut cpu = CpuBackend::new(model.decoder.clone(), 2048, 0)?;
     let mut cuda = backend(&model, false);
     let mut kl = Vec::new();
     for case in golden() {
@@ -359,7 +365,7 @@ fn every_tensor_type_and_architecture_follows_the_cpu() -> TestResult {
                 let model = Arc::new(Model::from_gguf(model)?);
                 let context_len = model.decoder.context_length.min(256);
                 let prompt = made_up_tokens(40, model.decoder.vocab_size);
-                let mut cpu = CpuBackend::new(model.clone(), context_len, 0)?;
+                let mut cpu = CpuBackend::new(model.decoder.clone(), context_len, 0)?;
                 let options = Options {
                     context_len: Some(context_len),
                     ..Options::default()
@@ -402,7 +408,7 @@ fn feed_forwards_of_any_length_follow_the_cpu() -> TestResult {
             let name = format!("{} by {feed_forward_length}", tensor_type.name());
             let model = Gguf::from_bytes(&name, random.file().to_bytes())?;
             let model = Arc::new(Model::from_gguf(model)?);
-            let mut cpu = CpuBackend::new(model.clone(), 128, 0)?;
+            let mut cpu = CpuBackend::new(model.decoder.clone(), 128, 0)?;
             let mut cuda = chunked(&model, 128, 100)?;
             let prompt = made_up_tokens(70, model.decoder.vocab_size);
             let reference = Trace::record(&mut cpu, &prompt, 20, None)?;
@@ -502,7 +508,7 @@ fn prompts_follow_the_cpu(
     golden: &[serde_json::Value],
     bound: f64,
 ) -> TestResult {
-    let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
+    let mut cpu = CpuBackend::new(model.decoder.clone(), 2048, 0)?;
     let mut references = Vec::new();
     for case in golden {
         references.push(Trace::record(&mut cpu, &ids(case, "prompt_ids"), 1, None)?);
@@ -548,7 +554,7 @@ fn every_tensor_type_reads_prompts() -> TestResult {
             let model = Gguf::from_bytes(&name, random.file().to_bytes())?;
             let model = Arc::new(Model::from_gguf(model)?);
             let context_len = model.decoder.context_length.min(256);
-            let mut cpu = CpuBackend::new(model.clone(), context_len, 0)?;
+            let mut cpu = CpuBackend::new(model.decoder.clone(), context_len, 0)?;
             let mut cuda = chunked(&model, context_len, context_len)?;
             for len in [2, 33, 100] {
                 let prompt = made_up_tokens(len, model.decoder.vocab_size);
@@ -594,7 +600,7 @@ fn the_cache_after_reading_is_the_one_after_decoding() -> TestResult {
 
 fn perplexity_is_the_same_read_in_chunks_or_token_by_token() -> TestResult {
     let model = demo();
-    let mut cpu = CpuBackend::new(model.clone(), 2048, 0)?;
+    let mut cpu = CpuBackend::new(model.decoder.clone(), 2048, 0)?;
     let tokens = story(&model, &mut cpu, 2_000)?;
     let perplexity = |chunk_len| -> anyhow::Result<f64> {
         let mut progress = |_, _| ControlFlow::Continue(());

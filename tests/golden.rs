@@ -174,7 +174,7 @@ fn greedy_tokens(model: &Arc<Model>, golden: &Golden) -> Result<()> {
 
 fn backend(model: &Arc<Model>, golden: &Golden) -> Result<CpuBackend> {
     CpuBackend::new(
-        model.clone(),
+        model.decoder.clone(),
         golden.prompt_ids.len() + golden.greedy_ids.len(),
         0,
     )

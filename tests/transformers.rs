@@ -139,7 +139,7 @@ fn main() {
 
 /// Both compute in float32.
 fn the_cpu_computes(case: &Case) -> TestResult {
-    let mut cpu = CpuBackend::new(case.model()?, case.tokens.len(), 2)?;
+    let mut cpu = CpuBackend::new(case.model()?.decoder.clone(), case.tokens.len(), 2)?;
     let error = case.error(&mut cpu)?;
     eprintln!("{}: largest error {error:.1e}", case.name);
     check(error < 3e-5, format!("off by {error:e} of the usual size"))
@@ -152,7 +152,12 @@ fn on_cuda() -> TestResult {
             context_len: Some(case.tokens.len()),
             ..Options::default()
         };
-        let opened = CudaBackend::new(Device::open(0)?, case.model()?, &options, &mut |_, _| {});
+        let opened = CudaBackend::new(
+            Device::open(0)?,
+            case.model()?.decoder.clone(),
+            &options,
+            &mut |_, _| {},
+        );
         let lacking = match case.name.as_str() {
             "mistral_window" | "phi3" => Some("attends over a window"),
             "llama_biases" => Some("has a bias"),

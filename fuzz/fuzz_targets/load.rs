@@ -44,7 +44,7 @@ fn speak(vocabulary: &Vocabulary) {
 /// Logits after two tokens at once and after a third.
 fn compute(model: Model) -> anyhow::Result<()> {
     let last = model.decoder.vocab_size as u32 - 1;
-    let mut backend = CpuBackend::new(Arc::new(model), 3, 1)?;
+    let mut backend = CpuBackend::new(model.decoder.clone(), 3, 1)?;
     backend.compute(Batch::prompt(&[0, last], 0, Want::All))?;
     backend.compute(Batch::decode(&last, 2))?;
     Ok(())

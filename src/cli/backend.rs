@@ -9,7 +9,7 @@ use crate::{
     backend::Backend,
     cpu::CpuBackend,
     cuda::{self, CudaBackend, DoesNotFit, Gpus},
-    model::Model,
+    model::Decoder,
 };
 
 /// What was asked for.
@@ -66,17 +66,17 @@ impl Opening {
 
     /// Brings the model onto the device. Where that was left to us, the CPU stands in for a GPU that fails or has no kernels
     /// for the model, but not for one that is full: a run a hundred times slower would not be what was meant.
-    pub fn load(mut self, model: &Arc<Model>) -> Result<Box<dyn Backend>> {
+    pub fn load(mut self, decoder: &Arc<Decoder>) -> Result<Box<dyn Backend>> {
         let on_gpu = match self.gpu() {
-            Ok(None) => return on_cpu(&self.compute, model),
-            Ok(Some(gpu)) => on_gpu(gpu, &self.compute, model),
+            Ok(None) => return on_cpu(&self.compute, decoder),
+            Ok(Some(gpu)) => on_gpu(gpu, &self.compute, decoder),
             Err(error) => Err(error),
         };
         match on_gpu {
             Ok(backend) => Ok(Box::new(backend)),
             Err(error) if self.compute.device == Device::Auto && !error.is::<DoesNotFit>() => {
                 tracing::warn!("running on the CPU, not on the GPU: {error:#}");
-                on_cpu(&self.compute, model)
+                on_cpu(&self.compute, decoder)
             }
             Err(error) => Err(error),
         }
@@ -102,16 +102,16 @@ fn first_gpu() -> Option<usize> {
 pub fn on_gpu(
     gpu: Arc<cuda::Device>,
     compute: &Compute,
-    model: &Arc<Model>,
+    decoder: &Arc<Decoder>,
 ) -> Result<CudaBackend> {
     let options = cuda::Options {
         context_len: compute.context_len,
         chunk_len: compute.ubatch,
         graph_disabled: compute.graph_disabled.clone(),
     };
-    context::warn_if_untrained(compute, &model.decoder);
+    context::warn_if_untrained(compute, decoder);
     let mut bar = CountBar::bytes(compute.show_progress, "uploading the weights");
-    CudaBackend::new(gpu, Arc::clone(model), &options, &mut |done, total| {
+    CudaBackend::new(gpu, Arc::clone(decoder), &options, &mut |done, total| {
         bar.update(done, total)
     })
     .map_err(|mut error| {
@@ -137,10 +137,10 @@ fn what_would_fit(does_not_fit: &DoesNotFit, compute: &Compute) -> String {
 }
 
 /// Brings the model to the CPU.
-pub fn on_cpu(compute: &Compute, model: &Arc<Model>) -> Result<Box<dyn Backend>> {
-    let context_len = context::choose(compute, &model.decoder)?;
+pub fn on_cpu(compute: &Compute, decoder: &Arc<Decoder>) -> Result<Box<dyn Backend>> {
+    let context_len = context::choose(compute, decoder)?;
     let backend =
-        CpuBackend::new(Arc::clone(model), context_len, compute.threads).with_context(|| {
+        CpuBackend::new(Arc::clone(decoder), context_len, compute.threads).with_context(|| {
             let flags = compute.context_flags;
             format!("preparing the CPU (context: {flags}, threads: --threads)")
         })?;

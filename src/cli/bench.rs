@@ -84,8 +84,8 @@ pub fn run(request: &BenchRequest) -> Result<Outcome> {
         },
     };
     let mut backend: Box<dyn Backend> = match gpu {
-        Some(gpu) => Box::new(backend::on_gpu(gpu, &request.compute, &model)?),
-        None => backend::on_cpu(&request.compute, &model)?,
+        Some(gpu) => Box::new(backend::on_gpu(gpu, &request.compute, &model.decoder)?),
+        None => backend::on_cpu(&request.compute, &model.decoder)?,
     };
     let mut report = Report {
         model: model.gguf.name().to_owned(),

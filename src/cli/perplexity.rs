@@ -45,9 +45,9 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
         tokens.len(),
         request.window
     );
-    let mut backend = opening.load(&model)?;
+    let mut backend = opening.load(&model.decoder)?;
     let mut reference: Option<Box<dyn Backend>> = match request.kl {
-        true => Some(backend::on_cpu(&request.compute, &model)?),
+        true => Some(backend::on_cpu(&request.compute, &model.decoder)?),
         false => None,
     };
     interrupt.generation_starts();

@@ -6,6 +6,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -26,7 +27,7 @@ use super::{
 use crate::{
     engine::{Kind, SamplingParams, Workload},
     model::{
-        self, ChatTemplate, Gguf, Message, Model, Prompt, RopeOptions, TemplateOptions,
+        self, ChatTemplate, Decoder, Gguf, Message, Model, Prompt, RopeOptions, TemplateOptions,
         arch::{self, RopeScalingType},
     },
 };
@@ -79,11 +80,21 @@ pub enum ModelSource {
 impl ModelSource {
     /// For a context of `context_len` tokens, where that many are asked for.
     pub fn open(&self, context_len: Option<usize>) -> Result<Model> {
-        let rope = RopeOptions {
+        Model::of_architectures(self.open_gguf()?, arch::ALL, &self.rope_for(context_len))
+    }
+
+    /// What `gguf`, this file, computes, for a context likewise.
+    pub fn describe(&self, gguf: &Gguf, context_len: Option<usize>) -> Result<Arc<Decoder>> {
+        let decoder = arch::describe(gguf, arch::ALL, &self.rope_for(context_len))
+            .with_context(|| format!("cannot load {}", gguf.name()))?;
+        Ok(decoder.into())
+    }
+
+    fn rope_for(&self, context_len: Option<usize>) -> RopeOptions {
+        RopeOptions {
             context_len,
             ..self.rope()
-        };
-        Model::of_architectures(self.open_gguf()?, arch::ALL, &rope)
+        }
     }
 
     /// The file alone, whether or not it is a model that can be run.

@@ -1,12 +1,11 @@
 //! `sharpi run`: from a prompt to streamed text.
 
 use std::{
-    io,
-    sync::Arc,
+    io, mem, thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{
     escape::escaped,
@@ -14,11 +13,11 @@ use super::{
     interrupt::Interrupt,
     output::{JsonOutput, ModelFacts, Output, RunFacts, Start, TextOutput, WRITING},
     progress::{CountBar, Spinner},
-    resolve::{Format, RunRequest},
+    resolve::{Format, Input, RunRequest},
 };
 use crate::{
     engine::{FinishReason, GenerateOptions, Generation, Observer, Session, TokenEvent, generate},
-    model::Model,
+    model::{Decoder, Gguf, Vocabulary},
 };
 
 pub fn run(request: RunRequest) -> Result<Outcome> {
@@ -29,16 +28,19 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         request.compute.show_progress,
         format!("loading {}", escaped(&request.model.name())),
     );
-    let model = request.model.open(request.compute.context_len)?;
-    let prompt = request
-        .input
-        .render(model.chat_template.as_ref(), model.gguf.name())?;
-    let prompt = model.tokenizer.encode(&prompt);
+    let gguf = request.model.open_gguf()?;
+    let decoder = request.model.describe(&gguf, request.compute.context_len)?;
     drop(spinner);
-    let model = Arc::new(model);
-    let mut session = Session::new(opening.load(&model)?);
+    // A large vocabulary takes as long to read as the weights to a GPU.
+    let input = request.input;
+    let reading = thread::spawn(move || read_prompt(gguf, &input));
+    let backend = opening.load(&decoder);
+    let read = reading.join();
+    let mut session = Session::new(backend?);
+    let (vocabulary, prompt) =
+        read.map_err(|_| anyhow!("reading the vocabulary ended the thread that did it"))??;
     let context_len = session.backend().limits().context_len;
-    let sampling = request.sampling.resolve(&model.gguf, context_len)?;
+    let sampling = request.sampling.resolve(&vocabulary.gguf, context_len)?;
     tracing::debug!("{sampling:?}");
     let seed = sampling.seed;
     ensure!(
@@ -57,7 +59,9 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         Format::Text => Box::new(TextOutput::new(stdout)),
         Format::Json { .. } => Box::new(JsonOutput::new(stdout)),
     };
-    output.start(&start(&model, &prompt)?).context(WRITING)?;
+    output
+        .start(&start(&vocabulary.gguf, &decoder, &prompt)?)
+        .context(WRITING)?;
     let options = GenerateOptions {
         max_tokens: request.max_tokens,
         stop: request.stop,
@@ -80,7 +84,7 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
     };
     let generated = generate(
         &mut session,
-        &model.tokenizer,
+        &vocabulary.tokenizer,
         &prompt,
         &options,
         &mut observer,
@@ -110,20 +114,31 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         );
     }
     report(&generation, load, seed);
+    // The process ends, and the system takes everything back at once: sooner than we could give it back piece by piece.
+    mem::forget((session, vocabulary));
     Ok(match generation.finish_reason {
         FinishReason::Interrupted => Outcome::Interrupted,
         _ => Outcome::Done,
     })
 }
 
-fn start<'a>(model: &'a Model, prompt: &'a [u32]) -> Result<Start<'a>> {
+/// Reads the file's vocabulary, and with it the prompt.
+fn read_prompt(gguf: Gguf, input: &Input) -> Result<(Vocabulary, Vec<u32>)> {
+    let name = gguf.name().to_owned();
+    let vocabulary = Vocabulary::from_gguf(gguf).with_context(|| format!("cannot load {name}"))?;
+    let prompt = input.render(vocabulary.chat_template.as_ref(), &name)?;
+    let ids = vocabulary.tokenizer.encode(&prompt);
+    Ok((vocabulary, ids))
+}
+
+fn start<'a>(gguf: &'a Gguf, decoder: &Decoder, prompt: &'a [u32]) -> Result<Start<'a>> {
     Ok(Start {
         model: ModelFacts {
-            file: model.gguf.name(),
-            name: model.gguf.str("general.name")?,
-            architecture: model.gguf.str("general.architecture")?.unwrap_or_default(),
-            file_bytes: model.gguf.file_bytes(),
-            context_length: model.decoder.context_length,
+            file: gguf.name(),
+            name: gguf.str("general.name")?,
+            architecture: gguf.str("general.architecture")?.unwrap_or_default(),
+            file_bytes: gguf.file_bytes(),
+            context_length: decoder.context_length,
         },
         prompt_ids: prompt,
     })

@@ -44,7 +44,7 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
         context_len: Some(prompt.len() + request.tokens),
         ..request.compute.clone()
     };
-    let mut cuda = backend::on_gpu(gpu, &compute, &model)?;
+    let mut cuda = backend::on_gpu(gpu, &compute, &model.decoder)?;
     cuda.set_graph(Some("verify".to_owned()));
     let direct = Trace::record(&mut cuda, &prompt, request.tokens, None)?;
     cuda.set_graph(None);
@@ -62,7 +62,7 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
     let replayed = direct.compare(&graph);
     write_row(&mut out, "graph : direct", &replayed).context(WRITING)?;
     if request.cpu || model.gguf.file_bytes() <= SMALL_BYTES {
-        let mut cpu = backend::on_cpu(&compute, &model)?;
+        let mut cpu = backend::on_cpu(&compute, &model.decoder)?;
         let reference = Trace::record(&mut *cpu, &prompt, request.tokens, follow)?;
         write_row(&mut out, "direct : cpu", &reference.compare(&direct)).context(WRITING)?;
     }

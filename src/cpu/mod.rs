@@ -26,7 +26,7 @@ use self::{
 };
 use crate::{
     backend::{Backend, Batch, KvFormat, KvLayout, Limits, Results},
-    model::Model,
+    model::Decoder,
 };
 
 /// Tokens that share one reading of the weights.
@@ -43,7 +43,7 @@ type Workers = workers::Workers<Scratch>;
 
 /// Computes logits on the host.
 pub struct CpuBackend {
-    model: Arc<Model>,
+    decoder: Arc<Decoder>,
     context_len: usize,
     workers: Workers,
     cache: KvCache,
@@ -58,9 +58,8 @@ impl CpuBackend {
     /// # Errors
     ///
     /// Where there is no memory for the context or the threads cannot be started.
-    pub fn new(model: Arc<Model>, context_len: usize, threads: usize) -> Result<Self> {
-        let decoder = &model.decoder;
-        let layout = KvLayout::new(decoder, context_len, KvFormat::F32);
+    pub fn new(decoder: Arc<Decoder>, context_len: usize, threads: usize) -> Result<Self> {
+        let layout = KvLayout::new(&decoder, context_len, KvFormat::F32);
         let bytes_per_token = layout.bytes_per_token();
         let no_memory = || {
             format!(
@@ -68,7 +67,7 @@ impl CpuBackend {
             )
         };
         let cache = KvCache::new(layout).with_context(no_memory)?;
-        let activations = Activations::new(decoder, CHUNK_LEN).with_context(no_memory)?;
+        let activations = Activations::new(&decoder, CHUNK_LEN).with_context(no_memory)?;
         let workers = Workers::new(threads, || {
             let matmul = MatmulScratch::new(CHUNK_LEN);
             let scores = bytemuck::try_zeroed_vec(context_len.div_ceil(LANES));
@@ -84,7 +83,7 @@ impl CpuBackend {
             cache,
             activations,
             device,
-            model,
+            decoder,
         })
     }
 }
@@ -103,14 +102,14 @@ impl Backend for CpuBackend {
             context_len: self.context_len,
             chunk_len: CHUNK_LEN,
             results_len: CHUNK_LEN,
-            vocab_size: self.model.decoder.vocab_size,
+            vocab_size: self.decoder.vocab_size,
         }
     }
 
     fn compute(&mut self, batch: Batch) -> Result<Results<'_>> {
         batch.check(self.limits())?;
         let logits = forward(
-            &self.model.decoder,
+            &self.decoder,
             &self.workers,
             &mut self.cache,
             &mut self.activations,
@@ -120,6 +119,6 @@ impl Backend for CpuBackend {
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {
-        self.model.decoder.bytes_per_token() + self.cache.layout().bytes_read(position)
+        self.decoder.bytes_per_token() + self.cache.layout().bytes_read(position)
     }
 }

@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     backend::{Backend, Batch, GraphReport, KvFormat, KvLayout, Limits, Phase, Results},
-    model::Model,
+    model::Decoder,
 };
 
 pub use ceiling::{gemm_ceiling, read_ceiling};
@@ -65,7 +65,7 @@ pub struct Options {
 /// Computes logits on a GPU.
 pub struct CudaBackend {
     device: Arc<Device>,
-    model: Arc<Model>,
+    decoder: Arc<Decoder>,
     /// The launches of one token. Before the memory that they name, so that it is dropped first.
     region: Region,
     weights: DeviceWeights,
@@ -86,28 +86,27 @@ impl CudaBackend {
     /// A model that does not fit, or that the kernels cannot run, and whatever the driver meets.
     pub fn new(
         device: Arc<Device>,
-        model: Arc<Model>,
+        decoder: Arc<Decoder>,
         options: &Options,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        let decoder = &model.decoder;
         let (free, _) = device.memory()?;
-        let weights_bytes = DeviceWeights::bytes(decoder)?;
-        let (chunk, context_len) = sizing::choose(&device, decoder, weights_bytes, options, free)?;
+        let weights_bytes = DeviceWeights::bytes(&decoder)?;
+        let (chunk, context_len) = sizing::choose(&device, &decoder, weights_bytes, options, free)?;
 
         let start = Instant::now();
-        let weights = DeviceWeights::upload(&device, decoder, progress)
-            .with_context(|| format!("uploading {} to {}", model.gguf.name(), device.name()))?;
+        let weights = DeviceWeights::upload(&device, &decoder, progress)
+            .with_context(|| format!("uploading the weights to {}", device.name()))?;
         tracing::debug!(
             "weights: {} bytes on the device, uploaded in {:.0?}",
             weights.device_bytes(),
             start.elapsed()
         );
-        let scratch = Scratch::new(&device, decoder)?;
-        let layout = KvLayout::new(decoder, context_len, KvFormat::F16);
+        let scratch = Scratch::new(&device, &decoder)?;
+        let layout = KvLayout::new(&decoder, context_len, KvFormat::F16);
         let cache = KvCache::new(&device, layout)?;
-        let launches = decode::lower(&device, decoder, &weights, &scratch, &cache)?;
-        let chunk_scratch = ChunkScratch::new(&device, decoder, chunk)?;
+        let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
+        let chunk_scratch = ChunkScratch::new(&device, &decoder, chunk)?;
         let inputs = device.allocate_pinned((2 + chunk.tokens) * size_of::<i32>())?;
         let logits = device.allocate_pinned(LOGITS_LEN * decoder.vocab_size * size_of::<f32>())?;
         // SAFETY: `decode::lower` gave each kernel its own parameter, and the backend drops the region before the memory.
@@ -127,7 +126,7 @@ impl CudaBackend {
             cache,
             inputs,
             logits,
-            model,
+            decoder,
         })
     }
 
@@ -172,7 +171,7 @@ impl CudaBackend {
         unsafe { self.chunk_scratch.memory().upload_later(0, source)? };
         let prompt = Prompt {
             device: &self.device,
-            decoder: &self.model.decoder,
+            decoder: &self.decoder,
             weights: &self.weights,
             decode: &self.scratch,
             scratch: &self.chunk_scratch,
@@ -237,7 +236,7 @@ impl Backend for CudaBackend {
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {
-        self.model.decoder.bytes_per_token() + self.cache.layout().bytes_read(position)
+        self.decoder.bytes_per_token() + self.cache.layout().bytes_read(position)
     }
 
     fn set_graph(&mut self, disabled: Option<String>) {

@@ -8,7 +8,7 @@ mod jinja;
 pub mod ops;
 pub mod tokenizer;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 
@@ -50,7 +50,7 @@ pub fn demo() -> Result<Gguf> {
 /// Everything that a GGUF file says about a model.
 pub struct Model {
     pub gguf: Gguf,
-    pub decoder: Decoder,
+    pub decoder: Arc<Decoder>,
     pub tokenizer: Tokenizer,
     /// `None` where the file carries no template; such a model takes raw prompts only.
     pub chat_template: Option<ChatTemplate>,
@@ -91,7 +91,7 @@ impl Model {
         } = Vocabulary::from_gguf(gguf)?;
         Ok(Self {
             gguf,
-            decoder,
+            decoder: decoder.into(),
             tokenizer,
             chat_template,
         })

@@ -14,6 +14,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -56,6 +57,7 @@ pub struct Device {
 impl Device {
     /// Opens GPU `ordinal` and loads the kernels into it.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        let start = Instant::now();
         let doing = || format!("opening GPU {ordinal}");
         if let Some(lacking) = lacking() {
             return Err(anyhow!(lacking)).with_context(doing);
@@ -82,6 +84,7 @@ impl Device {
             })?;
             modules.insert(file, module);
         }
+        tracing::debug!("opened {name} in {:.0?}", start.elapsed());
         Ok(Arc::new(Self {
             context,
             stream,
