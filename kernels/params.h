@@ -273,6 +273,52 @@ FIELD(NormParams, columns, 28);
 FIELD(NormParams, padded_tokens, 32);
 FIELD(NormParams, unused, 36);
 
+// How choose_* choose; lies in device memory, since it changes from text to text and launches do not.
+struct ChoiceSettings {
+    float temperature;
+    int top_k;  // 1 to 64; 0 takes the likeliest token
+    float top_p;
+    float min_p;
+    float repeat_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    int repeat_last_n;  // tokens of the text that are counted; 0 where penalties are off
+    int adjusts;        // whether `counts` changes any logit
+};
+static_assert(sizeof(ChoiceSettings) == 36, "ChoiceSettings");
+FIELD(ChoiceSettings, temperature, 0);
+FIELD(ChoiceSettings, top_k, 4);
+FIELD(ChoiceSettings, top_p, 8);
+FIELD(ChoiceSettings, min_p, 12);
+FIELD(ChoiceSettings, repeat_penalty, 16);
+FIELD(ChoiceSettings, presence_penalty, 20);
+FIELD(ChoiceSettings, frequency_penalty, 24);
+FIELD(ChoiceSettings, repeat_last_n, 28);
+FIELD(ChoiceSettings, adjusts, 32);
+
+// choose_best, choose_token
+struct ChooseParams {
+    const float *logits;  // (vocabulary)
+    const ChoiceSettings *settings;
+    uint32_t *counts;        // (vocabulary): of the last repeat_last_n tokens; the highest bit bans
+    uint64_t *lists;         // (64, vocabulary / 1024 rounded up): the best keys of each block
+    int *inputs;             // the token that was computed and its position; then the chosen one and its own
+    const double *uniforms;  // (context + 1), in the host's memory: from 0 to below 1, by place in the text
+    int *text;               // (context + 1), in the host's memory: tokens; -1 where logits are no numbers
+    int vocabulary;          // at most 1024 * 1024
+    int unused;
+};
+static_assert(sizeof(ChooseParams) == 64, "ChooseParams");
+FIELD(ChooseParams, logits, 0);
+FIELD(ChooseParams, settings, 8);
+FIELD(ChooseParams, counts, 16);
+FIELD(ChooseParams, lists, 24);
+FIELD(ChooseParams, inputs, 32);
+FIELD(ChooseParams, uniforms, 40);
+FIELD(ChooseParams, text, 48);
+FIELD(ChooseParams, vocabulary, 56);
+FIELD(ChooseParams, unused, 60);
+
 // gate_tokens
 struct GateParams {
     const float *gate;  // (columns, tokens)

@@ -12,13 +12,16 @@ use sharpi::{
     backend::Backend,
     cpu::CpuBackend,
     cuda::{CudaBackend, Device, Options},
-    engine::{Sampler, SamplingParams, Session, Trace, evaluate, made_up_tokens},
+    engine::{
+        GenerateOptions, Observer, Sampler, SamplingParams, Session, TokenEvent, Trace, evaluate,
+        generate, made_up_tokens,
+    },
     model::{Gguf, Model},
     quant::TensorType,
 };
 
 fn main() {
-    let tests: [Test; 18] = [
+    let tests: [Test; 20] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
             graph_and_direct_logits_are_the_same_bits,
@@ -26,6 +29,14 @@ fn main() {
         (
             "kernels_that_wait_for_each_other_give_the_same_bits",
             kernels_that_wait_for_each_other_give_the_same_bits,
+        ),
+        (
+            "a_device_that_chooses_writes_the_hosts_text",
+            a_device_that_chooses_writes_the_hosts_text,
+        ),
+        (
+            "a_stream_that_is_left_leaves_nothing_behind",
+            a_stream_that_is_left_leaves_nothing_behind,
         ),
         (
             "a_failed_capture_loses_no_token",
@@ -227,6 +238,159 @@ fn kernels_that_wait_for_each_other_give_the_same_bits() -> TestResult {
     Ok(())
 }
 
+/// The ids of a generation, in which log-probabilities make the host choose.
+struct Ids {
+    ids: Vec<u32>,
+    stop_after: usize,
+}
+
+impl Observer for Ids {
+    fn interrupted(&self) -> bool {
+        self.ids.len() + 1 >= self.stop_after
+    }
+
+    fn prefill_progress(&mut self, _done: usize, _total: usize) {}
+
+    fn token(&mut self, event: &TokenEvent) -> anyhow::Result<()> {
+        self.ids.push(event.id);
+        Ok(())
+    }
+}
+
+const SAMPLED: SamplingParams = SamplingParams {
+    temperature: 0.7,
+    top_k: 40,
+    top_p: 0.95,
+    min_p: 0.05,
+    repeat_penalty: 1.0,
+    repeat_last_n: 64,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    seed: 11,
+};
+
+fn generated(
+    session: &mut Session,
+    model: &Model,
+    prompt: &[u32],
+    sampling: &SamplingParams,
+    logprobs: Option<usize>,
+    stop_after: usize,
+) -> anyhow::Result<Vec<u32>> {
+    let options = GenerateOptions {
+        max_tokens: Some(300),
+        stop: vec![],
+        ignore_eos: true,
+        logprobs,
+        sampling: sampling.clone(),
+    };
+    let mut observer = Ids {
+        ids: vec![],
+        stop_after,
+    };
+    generate(session, &model.tokenizer, prompt, &options, &mut observer)?;
+    Ok(observer.ids)
+}
+
+fn a_device_that_chooses_writes_the_hosts_text() -> TestResult {
+    let model = demo();
+    let prompt = made_up_tokens(9, model.decoder.vocab_size);
+    let greedy = SamplingParams {
+        temperature: 0.0,
+        ..SAMPLED
+    };
+    let penalized = SamplingParams {
+        repeat_penalty: 1.15,
+        presence_penalty: 0.2,
+        frequency_penalty: 0.1,
+        ..SAMPLED
+    };
+    let cases = [
+        greedy.clone(),
+        SAMPLED,
+        SamplingParams {
+            temperature: 1.4,
+            top_k: 64,
+            top_p: 1.0,
+            min_p: 0.0,
+            ..SAMPLED
+        },
+        penalized.clone(),
+        SamplingParams {
+            repeat_last_n: 7,
+            ..penalized.clone()
+        },
+        SamplingParams {
+            temperature: 0.0,
+            ..penalized
+        },
+    ];
+    for no_graph in [false, true] {
+        let mut session = Session::new(Box::new(backend(&model, no_graph)));
+        let mut texts = Vec::new();
+        for sampling in &cases {
+            check(
+                session.backend().chooses(sampling),
+                format!("the device does not choose by {sampling:?}"),
+            )?;
+            let mut text =
+                |logprobs| generated(&mut session, &model, &prompt, sampling, logprobs, 301);
+            let (device, host) = (text(None)?, text(Some(0))?);
+            check(
+                device.len() == 300 && device == host,
+                format!("{sampling:?}: the device wrote {device:?}, the host {host:?}"),
+            )?;
+            texts.push(host);
+        }
+        texts.sort();
+        texts.dedup();
+        check(
+            texts.len() == cases.len(),
+            "two ways of choosing wrote one text",
+        )?;
+    }
+    let all = SamplingParams {
+        top_k: 0,
+        ..SAMPLED
+    };
+    check(
+        !backend(&model, false).chooses(&all),
+        "the device has no room for all tokens as candidates",
+    )
+}
+
+/// Left at every token while others are queued behind it, a session goes on as one that the host led.
+fn a_stream_that_is_left_leaves_nothing_behind() -> TestResult {
+    let model = demo();
+    let prompt = made_up_tokens(9, model.decoder.vocab_size);
+    let mut session = Session::new(Box::new(backend(&model, false)));
+    let whole = generated(&mut session, &model, &prompt, &SAMPLED, Some(0), 301)?;
+    // From the second token on: one who stops before the first gets none.
+    for stop_after in 2..20 {
+        let part = generated(&mut session, &model, &prompt, &SAMPLED, None, stop_after)?;
+        check(
+            part == whole[..stop_after] && session.len() == prompt.len() + stop_after - 1,
+            format!(
+                "stopped after {stop_after}: {part:?}, {} cached",
+                session.len()
+            ),
+        )?;
+        let longer = [&prompt[..], &whole[..40]].concat();
+        let greedy = SamplingParams {
+            temperature: 0.0,
+            ..SAMPLED
+        };
+        let again = generated(&mut session, &model, &longer, &greedy, None, 30)?;
+        let mut fresh = Session::new(Box::new(backend(&model, true)));
+        let expected = generated(&mut fresh, &model, &longer, &greedy, Some(0), 30)?;
+        check(
+            again == expected,
+            format!("after {stop_after}: {again:?} for {expected:?}"),
+        )?;
+    }
+    Ok(())
+}
+
 fn a_failed_capture_loses_no_token() -> TestResult {
     let model = demo();
     let prompt = made_up_tokens(5, model.decoder.vocab_size);
@@ -247,6 +411,17 @@ fn a_failed_capture_loses_no_token() -> TestResult {
             && report.direct_tokens == 39
             && reason.contains("CUDA_ERROR"),
         format!("{report:?}"),
+    )?;
+    // Nor does a stream.
+    let prompt_and_text = |failing: CudaBackend| {
+        let mut session = Session::new(Box::new(failing));
+        generated(&mut session, &model, &prompt, &SAMPLED, None, 301)
+    };
+    let failing_again = backend(&model, false);
+    failing_again.device_handle().set_failing_captures(true);
+    check(
+        prompt_and_text(failing_again)? == prompt_and_text(backend(&model, true))?,
+        "a stream whose capture fails writes another text",
     )?;
     // The device is as good as before.
     failing.device_handle().set_failing_captures(false);

@@ -1,11 +1,13 @@
 //! What a backend is: something that computes a batch of tokens behind those in its KV cache.
 
 mod kv_layout;
+mod sampling;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
 pub use kv_layout::{KvFormat, KvLayer, KvLayout};
+pub use sampling::{SamplingParams, StreamStart, TokenStream, not_finite};
 
 /// Tokens to compute together.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +75,19 @@ pub trait Backend {
     /// # Errors
     /// A batch that the limits do not allow, and whatever the device meets.
     fn compute(&mut self, batch: Batch) -> Result<Results<'_>>;
+
+    /// Whether the device can choose tokens so by itself.
+    fn chooses(&self, _sampling: &SamplingParams) -> bool {
+        false
+    }
+
+    /// Begins a stream of tokens that the device chooses by itself.
+    ///
+    /// # Errors
+    /// Parameters by which it cannot choose, a text that does not fit into the context, and whatever the device meets.
+    fn stream(&mut self, _start: &StreamStart) -> Result<Box<dyn TokenStream + '_>> {
+        bail!("{} does not choose tokens by itself", self.device())
+    }
 
     /// Bytes of weights and KV cache that decoding the token at `position` reads.
     fn bytes_per_token(&self, position: usize) -> u64;
@@ -160,7 +175,7 @@ impl<'a> Batch<'a> {
         );
         let unknown = |token: &&u32| **token as usize >= vocab_size;
         if let Some(token) = self.tokens.iter().find(unknown) {
-            anyhow::bail!("token {token} is not in the model's vocabulary of {vocab_size}");
+            bail!("token {token} is not in the model's vocabulary of {vocab_size}");
         }
         Ok(())
     }

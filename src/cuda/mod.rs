@@ -7,6 +7,7 @@
 //! type needs, and `kernels/*.cu` computes. `sizing.rs` adds up what `weights.rs`, `scratch.rs` and `kv_cache.rs` take.
 
 mod ceiling;
+mod choice;
 mod decode;
 pub mod device;
 mod kv_cache;
@@ -23,10 +24,11 @@ mod weights;
 
 use std::{sync::Arc, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use half::f16;
 
 use self::{
+    choice::{Choice, Stream},
     device::{Launch, PinnedBuffer},
     kv_cache::KvCache,
     launches::Chunk,
@@ -36,7 +38,10 @@ use self::{
     weights::DeviceWeights,
 };
 use crate::{
-    backend::{Backend, Batch, GraphReport, KvFormat, KvLayout, Limits, Phase, Results},
+    backend::{
+        Backend, Batch, GraphReport, KvFormat, KvLayout, Limits, Phase, Results, SamplingParams,
+        StreamStart, TokenStream,
+    },
     model::Decoder,
 };
 
@@ -66,13 +71,14 @@ pub struct Options {
 pub struct CudaBackend {
     device: Arc<Device>,
     decoder: Arc<Decoder>,
-    /// The launches of one token. Before the memory that they name, so that it is dropped first.
+    /// The launches of one token and of its choice. Before the memory that they name, so that it is dropped first.
     region: Region,
     weights: DeviceWeights,
     scratch: Scratch,
     chunk_scratch: ChunkScratch,
     limits: Limits,
     cache: KvCache,
+    choice: Choice,
     /// i32 (2 + chunk_len): token, position; the chunk's tokens
     inputs: PinnedBuffer,
     /// f32 (vocab_size, LOGITS_LEN)
@@ -107,10 +113,13 @@ impl CudaBackend {
         let cache = KvCache::new(&device, layout)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
         let chunk_scratch = ChunkScratch::new(&device, &decoder, chunk)?;
+        let choice = Choice::new(&device, decoder.vocab_size, context_len)?;
+        let choosing = choice.launches(&scratch)?;
         let inputs = device.allocate_pinned((2 + chunk.tokens) * size_of::<i32>())?;
         let logits = device.allocate_pinned(LOGITS_LEN * decoder.vocab_size * size_of::<f32>())?;
         // SAFETY: `decode::lower` gave each kernel its own parameter, and the backend drops the region before the memory.
-        let region = unsafe { Region::new(&device, launches, options.graph_disabled.clone()) };
+        let region =
+            unsafe { Region::new(&device, launches, choosing, options.graph_disabled.clone()) };
         Ok(Self {
             limits: Limits {
                 context_len,
@@ -124,6 +133,7 @@ impl CudaBackend {
             scratch,
             chunk_scratch,
             cache,
+            choice,
             inputs,
             logits,
             decoder,
@@ -191,7 +201,7 @@ impl CudaBackend {
     fn upload_inputs(&mut self, token: u32, position: usize) -> Result<()> {
         let input = &mut self.inputs[..2 * size_of::<i32>()];
         input.copy_from_slice(bytemuck::bytes_of(&[token, position as u32]));
-        // SAFETY: `compute` waits for the stream before the inputs are written again.
+        // SAFETY: `compute` and a stream's end wait for the device before the inputs are written again.
         unsafe { self.scratch.memory().upload_later(0, input) }
     }
 }
@@ -233,6 +243,23 @@ impl Backend for CudaBackend {
         Ok(Results {
             logits: bytemuck::cast_slice(&self.logits[..bytes]),
         })
+    }
+
+    fn chooses(&self, sampling: &SamplingParams) -> bool {
+        choice::covers(sampling)
+    }
+
+    fn stream(&mut self, start: &StreamStart) -> Result<Box<dyn TokenStream + '_>> {
+        ensure!(
+            self.chooses(start.sampling),
+            "the GPU cannot choose by {:?}",
+            start.sampling
+        );
+        let (&token, cached) = start.text.split_last().context("a text has tokens")?;
+        Batch::decode(&token, cached.len()).check(self.limits)?;
+        self.upload_inputs(token, cached.len())?;
+        let stream = Stream::new(&mut self.choice, &mut self.region, &self.scratch, start)?;
+        Ok(Box::new(stream))
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {

@@ -167,6 +167,32 @@ params! {
         36 unused: i32,
     }
 
+    /// How a text's tokens are chosen, in device memory.
+    ChoiceSettings: 36 {
+        0 temperature: f32,
+        4 top_k: i32,
+        8 top_p: f32,
+        12 min_p: f32,
+        16 repeat_penalty: f32,
+        20 presence_penalty: f32,
+        24 frequency_penalty: f32,
+        28 repeat_last_n: i32,
+        32 adjusts: i32,
+    }
+
+    /// `choose_best` and `choose_token`.
+    ChooseParams: 64 {
+        0 logits: CUdeviceptr,
+        8 settings: CUdeviceptr,
+        16 counts: CUdeviceptr,
+        24 lists: CUdeviceptr,
+        32 inputs: CUdeviceptr,
+        40 uniforms: CUdeviceptr,
+        48 text: CUdeviceptr,
+        56 vocabulary: i32,
+        60 unused: i32,
+    }
+
     /// `gate_tokens`.
     GateParams: 40 {
         0 gate: CUdeviceptr,

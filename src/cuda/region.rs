@@ -1,4 +1,5 @@
 //! A fixed list of launches: launched one by one at first, which loads every kernel, then captured into a graph and replayed.
+//! A token is computed by the first of them, or computed and chosen by all, with a graph for each.
 
 use std::sync::Arc;
 
@@ -11,7 +12,10 @@ use crate::backend::GraphReport;
 pub struct Region {
     device: Arc<Device>,
     launches: Vec<Launch>,
-    state: State,
+    /// Of these, those that compute.
+    computing: usize,
+    /// Of the launches that compute, and of all.
+    states: [State; 2],
     report: GraphReport,
 }
 
@@ -27,19 +31,21 @@ enum State {
 }
 
 impl Region {
-    /// A region that is captured, unless for the reason given.
+    /// A region of launches that compute and, behind these, launches that choose. It is captured, unless for the reason given.
     ///
     /// # Safety
     /// Each launch must be as [`Device::launch`] asks for, with every address valid as long as the region exists.
     pub unsafe fn new(
         device: &Arc<Device>,
-        launches: Vec<Launch>,
+        computing: Vec<Launch>,
+        choosing: impl IntoIterator<Item = Launch>,
         graph_disabled: Option<String>,
     ) -> Self {
         let mut region = Self {
             device: device.clone(),
-            launches,
-            state: State::Direct,
+            computing: computing.len(),
+            launches: computing.into_iter().chain(choosing).collect(),
+            states: [State::Direct, State::Direct],
             report: GraphReport::default(),
         };
         region.reset(graph_disabled);
@@ -51,10 +57,10 @@ impl Region {
         if let Some(reason) = &graph_disabled {
             tracing::debug!("no CUDA graph: {reason}");
         }
-        self.state = match graph_disabled {
+        self.states = [(); 2].map(|()| match graph_disabled {
             Some(_) => State::Direct,
             None => State::Cold,
-        };
+        });
         self.report = GraphReport {
             enabled: graph_disabled.is_none(),
             disabled_reason: graph_disabled,
@@ -62,46 +68,58 @@ impl Region {
         };
     }
 
+    /// Those that compute a token.
     pub fn launches(&self) -> &[Launch] {
-        &self.launches
+        &self.launches[..self.computing]
     }
 
     pub fn report(&self) -> &GraphReport {
         &self.report
     }
 
-    /// Queues the whole region.
+    /// Queues the launches that compute a token.
     pub fn run(&mut self) -> Result<()> {
-        if let State::Warm = self.state {
-            self.capture();
+        self.queue(false)
+    }
+
+    /// Queues those that compute a token, and choose the next.
+    pub fn run_and_choose(&mut self) -> Result<()> {
+        self.queue(true)
+    }
+
+    fn queue(&mut self, choosing: bool) -> Result<()> {
+        let which = usize::from(choosing);
+        let count = match choosing {
+            true => self.launches.len(),
+            false => self.computing,
+        };
+        if let State::Warm = self.states[which] {
+            self.states[which] = self.capture(count);
         }
-        match &self.state {
+        match &self.states[which] {
             State::Captured(graph) => {
                 graph.launch()?;
                 self.report.replays += 1;
             }
             State::Cold => {
-                self.launch()?;
+                self.launch(count)?;
                 self.report.direct_tokens += 1;
-                tracing::debug!(
-                    "warmed up: {} kernels launched directly",
-                    self.launches.len()
-                );
-                self.state = State::Warm;
+                tracing::debug!("warmed up: {count} kernels launched directly");
+                self.states[which] = State::Warm;
             }
             State::Warm | State::Direct => {
-                self.launch()?;
+                self.launch(count)?;
                 self.report.direct_tokens += 1;
             }
         }
         Ok(())
     }
 
-    /// Makes a graph. Where that fails, direct launches go on.
-    fn capture(&mut self) {
+    /// Makes a graph of the first `count` launches. Where that fails, direct launches go on.
+    fn capture(&mut self, count: usize) -> State {
         // SAFETY: the addresses are valid as long as the region, which owns the graph.
-        let captured = unsafe { Graph::capture(&self.device, || self.launch()) };
-        self.state = match captured {
+        let captured = unsafe { Graph::capture(&self.device, || self.launch(count)) };
+        match captured {
             Ok(graph) => {
                 tracing::debug!(
                     "captured {} nodes in {:.1?}",
@@ -120,11 +138,11 @@ impl Region {
                 self.report.disabled_reason = Some(format!("{error:#}"));
                 State::Direct
             }
-        };
+        }
     }
 
-    fn launch(&self) -> Result<()> {
-        for launch in &self.launches {
+    fn launch(&self, count: usize) -> Result<()> {
+        for launch in &self.launches[..count] {
             // SAFETY: as the caller of `new` vouched.
             unsafe { self.device.launch(launch)? };
         }

@@ -9,7 +9,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use super::{
     device::{Device, DeviceBuffer},
     launches::{self, Chunk, Normed, SplitKWorkspace},
-    params::Activation,
+    params::{Activation, ChoiceSettings},
     prompt,
     tensor_types::UNIT,
 };
@@ -54,6 +54,12 @@ pub struct Scratch {
     pub attention_counters: CUdeviceptr,
     /// f32 (vocab_size, LOGITS_LEN): the first row, of a decoded token or of a prompt's last
     pub logits: CUdeviceptr,
+    /// How tokens are chosen
+    pub choice_settings: CUdeviceptr,
+    /// u32 (vocab_size): how often each token was among the last ones
+    pub token_counts: CUdeviceptr,
+    /// u64 ([`launches::choose_lists_len`])
+    pub choice_lists: CUdeviceptr,
 }
 
 impl Scratch {
@@ -84,6 +90,9 @@ impl Scratch {
             attention_partial: next(),
             attention_counters: next(),
             logits: next(),
+            choice_settings: next(),
+            token_counts: next(),
+            choice_lists: next(),
             memory,
         })
     }
@@ -91,6 +100,12 @@ impl Scratch {
     /// The memory behind all addresses.
     pub fn memory(&self) -> &DeviceBuffer {
         &self.memory
+    }
+
+    /// Copies `source` to `address` of this memory, behind all that is queued, and waits for it.
+    pub fn upload(&self, address: CUdeviceptr, source: &[u8]) -> Result<()> {
+        self.memory
+            .upload((address - self.memory.at(0)) as usize, source)
     }
 
     /// The address of an i32: the position of the token to compute, or of a chunk's first.
@@ -154,6 +169,12 @@ pub fn decode_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         ("attention partial sums", partial * 4),
         ("attention counters", counters * 4),
         ("logits", LOGITS_LEN * decoder.vocab_size * 4),
+        ("settings of the choice", size_of::<ChoiceSettings>()),
+        ("counts of recent tokens", decoder.vocab_size * 4),
+        (
+            "best tokens",
+            launches::choose_lists_len(decoder.vocab_size) * 8,
+        ),
     ]
     .map(Part::from)
     .to_vec()

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Sampler, SamplingParams, Session, TextStream, log_softmax_denominator};
-use crate::model::Tokenizer;
+use super::{Sampler, SamplingParams, Session, SessionStream, TextStream, log_softmax_denominator};
+use crate::{backend::StreamStart, model::Tokenizer};
 
 /// What to generate.
 #[derive(Debug, Clone)]
@@ -142,7 +142,7 @@ pub fn generate(
         }
     })?;
     generation.timings.prefill = start.elapsed();
-    let Some(mut logits) = logits else {
+    let Some(logits) = logits else {
         generation.finish_reason = FinishReason::Interrupted;
         return Ok(generation);
     };
@@ -156,24 +156,26 @@ pub fn generate(
     }
     let mut sampler = Sampler::new(options.sampling.clone(), prompt, banned);
     let mut stream = TextStream::new(&options.stop);
+    let mut id = sampler.sample(logits)?;
+    let mut logprobs = options.logprobs.map(|top| Logprobs::new(logits, id, top));
+    // The last token is not computed, so a full context gives one more than it holds.
+    let room = context_len + 1 - prompt.len();
+    let most = options.max_tokens.map_or(room, |most| most.min(room));
+    let mut following = Following::new(session, sampler, prompt, id, most - 1, options)?;
     loop {
-        let id = sampler.sample(logits)?;
         generation.generated_tokens += 1;
         let ended = tokenizer.is_end_of_generation(id);
         let (mut text, stopped) = match ended {
             true => (String::new(), false),
             false => stream.push(&tokenizer.token_bytes(id)),
         };
-        // The last token was not computed yet, so a full context still gives one more.
-        let full = prompt.len() + generation.generated_tokens > context_len
-            || options.max_tokens == Some(generation.generated_tokens);
         let finish_reason = if ended {
             Some(FinishReason::Stop)
         } else if stopped {
             Some(FinishReason::StopString)
         } else if observer.interrupted() {
             Some(FinishReason::Interrupted)
-        } else if full {
+        } else if generation.generated_tokens == most {
             Some(FinishReason::Length)
         } else {
             None
@@ -184,7 +186,7 @@ pub fn generate(
         observer.token(&TokenEvent {
             id,
             text: &text,
-            logprobs: options.logprobs.map(|top| Logprobs::new(logits, id, top)),
+            logprobs: logprobs.take(),
         })?;
         generation.text += &text;
         if generation.generated_tokens == 1 {
@@ -195,7 +197,56 @@ pub fn generate(
             generation.timings.decode = start.elapsed() - generation.timings.prefill;
             return Ok(generation);
         }
-        logits = session.decode(id)?;
+        (id, logprobs) = following.next(id, options.logprobs)?;
+    }
+}
+
+/// Who computes and chooses the tokens behind the first.
+enum Following<'a> {
+    OnDevice(SessionStream<'a>),
+    OnHost {
+        session: &'a mut Session,
+        sampler: Box<Sampler>,
+    },
+}
+
+impl<'a> Following<'a> {
+    /// At most `most` tokens behind `prompt` and `first`. The device chooses them where it can, unless log-probabilities are
+    /// to be reported, which take all logits.
+    fn new(
+        session: &'a mut Session,
+        mut sampler: Sampler,
+        prompt: &[u32],
+        first: u32,
+        most: usize,
+        options: &GenerateOptions,
+    ) -> Result<Self> {
+        let on_device = session.backend().chooses(&options.sampling);
+        if !on_device || options.logprobs.is_some() {
+            tracing::debug!("the host chooses the tokens");
+            let sampler = Box::new(sampler);
+            return Ok(Self::OnHost { session, sampler });
+        }
+        tracing::debug!("the device chooses the tokens");
+        let uniforms = sampler.take_uniforms(most);
+        Ok(Self::OnDevice(session.stream(&StreamStart {
+            text: &[prompt, &[first]].concat(),
+            sampling: &options.sampling,
+            banned: sampler.banned(),
+            uniforms: &uniforms,
+        })?))
+    }
+
+    /// The token behind `last`, which is computed first, and with the host its log-probabilities, if `top` asks for them.
+    fn next(&mut self, last: u32, top: Option<usize>) -> Result<(u32, Option<Logprobs>)> {
+        match self {
+            Self::OnDevice(stream) => Ok((stream.next_token()?, None)),
+            Self::OnHost { session, sampler } => {
+                let logits = session.decode(last)?;
+                let id = sampler.sample(logits)?;
+                Ok((id, top.map(|top| Logprobs::new(logits, id, top))))
+            }
+        }
     }
 }
 

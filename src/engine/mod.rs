@@ -8,12 +8,13 @@ mod session;
 mod text_stream;
 mod verify;
 
+pub use crate::backend::SamplingParams;
 pub use bench::{Kind, Workload, made_up_tokens, measure};
 pub use evaluate::{Divergence, Evaluation, evaluate};
 pub use generate::{
     FinishReason, GenerateOptions, Generation, Logprobs, Observer, Timings, TokenEvent, generate,
 };
-pub use sampling::{Sampler, SamplingParams, log_softmax_denominator};
-pub use session::Session;
+pub use sampling::{Sampler, log_softmax_denominator};
+pub use session::{Session, SessionStream};
 pub use text_stream::TextStream;
 pub use verify::{Comparison, Trace};

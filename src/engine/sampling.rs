@@ -1,42 +1,17 @@
 //! Choosing the next token from logits.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use rand_chacha::{
     ChaCha12Rng,
     rand_core::{Rng, SeedableRng},
 };
 
-use crate::math::exp;
+use crate::{
+    backend::{SamplingParams, not_finite},
+    math::exp,
+};
 
-/// How the next token is chosen. The filters apply in llama.cpp's order: penalties, top-k, top-p, min-p, temperature.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplingParams {
-    /// Divides the logits; 0 takes the likeliest token.
-    pub temperature: f32,
-    /// Keeps this many of the likeliest tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Keeps the fewest likeliest tokens whose probabilities reach this sum; 1 keeps all.
-    pub top_p: f32,
-    /// Keeps tokens at least this fraction as likely as the likeliest; 0 keeps all.
-    pub min_p: f32,
-    /// Divides the positive logits, and multiplies the negative ones, of tokens among the last `repeat_last_n`; 1 is off.
-    pub repeat_penalty: f32,
-    /// Tokens that the penalties look back on, prompt included.
-    pub repeat_last_n: usize,
-    /// Subtracted from the logit of every token among them.
-    pub presence_penalty: f32,
-    /// Subtracted for each time that a token is among them.
-    pub frequency_penalty: f32,
-    pub seed: u64,
-}
-
-impl SamplingParams {
-    fn has_penalties(&self) -> bool {
-        self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
-    }
-}
-
-/// Chooses tokens, one after another, reproducibly for a seed.
+/// Chooses tokens, one after another, reproducibly for a seed. `kernels/choose.cu` does the same with the same roundings.
 pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha12Rng,
@@ -58,10 +33,9 @@ struct Candidate {
 impl Candidate {
     /// The likelier first, equals by id, so that the order never depends on the sorting algorithm.
     fn order(&self, other: &Self) -> std::cmp::Ordering {
-        other
-            .logit
-            .total_cmp(&self.logit)
-            .then(self.id.cmp(&other.id))
+        // 0 and -0 are equals.
+        let (logit, other_logit) = (self.logit + 0.0, other.logit + 0.0);
+        other_logit.total_cmp(&logit).then(self.id.cmp(&other.id))
     }
 }
 
@@ -102,6 +76,17 @@ impl Sampler {
         Ok(id)
     }
 
+    /// The tokens that are never chosen.
+    pub fn banned(&self) -> &[u32] {
+        &self.banned
+    }
+
+    /// The numbers that decide the next `count` choices, for one who makes them in place of this sampler: those that it
+    /// would draw itself.
+    pub fn take_uniforms(&mut self, count: usize) -> Vec<f64> {
+        (0..count).map(|_| uniform(&mut self.rng)).collect()
+    }
+
     /// Leaves in `self.logits` the logits after penalties and bans.
     fn adjust(&mut self, logits: &[f32]) {
         self.logits.clear();
@@ -132,11 +117,12 @@ impl Sampler {
     fn draw(&mut self) -> u32 {
         let max = self.candidates[0].logit;
         let temperature = self.params.temperature;
-        let weight = |c: &Candidate| f64::from((c.logit - max) / temperature).exp();
-        let total: f64 = self.candidates.iter().map(weight).sum();
-        // 53 random bits: a uniform double in [0, 1)
-        let uniform = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let mut left = uniform * total;
+        let weight = |c: &Candidate| f64::from(exp((c.logit - max) / temperature));
+        let mut total = 0.0;
+        for candidate in &self.candidates {
+            total += weight(candidate);
+        }
+        let mut left = uniform(&mut self.rng) * total;
         for candidate in &self.candidates {
             left -= weight(candidate);
             if left < 0.0 {
@@ -147,6 +133,11 @@ impl Sampler {
     }
 }
 
+/// 53 random bits: from 0 to below 1.
+fn uniform(rng: &mut ChaCha12Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
 /// Leaves in `candidates`, sorted, the tokens that pass top-k, top-p and min-p.
 fn filter(params: &SamplingParams, logits: &[f32], candidates: &mut Vec<Candidate>) {
     let keep = match params.top_k {
@@ -155,9 +146,12 @@ fn filter(params: &SamplingParams, logits: &[f32], candidates: &mut Vec<Candidat
     };
     collect_top(logits, keep, candidates);
     let max = candidates[0].logit;
-    let weight = |c: &Candidate| (c.logit - max).exp();
+    let weight = |c: &Candidate| exp(c.logit - max);
 
-    let total: f32 = candidates.iter().map(weight).sum();
+    let mut total = 0.0;
+    for candidate in candidates.iter() {
+        total += weight(candidate);
+    }
     let mut sum = 0.0;
     let reaches = |c: &Candidate| {
         sum += weight(c);
@@ -169,8 +163,9 @@ fn filter(params: &SamplingParams, logits: &[f32], candidates: &mut Vec<Candidat
         candidates.truncate(last + 1);
     }
     // The likeliest always stays: its weight is 1.
-    let passing = candidates.partition_point(|c| weight(c) >= params.min_p);
-    candidates.truncate(passing.max(1));
+    let passing = candidates.iter().take_while(|c| weight(c) >= params.min_p);
+    let passing = passing.count().max(1);
+    candidates.truncate(passing);
 }
 
 /// Values that the passes over a whole vocabulary take at a time, so that they become vector instructions.
@@ -196,10 +191,9 @@ pub(super) fn largest_logit(logits: &[f32]) -> Result<f32> {
         }
     }
     let finite = zeros.iter().all(|zero| *zero == 0.0) && rest.iter().all(|v| v.is_finite());
-    ensure!(
-        finite,
-        "the model computed logits that are no finite numbers: its weights may be damaged"
-    );
+    if !finite {
+        return Err(not_finite());
+    }
     let largest = largest.iter().chain(rest).copied();
     Ok(largest.fold(f32::NEG_INFINITY, f32::max))
 }

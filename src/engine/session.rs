@@ -2,15 +2,36 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::backend::{Backend, Batch, Want};
+use crate::backend::{Backend, Batch, StreamStart, TokenStream, Want};
 
 /// A backend and the tokens in its KV cache.
 pub struct Session {
     backend: Box<dyn Backend>,
     /// Token `i` is at position `i`.
     tokens: Vec<u32>,
+}
+
+/// A session that goes on by itself: the device chooses what follows.
+pub struct SessionStream<'a> {
+    stream: Box<dyn TokenStream + 'a>,
+    tokens: &'a mut Vec<u32>,
+    /// The token that was chosen last, which the cache does not hold yet.
+    chosen: u32,
+}
+
+impl SessionStream<'_> {
+    /// The next token. All before it are in the KV cache.
+    ///
+    /// # Errors
+    /// As [`TokenStream::next_token`].
+    pub fn next_token(&mut self) -> Result<u32> {
+        let chosen = self.stream.next_token()?;
+        self.tokens.push(self.chosen);
+        self.chosen = chosen;
+        Ok(chosen)
+    }
 }
 
 impl Session {
@@ -90,6 +111,23 @@ impl Session {
         // Too late to stop: the work is done.
         let _ = progress(prompt.len(), prompt.len());
         Ok(Some(results.logits))
+    }
+
+    /// Begins a stream whose text is the session's tokens and one more.
+    ///
+    /// # Errors
+    /// As [`Backend::stream`].
+    pub fn stream(&mut self, start: &StreamStart) -> Result<SessionStream<'_>> {
+        let (&chosen, cached) = start.text.split_last().context("a text has tokens")?;
+        ensure!(
+            cached == self.tokens,
+            "a stream goes on behind the tokens of its session"
+        );
+        Ok(SessionStream {
+            stream: self.backend.stream(start)?,
+            tokens: &mut self.tokens,
+            chosen,
+        })
     }
 
     /// Appends `token` and returns the logits after it: (vocab_size).

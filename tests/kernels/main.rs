@@ -7,6 +7,7 @@
 mod common;
 
 mod attention;
+mod choose;
 mod convert;
 mod embed;
 mod gate;
@@ -24,7 +25,7 @@ use common::gpu::{self, Test};
 
 fn main() {
     eprintln!("SHARPI_TEST_SEED={}", harness::seed());
-    let tests: [Test; 12] = [
+    let tests: [Test; 14] = [
         (
             "embed_gives_the_files_values",
             embed::embed_gives_the_files_values,
@@ -62,6 +63,14 @@ fn main() {
         (
             "float_to_half_rounds_to_nearest",
             convert::float_to_half_rounds_to_nearest,
+        ),
+        (
+            "the_device_chooses_as_the_host_does",
+            choose::the_device_chooses_as_the_host_does,
+        ),
+        (
+            "logits_that_are_no_numbers_are_reported",
+            choose::logits_that_are_no_numbers_are_reported,
         ),
         (
             "gate_tokens_gates_and_stays_finite",

@@ -161,6 +161,20 @@ pub struct PinnedBuffer {
 // SAFETY: the memory is owned, and reached through `&self` and `&mut self` only.
 unsafe impl Send for PinnedBuffer {}
 
+impl PinnedBuffer {
+    /// Where kernels find the first byte: with unified addressing, which every 64-bit device has, where the host does.
+    pub fn device_address(&self) -> CUdeviceptr {
+        self.address as CUdeviceptr
+    }
+
+    /// The `index`th i32, while kernels may be writing others.
+    pub fn read_i32(&self, index: usize) -> i32 {
+        assert!((index + 1) * size_of::<i32>() <= self.bytes);
+        // SAFETY: it lies in the buffer, which is page-aligned; no reference to it is formed.
+        unsafe { self.address.cast::<i32>().add(index).read_volatile() }
+    }
+}
+
 impl Deref for PinnedBuffer {
     type Target = [u8];
 

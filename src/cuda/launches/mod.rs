@@ -4,6 +4,7 @@
 //! Decoding multiplies a matrix with one quantized vector (GEMV); a chunk of tokens is multiplied in float16 (GEMM).
 
 mod attention;
+mod choose;
 mod convert;
 mod embed;
 mod gate;
@@ -22,6 +23,7 @@ pub use attention::{
     decode_attention, decode_attention_counters, decode_attention_splits, flash_attention,
     flash_attention_partial_len, flash_attention_tiles,
 };
+pub use choose::{MAX_TOP_K, choose, choose_lists_len};
 pub use convert::{float_to_half, repack};
 pub use embed::{embed_token, embed_tokens};
 pub use gate::{GATE_SCALE, gate_tokens};

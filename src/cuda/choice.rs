@@ -1,0 +1,197 @@
+//! Tokens that the device chooses: the decode region with the choice behind it is queued some tokens ahead of the host,
+//! which reads what was chosen from its own memory.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use anyhow::{Context, Result, ensure};
+use cudarc::driver::CudaEvent;
+
+use super::{
+    device::{Device, Launch, PinnedBuffer, explain},
+    launches::{self, MAX_TOP_K},
+    params::{ChoiceSettings, ChooseParams},
+    region::Region,
+    scratch::Scratch,
+};
+use crate::backend::{SamplingParams, StreamStart, TokenStream, not_finite};
+
+/// Tokens that are queued before the oldest is waited for: while the host deals with one, the device has another.
+const AHEAD: usize = 3;
+
+/// `counts` marks a token that is never chosen with its highest bit.
+const BANNED: u32 = 1 << 31;
+
+/// What the choice reads and writes in the host's memory.
+pub struct Choice {
+    device: Arc<Device>,
+    vocab_size: usize,
+    /// f64 (context_len + 1)
+    uniforms: PinnedBuffer,
+    /// i32 (context_len + 1): the text, as far as the device has to know it, and what it chose
+    text: PinnedBuffer,
+    /// One for each token that is queued at a time.
+    events: Vec<CudaEvent>,
+}
+
+impl Choice {
+    pub fn new(device: &Arc<Device>, vocab_size: usize, context_len: usize) -> Result<Self> {
+        let places = context_len + 1;
+        Ok(Self {
+            device: device.clone(),
+            vocab_size,
+            uniforms: device.allocate_pinned(places * size_of::<f64>())?,
+            text: device.allocate_pinned(places * size_of::<i32>())?,
+            events: (0..AHEAD)
+                .map(|_| device.new_event())
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// The launches behind those of a decoded token.
+    pub fn launches(&self, scratch: &Scratch) -> Result<[Launch; 2]> {
+        launches::choose(
+            &self.device,
+            ChooseParams {
+                logits: scratch.logits,
+                settings: scratch.choice_settings,
+                counts: scratch.token_counts,
+                lists: scratch.choice_lists,
+                inputs: scratch.inputs,
+                uniforms: self.uniforms.device_address(),
+                text: self.text.device_address(),
+                vocabulary: self.vocab_size as i32,
+                unused: 0,
+            },
+        )
+    }
+
+    /// Gives the device what it needs for a text.
+    fn prepare(&mut self, scratch: &Scratch, start: &StreamStart) -> Result<()> {
+        let StreamStart {
+            text,
+            sampling,
+            banned,
+            uniforms,
+        } = start;
+        let places = self.text.len() / size_of::<i32>();
+        ensure!(
+            !text.is_empty() && text.len() + uniforms.len() <= places,
+            "{} tokens behind {} do not fit into a context of {}",
+            uniforms.len(),
+            text.len(),
+            places - 1
+        );
+        let penalized = if sampling.has_penalties() {
+            sampling.repeat_last_n.min(places)
+        } else {
+            0
+        };
+        let adjusts = penalized > 0 || !banned.is_empty();
+        let settings = ChoiceSettings {
+            temperature: sampling.temperature,
+            top_k: match sampling.temperature {
+                0.0 => 0,
+                _ => sampling.top_k as i32,
+            },
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repeat_penalty: sampling.repeat_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            repeat_last_n: penalized as i32,
+            adjusts: i32::from(adjusts),
+        };
+        scratch.upload(scratch.choice_settings, bytemuck::bytes_of(&settings))?;
+        if adjusts {
+            let mut counts = vec![0u32; self.vocab_size];
+            for &token in &text[text.len().saturating_sub(penalized)..] {
+                counts[token as usize] += 1;
+            }
+            for &token in *banned {
+                counts[token as usize] |= BANNED;
+            }
+            scratch.upload(scratch.token_counts, bytemuck::cast_slice(&counts))?;
+        }
+        let tokens: &[u8] = bytemuck::cast_slice(text);
+        self.text[..tokens.len()].copy_from_slice(tokens);
+        let numbers: &[u8] = bytemuck::cast_slice(uniforms);
+        let first = text.len() * size_of::<f64>();
+        self.uniforms[first..][..numbers.len()].copy_from_slice(numbers);
+        Ok(())
+    }
+}
+
+/// Whether the device can choose so: it has room for [`MAX_TOP_K`] candidates.
+pub fn covers(sampling: &SamplingParams) -> bool {
+    sampling.temperature == 0.0 || (1..=MAX_TOP_K).contains(&sampling.top_k)
+}
+
+/// A text that goes on by itself.
+pub struct Stream<'a> {
+    choice: &'a mut Choice,
+    region: &'a mut Region,
+    /// Places in the text of tokens that are queued, the oldest first.
+    queued: VecDeque<usize>,
+    /// The place of the next token to queue, and the end of the text.
+    next: usize,
+    end: usize,
+}
+
+impl<'a> Stream<'a> {
+    /// The first token to compute and its position must lie in device memory already.
+    pub fn new(
+        choice: &'a mut Choice,
+        region: &'a mut Region,
+        scratch: &Scratch,
+        start: &StreamStart,
+    ) -> Result<Self> {
+        choice.prepare(scratch, start)?;
+        Ok(Self {
+            choice,
+            region,
+            queued: VecDeque::with_capacity(AHEAD),
+            next: start.text.len(),
+            end: start.text.len() + start.uniforms.len(),
+        })
+    }
+
+    fn queue(&mut self) -> Result<()> {
+        self.region.run_and_choose()?;
+        self.choice.events[self.next % AHEAD]
+            .record(self.choice.device.stream())
+            .map_err(explain)
+            .context("recording an event")?;
+        self.queued.push_back(self.next);
+        self.next += 1;
+        Ok(())
+    }
+}
+
+impl TokenStream for Stream<'_> {
+    fn next_token(&mut self) -> Result<u32> {
+        while self.queued.len() < AHEAD && self.next < self.end {
+            self.queue()?;
+        }
+        let place = self.queued.pop_front();
+        let place = place.context("every token of the stream was taken")?;
+        self.choice.events[place % AHEAD]
+            .synchronize()
+            .map_err(explain)
+            .with_context(|| {
+                format!(
+                    "computing position {} on {}",
+                    place - 1,
+                    self.choice.device.name()
+                )
+            })?;
+        let token = self.choice.text.read_i32(place);
+        u32::try_from(token).map_err(|_| not_finite())
+    }
+}
+
+impl Drop for Stream<'_> {
+    fn drop(&mut self) {
+        // What is queued writes to memory that the next batch uses. An error is that batch's to report.
+        let _ = self.choice.device.synchronize();
+    }
+}
