@@ -4,8 +4,7 @@
 //   logits   penalized by the counts of recent tokens, those of banned ones -inf
 //   greedy   the largest, the first of equals
 //   else     the top_k largest, sorted; of these the likeliest up to a probability of top_p; of these those at least
-//   min_p
-//            times as likely as the likeliest; one of these, drawn at the temperature with the host's random number
+//            min_p times as likely as the likeliest; of these one, drawn at the temperature with the host's number
 //
 // A logit and its token are one 64-bit key that orders as they do, so the largest keys do not depend on who compares
 // first.

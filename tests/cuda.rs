@@ -349,6 +349,15 @@ fn a_device_that_chooses_writes_the_hosts_text() -> TestResult {
             "two ways of choosing wrote one text",
         )?;
     }
+    // A prompt that fills the context has one token behind it, of which nothing is computed.
+    let full = made_up_tokens(2048, model.decoder.vocab_size);
+    let mut session = Session::new(Box::new(backend(&model, false)));
+    let mut text = |logprobs| generated(&mut session, &model, &full, &SAMPLED, logprobs, 301);
+    let (device, host) = (text(None)?, text(Some(0))?);
+    check(
+        device.len() == 1 && device == host,
+        format!("behind a full context: {device:?} for {host:?}"),
+    )?;
     let all = SamplingParams {
         top_k: 0,
         ..SAMPLED

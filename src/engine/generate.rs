@@ -221,8 +221,9 @@ impl<'a> Following<'a> {
         most: usize,
         options: &GenerateOptions,
     ) -> Result<Self> {
-        let on_device = session.backend().chooses(&options.sampling);
-        if !on_device || options.logprobs.is_some() {
+        // A context that the prompt fills has no place to compute anything.
+        let wanted = most > 0 && options.logprobs.is_none();
+        if !wanted || !session.backend().chooses(&options.sampling) {
             tracing::debug!("the host chooses the tokens");
             let sampler = Box::new(sampler);
             return Ok(Self::OnHost { session, sampler });

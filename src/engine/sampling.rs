@@ -24,18 +24,34 @@ pub struct Sampler {
     candidates: Vec<Candidate>,
 }
 
-#[derive(Clone, Copy)]
-struct Candidate {
-    id: u32,
-    logit: f32,
-}
+/// A token and its logit as one number: greater for the likelier token, and for the first of equals, so that the order
+/// does not depend on the sorting algorithm. As in `kernels/choose.cu`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate(u64);
 
 impl Candidate {
-    /// The likelier first, equals by id, so that the order never depends on the sorting algorithm.
-    fn order(&self, other: &Self) -> std::cmp::Ordering {
+    const SIGN: u32 = 1 << 31;
+
+    fn new(id: u32, logit: f32) -> Self {
         // 0 and -0 are equals.
-        let (logit, other_logit) = (self.logit + 0.0, other.logit + 0.0);
-        other_logit.total_cmp(&logit).then(self.id.cmp(&other.id))
+        let bits = (logit + 0.0).to_bits();
+        let ordered = match bits & Self::SIGN {
+            0 => bits | Self::SIGN,
+            _ => !bits,
+        };
+        Self(u64::from(ordered) << 32 | u64::from(!id))
+    }
+
+    fn id(self) -> u32 {
+        !(self.0 as u32)
+    }
+
+    fn logit(self) -> f32 {
+        let ordered = (self.0 >> 32) as u32;
+        f32::from_bits(match ordered & Self::SIGN {
+            0 => !ordered,
+            _ => ordered & !Self::SIGN,
+        })
     }
 }
 
@@ -69,7 +85,7 @@ impl Sampler {
         let id = if self.params.temperature == 0.0 {
             first_equal(logits, max)
         } else {
-            filter(&self.params, logits, &mut self.candidates);
+            filter(&self.params, logits, max, &mut self.candidates);
             self.draw()
         };
         self.history.push(id);
@@ -115,9 +131,9 @@ impl Sampler {
 
     /// Draws one of the candidates by their probabilities at the temperature.
     fn draw(&mut self) -> u32 {
-        let max = self.candidates[0].logit;
+        let max = self.candidates[0].logit();
         let temperature = self.params.temperature;
-        let weight = |c: &Candidate| f64::from(exp((c.logit - max) / temperature));
+        let weight = |c: &Candidate| f64::from(exp((c.logit() - max) / temperature));
         let mut total = 0.0;
         for candidate in &self.candidates {
             total += weight(candidate);
@@ -126,10 +142,10 @@ impl Sampler {
         for candidate in &self.candidates {
             left -= weight(candidate);
             if left < 0.0 {
-                return candidate.id;
+                return candidate.id();
             }
         }
-        self.candidates[self.candidates.len() - 1].id
+        self.candidates[self.candidates.len() - 1].id()
     }
 }
 
@@ -138,34 +154,48 @@ fn uniform(rng: &mut ChaCha12Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Leaves in `candidates`, sorted, the tokens that pass top-k, top-p and min-p.
-fn filter(params: &SamplingParams, logits: &[f32], candidates: &mut Vec<Candidate>) {
-    let keep = match params.top_k {
-        0 => logits.len(),
-        k => k.min(logits.len()),
+/// Leaves in `candidates`, sorted, the tokens that pass top-k, top-p and min-p. `max` is the largest of the logits.
+fn filter(params: &SamplingParams, logits: &[f32], max: f32, candidates: &mut Vec<Candidate>) {
+    /// Of a whole vocabulary so many are sorted at first, and so many times more where all of them pass: few do.
+    const FIRST: usize = 256;
+    const MORE: usize = 64;
+    let weight = |c: &Candidate| exp(c.logit() - max);
+    let (most, total) = match params.top_k {
+        0 => (logits.len(), Some(sum_of_weights(logits, max) as f32)),
+        k => (k.min(logits.len()), None),
     };
-    collect_top(logits, keep, candidates);
-    let max = candidates[0].logit;
-    let weight = |c: &Candidate| exp(c.logit - max);
+    let all_pass = params.top_p >= 1.0 && params.min_p <= 0.0;
+    let mut keep = match total {
+        Some(_) if !all_pass => FIRST.min(most),
+        _ => most,
+    };
+    loop {
+        collect_top(logits, keep, candidates);
+        let total = total.unwrap_or_else(|| candidates.iter().fold(0.0, |sum, c| sum + weight(c)));
+        let passing = passing(params, candidates.iter().map(weight), total);
+        if passing < keep || keep == most {
+            candidates.truncate(passing);
+            return;
+        }
+        keep = most.min(MORE * keep);
+    }
+}
 
-    let mut total = 0.0;
-    for candidate in candidates.iter() {
-        total += weight(candidate);
+/// How many of the likeliest tokens pass top-p and min-p: one at least. `weights` are their probabilities times `total`, the
+/// greatest, 1, first.
+fn passing(params: &SamplingParams, weights: impl Iterator<Item = f32>, total: f32) -> usize {
+    let (mut count, mut sum) = (0, 0.0);
+    for weight in weights {
+        if count > 0 && weight < params.min_p {
+            break;
+        }
+        count += 1;
+        sum += weight;
+        if params.top_p < 1.0 && sum >= params.top_p * total {
+            break;
+        }
     }
-    let mut sum = 0.0;
-    let reaches = |c: &Candidate| {
-        sum += weight(c);
-        sum >= params.top_p * total
-    };
-    if params.top_p < 1.0
-        && let Some(last) = candidates.iter().position(reaches)
-    {
-        candidates.truncate(last + 1);
-    }
-    // The likeliest always stays: its weight is 1.
-    let passing = candidates.iter().take_while(|c| weight(c) >= params.min_p);
-    let passing = passing.count().max(1);
-    candidates.truncate(passing);
+    count
 }
 
 /// Values that the passes over a whole vocabulary take at a time, so that they become vector instructions.
@@ -234,16 +264,16 @@ fn collect_top(logits: &[f32], keep: usize, out: &mut Vec<Candidate>) {
         for (i, &logit) in values.iter().enumerate() {
             if logit > least {
                 let id = (run * LANES + i) as u32;
-                out.push(Candidate { id, logit });
+                out.push(Candidate::new(id, logit));
             }
         }
         if out.len() >= 2 * keep {
-            out.select_nth_unstable_by(keep - 1, Candidate::order);
+            out.select_nth_unstable_by(keep - 1, |a, b| b.cmp(a));
             out.truncate(keep);
-            least = out[keep - 1].logit;
+            least = out[keep - 1].logit();
         }
     }
-    out.sort_unstable_by(Candidate::order);
+    out.sort_unstable_by(|a, b| b.cmp(a));
     out.truncate(keep);
 }
 
@@ -253,29 +283,31 @@ pub(super) fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
     if count > 0 {
         collect_top(logits, count.min(logits.len()), &mut top);
     }
-    top.iter().map(|candidate| candidate.id).collect()
+    top.iter().map(|candidate| candidate.id()).collect()
 }
 
 /// What turns a logit into a log-probability when subtracted from it: `ln Σ exp(logit)`.
 pub fn log_softmax_denominator(logits: &[f32]) -> f64 {
+    let max = largest(logits);
+    f64::from(max) + sum_of_weights(logits, max).ln()
+}
+
+/// `Σ exp(logit - max)`
+fn sum_of_weights(logits: &[f32], max: f32) -> f64 {
     /// Summed in single precision, so few that rounding stays at the terms' own.
     const RUN: usize = 16 * LANES;
-    let max = largest(logits);
-    let sum: f64 = logits
-        .chunks(RUN)
-        .map(|run| {
-            let mut lanes = [0.0; LANES];
-            let (chunks, rest) = run.as_chunks::<LANES>();
-            for chunk in chunks {
-                for (lane, logit) in lanes.iter_mut().zip(chunk) {
-                    *lane += exp(logit - max);
-                }
+    let sum = |run: &[f32]| {
+        let mut lanes = [0.0; LANES];
+        let (chunks, rest) = run.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, logit) in lanes.iter_mut().zip(chunk) {
+                *lane += exp(logit - max);
             }
-            let rest = rest.iter().map(|logit| exp(logit - max));
-            f64::from(lanes.iter().copied().chain(rest).sum::<f32>())
-        })
-        .sum();
-    f64::from(max) + sum.ln()
+        }
+        let rest = rest.iter().map(|logit| exp(logit - max));
+        f64::from(lanes.iter().copied().chain(rest).sum::<f32>())
+    };
+    logits.chunks(RUN).map(sum).sum()
 }
 
 #[cfg(test)]
@@ -435,8 +467,37 @@ mod tests {
         let mut top = Vec::new();
         for keep in [1, 7, 40, 5_000] {
             collect_top(&logits, keep, &mut top);
-            let ids: Vec<u32> = top.iter().map(|c| c.id).collect();
+            let ids: Vec<u32> = top.iter().map(|c| c.id()).collect();
             assert_eq!(ids, sorted[..keep]);
+        }
+    }
+
+    #[test]
+    fn what_passes_of_a_whole_vocabulary_is_found_without_sorting_it() {
+        for spread in [0.001, 0.5, 4.0, 20.0] {
+            let logits: Vec<f32> = (0..5_000u32)
+                .map(|i| (i.wrapping_mul(2_654_435_761) % 4_999) as f32 / 4_999.0 * spread)
+                .collect();
+            let max = largest(&logits);
+            for (top_p, min_p) in [(1.0, 0.0), (0.9, 0.0), (0.5, 0.02), (1.0, 0.3), (0.0, 0.0)] {
+                let ids = |top_k| {
+                    let params = SamplingParams {
+                        top_k,
+                        top_p,
+                        min_p,
+                        ..PARAMS
+                    };
+                    let mut candidates = Vec::new();
+                    filter(&params, &logits, max, &mut candidates);
+                    candidates.iter().map(|c| c.id()).collect::<Vec<u32>>()
+                };
+                let (all, sorted) = (ids(0), ids(5_000));
+                // The sums of five thousand weights round differently, which may move the border by a token.
+                let (len, expected) = (all.len(), sorted.len());
+                assert!(len.abs_diff(expected) <= 1 && len > 0, "{len} {expected}");
+                let common = len.min(expected);
+                assert_eq!(all[..common], sorted[..common]);
+            }
         }
     }
 
