@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Write},
-    sync::Arc,
     time::Duration,
 };
 
@@ -73,7 +72,7 @@ struct Row {
 
 pub fn run(request: &BenchRequest) -> Result<Outcome> {
     let mut opening = request.compute.clone().open();
-    let model = Arc::new(request.model.open(request.compute.context_len)?);
+    let model = request.model.open(request.compute.context_len)?;
     let gpu = opening.gpu()?;
     // Before the weights are there, while the memory that it reads is free.
     let ceilings = Ceilings {

@@ -175,7 +175,9 @@ struct Piece<'a> {
 pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
     let gguf = source.open_gguf()?;
     let tokenizer = Tokenizer::from_gguf(&gguf);
-    let info = Info::new(&gguf, &tokenizer, &source.rope())?;
+    // Of a model with a rotation for long contexts, that one.
+    let rope = source.rope(Some(usize::MAX));
+    let info = Info::new(&gguf, &tokenizer, &rope)?;
     let mut out = io::stdout().lock();
     let written = match json {
         true => write_json_line(&mut out, &info),
@@ -187,12 +189,7 @@ pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
 
 impl<'a> Info<'a> {
     fn new(gguf: &'a Gguf, tokenizer: &'a Result<Tokenizer>, rope: &RopeOptions) -> Result<Self> {
-        // Of a model with a rotation for long contexts, that one.
-        let longest = RopeOptions {
-            context_len: Some(usize::MAX),
-            ..rope.clone()
-        };
-        let decoder = arch::describe(gguf, arch::ALL, &longest);
+        let decoder = arch::describe(gguf, arch::ALL, rope);
         let cannot_run = decoder.as_ref().err().or(tokenizer.as_ref().err());
         let ends = |tokenizer: &'a Tokenizer| {
             let ends = tokenizer.end_of_generation().iter();

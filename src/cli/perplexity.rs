@@ -3,7 +3,6 @@
 use std::{
     io::{self, Write},
     ops::ControlFlow,
-    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -35,7 +34,7 @@ pub struct PerplexityRequest {
 pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
     let opening = request.compute.clone().open();
-    let model = Arc::new(request.model.open(request.compute.context_len)?);
+    let model = request.model.open(request.compute.context_len)?;
     let tokens = model.tokenizer.encode(&Prompt::raw(&request.text));
     // What an empty text begins with is what every window should begin with.
     let bos = model.tokenizer.encode(&Prompt::raw("")).first().copied();

@@ -80,21 +80,14 @@ pub enum ModelSource {
 impl ModelSource {
     /// For a context of `context_len` tokens, where that many are asked for.
     pub fn open(&self, context_len: Option<usize>) -> Result<Model> {
-        Model::of_architectures(self.open_gguf()?, arch::ALL, &self.rope_for(context_len))
+        Model::of_architectures(self.open_gguf()?, arch::ALL, &self.rope(context_len))
     }
 
     /// What `gguf`, this file, computes, for a context likewise.
     pub fn describe(&self, gguf: &Gguf, context_len: Option<usize>) -> Result<Arc<Decoder>> {
-        let decoder = arch::describe(gguf, arch::ALL, &self.rope_for(context_len))
+        let decoder = arch::describe(gguf, arch::ALL, &self.rope(context_len))
             .with_context(|| format!("cannot load {}", gguf.name()))?;
         Ok(decoder.into())
-    }
-
-    fn rope_for(&self, context_len: Option<usize>) -> RopeOptions {
-        RopeOptions {
-            context_len,
-            ..self.rope()
-        }
     }
 
     /// The file alone, whether or not it is a model that can be run.
@@ -105,11 +98,15 @@ impl ModelSource {
         }
     }
 
-    /// What takes the place of the file's own positions.
-    pub fn rope(&self) -> RopeOptions {
-        match self {
+    /// What takes the place of the file's own positions, for a context likewise.
+    pub fn rope(&self, context_len: Option<usize>) -> RopeOptions {
+        let rope = match self {
             Self::File(_, rope) => rope.clone(),
             Self::Demo => RopeOptions::default(),
+        };
+        RopeOptions {
+            context_len,
+            ..rope
         }
     }
 

@@ -1,9 +1,6 @@
 //! `sharpi verify`: direct launches, the CUDA graph and the CPU side by side on any file.
 
-use std::{
-    io::{self, Write},
-    sync::Arc,
-};
+use std::io::{self, Write};
 
 use anyhow::{Context, Result, bail};
 use indicatif::HumanBytes;
@@ -36,7 +33,7 @@ pub struct VerifyRequest {
 
 pub fn run(request: &VerifyRequest) -> Result<Outcome> {
     let mut opening = request.compute.clone().open();
-    let model = Arc::new(request.model.open(request.compute.context_len)?);
+    let model = request.model.open(request.compute.context_len)?;
     let gpu = opening.gpu()?.context("verify runs on a GPU only")?;
     let prompt = prompt(&model, &request.prompt)?;
     check_memory(request.tokens, model.decoder.vocab_size)?;

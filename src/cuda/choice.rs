@@ -8,8 +8,8 @@ use cudarc::driver::CudaEvent;
 
 use super::{
     device::{Device, Launch, PinnedBuffer, explain},
-    launches::{self, MAX_TOP_K},
-    params::{ChoiceSettings, ChooseParams},
+    launches::{self, MAX_TOP_K, choice_counts, choice_settings},
+    params::ChooseParams,
     region::Region,
     scratch::Scratch,
 };
@@ -17,9 +17,6 @@ use crate::backend::{SamplingParams, StreamStart, TokenStream, not_finite};
 
 /// Tokens that are queued before the oldest is waited for: while the host deals with one, the device has another.
 const AHEAD: usize = 3;
-
-/// `counts` marks a token that is never chosen with its highest bit.
-const BANNED: u32 = 1 << 31;
 
 /// What the choice reads and writes in the host's memory.
 pub struct Choice {
@@ -75,41 +72,16 @@ impl Choice {
         } = start;
         let places = self.text.len() / size_of::<i32>();
         ensure!(
-            !text.is_empty() && text.len() + uniforms.len() <= places,
+            text.len() + uniforms.len() <= places,
             "{} tokens behind {} do not fit into a context of {}",
             uniforms.len(),
             text.len(),
             places - 1
         );
-        let penalized = if sampling.has_penalties() {
-            sampling.repeat_last_n.min(places)
-        } else {
-            0
-        };
-        let adjusts = penalized > 0 || !banned.is_empty();
-        let settings = ChoiceSettings {
-            temperature: sampling.temperature,
-            top_k: match sampling.temperature {
-                0.0 => 0,
-                _ => sampling.top_k as i32,
-            },
-            top_p: sampling.top_p,
-            min_p: sampling.min_p,
-            repeat_penalty: sampling.repeat_penalty,
-            presence_penalty: sampling.presence_penalty,
-            frequency_penalty: sampling.frequency_penalty,
-            repeat_last_n: penalized as i32,
-            adjusts: i32::from(adjusts),
-        };
+        let settings = choice_settings(sampling, banned);
         scratch.upload(scratch.choice_settings, bytemuck::bytes_of(&settings))?;
-        if adjusts {
-            let mut counts = vec![0u32; self.vocab_size];
-            for &token in &text[text.len().saturating_sub(penalized)..] {
-                counts[token as usize] += 1;
-            }
-            for &token in *banned {
-                counts[token as usize] |= BANNED;
-            }
+        if settings.adjusts != 0 {
+            let counts = choice_counts(&settings, self.vocab_size, text, banned);
             scratch.upload(scratch.token_counts, bytemuck::cast_slice(&counts))?;
         }
         let tokens: &[u8] = bytemuck::cast_slice(text);

@@ -2,10 +2,7 @@
 
 use bytemuck::Zeroable;
 use sharpi::{
-    cuda::{
-        launches,
-        params::{ChoiceSettings, ChooseParams},
-    },
+    cuda::{launches, params::ChooseParams},
     engine::{Sampler, SamplingParams},
 };
 
@@ -46,32 +43,8 @@ fn choose(
     banned: &[u32],
     uniform: f64,
 ) -> anyhow::Result<Chosen> {
-    let penalized = match params.has_penalties() {
-        true => params.repeat_last_n,
-        false => 0,
-    };
-    let mut counts = vec![0u32; logits.len()];
-    for &token in &text[text.len().saturating_sub(penalized)..] {
-        counts[token as usize] += 1;
-    }
-    for &token in banned {
-        counts[token as usize] |= 1 << 31;
-    }
-    let settings = ChoiceSettings {
-        temperature: params.temperature,
-        top_k: if params.temperature == 0.0 {
-            0
-        } else {
-            params.top_k as i32
-        },
-        top_p: params.top_p,
-        min_p: params.min_p,
-        repeat_penalty: params.repeat_penalty,
-        presence_penalty: params.presence_penalty,
-        frequency_penalty: params.frequency_penalty,
-        repeat_last_n: penalized as i32,
-        adjusts: i32::from(penalized > 0 || !banned.is_empty()),
-    };
+    let settings = launches::choice_settings(params, banned);
+    let counts = launches::choice_counts(&settings, logits.len(), text, banned);
     let mut uniforms = vec![f64::NAN; text.len() + 1];
     uniforms[text.len()] = uniform;
     let mut places: Vec<i32> = text.iter().map(|&token| token as i32).collect();
@@ -169,13 +142,8 @@ pub fn the_device_chooses_as_the_host_does() -> TestResult {
             // What a text one token longer would have been begun with.
             let longer = [&text[..], &[expected as u32]].concat();
             if params.has_penalties() && params.repeat_last_n > 0 {
-                let mut counts = vec![0; vocab_size];
-                for &token in &longer[longer.len().saturating_sub(params.repeat_last_n)..] {
-                    counts[token as usize] += 1;
-                }
-                for token in banned {
-                    counts[token as usize] |= 1 << 31;
-                }
+                let settings = launches::choice_settings(&params, &banned);
+                let counts = launches::choice_counts(&settings, vocab_size, &longer, &banned);
                 findings.holds(chosen.counts == counts, || format!("{}: counts", name()));
             }
         }

@@ -23,7 +23,7 @@ pub use attention::{
     decode_attention, decode_attention_counters, decode_attention_splits, flash_attention,
     flash_attention_partial_len, flash_attention_tiles,
 };
-pub use choose::{MAX_TOP_K, choose, choose_lists_len};
+pub use choose::{MAX_TOP_K, choice_counts, choice_settings, choose, choose_lists_len};
 pub use convert::{float_to_half, repack};
 pub use embed::{embed_token, embed_tokens};
 pub use gate::{GATE_SCALE, gate_tokens};
