@@ -46,10 +46,9 @@ fn patchwork(source: &Source) -> Result<Decoder> {
     let mut neighbours = source.rope(RopeStyle::Interleaved, shape.head_dim)?;
     (neighbours.base, neighbours.dimensions) = (500.0, shape.head_dim / 2);
     let neighbours = Arc::new(neighbours);
-    source.decoder(&shape, &source.ends(&shape)?, |index| {
-        let tensors = source.layer(&shape, index);
+    source.decoder(&shape, &source.ends(&shape)?, |tensors| {
         let mut attention;
-        if index % 2 == 0 {
+        if tensors.index() % 2 == 0 {
             attention = tensors.attention(&halves)?;
             tensors.add_qkv_bias(&mut attention)?;
         } else {
@@ -63,14 +62,13 @@ fn patchwork(source: &Source) -> Result<Decoder> {
 fn crossbreed(source: &Source) -> Result<Decoder> {
     let shape = source.shape()?;
     let rope = Arc::new(source.rope(RopeStyle::Neox, shape.head_dim)?);
-    source.decoder(&shape, &source.ends(&shape)?, |index| {
-        let tensors = source.layer(&shape, index);
+    source.decoder(&shape, &source.ends(&shape)?, |tensors| {
         let mut attention = tensors.attention(&rope)?;
         attention.scale = 0.2;
         if let KeyValues::Own(own) = &mut attention.kv {
             own.v_norm = Some(tensors.norm("attn_v_norm", shape.head_dim)?);
         }
-        match index {
+        match tensors.index() {
             1 => attention.window = Some(5),
             2 => attention.kv = KeyValues::SharedWith(0),
             _ => {}

@@ -25,12 +25,11 @@ fn describe(source: &Source) -> Result<Decoder> {
     };
     let softcap = source.nonzero("attn_logit_softcapping")?;
     let window = source.window(&shape)?;
-    source.decoder(&shape, &ends, |layer| {
-        let tensors = source.layer(&shape, layer);
+    source.decoder(&shape, &ends, |tensors| {
         let mut attention = tensors.attention(&rope)?;
         attention.scale = scale * rope.score_factor(shape.head_dim);
         attention.softcap = softcap;
-        attention.window = window.filter(|_| layer % 2 == 0);
+        attention.window = window.filter(|_| tensors.index() % 2 == 0);
         tensors.post_norm(tensors.pre_norm(attention, tensors.feed_forward(Activation::GeluTanh)?)?)
     })
 }

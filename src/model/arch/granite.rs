@@ -31,8 +31,7 @@ fn describe(source: &Source) -> Result<Decoder> {
         .collect();
     let rope = source.rope(RopeStyle::Interleaved, shape.head_dim)?.into();
     let scale = source.nonzero("attention.scale")?;
-    source.decoder(&shape, &ends, |layer| {
-        let tensors = source.layer(&shape, layer);
+    source.decoder(&shape, &ends, |tensors| {
         let mut attention = tensors.attention(&rope)?;
         if let Some(scale) = scale {
             attention.scale = scale * rope.score_factor(shape.head_dim);

@@ -16,8 +16,7 @@ pub const OLMO2: Architecture = Architecture {
 fn describe(source: &Source) -> Result<Decoder> {
     let shape = source.shape()?;
     let rope = source.rope(RopeStyle::Neox, shape.head_dim)?.into();
-    source.decoder(&shape, &source.ends(&shape)?, |layer| {
-        let tensors = source.layer(&shape, layer);
+    source.decoder(&shape, &source.ends(&shape)?, |tensors| {
         let mut attention = tensors.attention(&rope)?;
         let (q_dim, kv_dim) = (attention.q_dim(), attention.kv_dim());
         tensors.add_qk_norm(&mut attention, q_dim, kv_dim)?;

@@ -19,8 +19,7 @@ fn describe(source: &Source) -> Result<Decoder> {
     source.add_long_rope(&mut shape, &mut rope)?;
     let rope = rope.into();
     let window = source.window(&shape)?;
-    source.decoder(&shape, &source.ends(&shape)?, |layer| {
-        let tensors = source.layer(&shape, layer);
+    source.decoder(&shape, &source.ends(&shape)?, |tensors| {
         let mut attention = tensors.attention(&rope)?;
         attention.window = window;
         tensors.pre_norm(attention, tensors.feed_forward(Activation::Silu)?)

@@ -15,8 +15,7 @@ pub const QWEN2: Architecture = Architecture {
 fn describe(source: &Source) -> Result<Decoder> {
     let shape = source.shape()?;
     let rope = source.rope(RopeStyle::Neox, shape.head_dim)?.into();
-    source.decoder(&shape, &source.ends(&shape)?, |layer| {
-        let tensors = source.layer(&shape, layer);
+    source.decoder(&shape, &source.ends(&shape)?, |tensors| {
         let mut attention = tensors.attention(&rope)?;
         tensors.add_qkv_bias(&mut attention)?;
         tensors.pre_norm(attention, tensors.feed_forward(Activation::Silu)?)

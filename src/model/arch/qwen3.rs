@@ -15,8 +15,7 @@ pub const QWEN3: Architecture = Architecture {
 fn describe(source: &Source) -> Result<Decoder> {
     let shape = source.shape()?;
     let rope = source.rope(RopeStyle::Neox, shape.head_dim)?.into();
-    source.decoder(&shape, &source.ends(&shape)?, |layer| {
-        let tensors = source.layer(&shape, layer);
+    source.decoder(&shape, &source.ends(&shape)?, |tensors| {
         let mut attention = tensors.attention(&rope)?;
         tensors.add_qk_norm(&mut attention, shape.head_dim, shape.head_dim)?;
         tensors.pre_norm(attention, tensors.feed_forward(Activation::Silu)?)

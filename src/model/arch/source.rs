@@ -167,15 +167,6 @@ impl<'a> Source<'a> {
         Ok(self.float(key)?.filter(|number| *number != 0.0))
     }
 
-    /// The tensors of layer `layer`.
-    pub fn layer<'b>(&'b self, shape: &'b Shape, layer: usize) -> LayerSource<'b> {
-        LayerSource {
-            source: self,
-            shape,
-            layer,
-        }
-    }
-
     /// The tensor called `name` in float32, (len), where the file has it.
     pub fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
         let tensor = self.gguf.tensor(name).is_some();
@@ -228,10 +219,17 @@ impl<'a> Source<'a> {
         &self,
         shape: &Shape,
         ends: &Ends,
-        layer: impl Fn(usize) -> Result<Layer>,
+        layer: impl Fn(&LayerSource) -> Result<Layer>,
     ) -> Result<Decoder> {
+        let read = |index| {
+            layer(&LayerSource {
+                source: self,
+                shape,
+                layer: index,
+            })
+        };
         let layers = (0..shape.block_count)
-            .map(layer)
+            .map(read)
             .collect::<Result<Vec<_>>>()?;
         Ok(Decoder {
             context_length: shape.context_length,
@@ -524,6 +522,11 @@ impl<'a> Source<'a> {
 }
 
 impl LayerSource<'_> {
+    /// Which of the layers it is, from 0.
+    pub fn index(&self) -> usize {
+        self.layer
+    }
+
     /// Attention with the biases that the file has and without norms, every layer with keys and values of its own.
     pub fn attention(&self, rope: &Arc<Rope>) -> Result<Attention> {
         let shape = self.shape;
