@@ -78,7 +78,7 @@ fn on_gpu(device: &Arc<Device>, model: &Arc<Model>, chunk_len: usize) -> Result<
     let options = Options {
         context_len: Some(CONTEXT_LEN),
         chunk_len: Some(chunk_len),
-        graph_disabled: None,
+        ..Options::default()
     };
     CudaBackend::new(
         device.clone(),

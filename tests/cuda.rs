@@ -151,7 +151,7 @@ fn chunked(
     let options = Options {
         context_len: Some(context_len),
         chunk_len: Some(chunk_len),
-        graph_disabled: None,
+        ..Options::default()
     };
     open(model, &options)
 }

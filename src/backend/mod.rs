@@ -99,6 +99,14 @@ pub trait Backend {
     fn graph_report(&self) -> Option<&GraphReport> {
         None
     }
+
+    /// Starts over with the step kernel, where there may be one, or without it for the given reason.
+    fn set_step(&mut self, _disabled: Option<String>) {}
+
+    /// Whether the step kernel computes tokens, where there may be one.
+    fn step_report(&self) -> Option<&StepReport> {
+        None
+    }
 }
 
 /// How decoding was launched.
@@ -114,6 +122,15 @@ pub struct GraphReport {
     /// Tokens whose kernels were launched one by one.
     pub direct_tokens: usize,
     /// Why there is no graph.
+    pub disabled_reason: Option<String>,
+}
+
+/// What computes a token.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct StepReport {
+    /// Whether it is the step kernel, one launch for the whole token, and not separate launches.
+    pub enabled: bool,
+    /// Why it is separate launches.
     pub disabled_reason: Option<String>,
 }
 

@@ -79,7 +79,7 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArgs),
-    /// Compare direct launches, the CUDA graph and the CPU on a model
+    /// Compare direct launches, the CUDA graph, the step kernel and the CPU on a model
     Verify(VerifyArgs),
     /// Show what this binary can compute on
     Devices,
@@ -318,6 +318,10 @@ pub struct MachineArgs {
     /// Launch CUDA kernels one by one instead of replaying a graph (as SHARPI_CUDA_GRAPH=0 does)
     #[arg(long)]
     pub no_cuda_graph: bool,
+
+    /// Compute a token by separate CUDA kernels instead of one (as SHARPI_STEP_KERNEL=0 does)
+    #[arg(long)]
+    pub no_step_kernel: bool,
 }
 
 #[derive(Debug, Args)]

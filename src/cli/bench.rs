@@ -16,7 +16,7 @@ use super::{
     resolve::ModelSource,
 };
 use crate::{
-    backend::Backend,
+    backend::{Backend, StepReport},
     cuda,
     engine::{Kind, Workload, measure},
 };
@@ -59,6 +59,8 @@ struct Row {
     standard_deviation: f64,
     samples_tokens_per_second: Vec<f64>,
     cuda_graph: bool,
+    /// Of decode rows on CUDA: what computed a token.
+    step_kernel: Option<StepReport>,
     /// Of decode rows: weights and KV cache.
     bytes_per_token: Option<u64>,
     gb_per_second: Option<f64>,
@@ -154,6 +156,7 @@ impl Row {
             standard_deviation: (squares / (rates.len() - 1).max(1) as f64).sqrt(),
             samples_tokens_per_second: rates,
             cuda_graph: backend.graph_report().is_some_and(|report| report.enabled),
+            step_kernel: backend.step_report().filter(|_| generate).cloned(),
             bytes_per_token: bytes,
             gb_per_second: bytes_per_second.map(|rate| rate / 1e9),
             fraction_of_read_ceiling: fraction(bytes_per_second, ceilings.bytes_per_second),
@@ -185,13 +188,17 @@ fn write_head(out: &mut impl Write, report: &Report) -> io::Result<()> {
     }
     writeln!(
         out,
-        "\n{:<16} {:>6} {:>20} {:>10} {:>14} {:>8} {:>8}",
-        "test", "graph", "tokens/s", "MB/token", "rate", "ceiling", "speedup"
+        "\n{:<16} {:>6} {:>9} {:>20} {:>10} {:>14} {:>8} {:>8}",
+        "test", "graph", "kernel", "tokens/s", "MB/token", "rate", "ceiling", "speedup"
     )
 }
 
 fn write_row(out: &mut impl Write, row: &Row) -> io::Result<()> {
     let optional = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let kernel = row.step_kernel.as_ref().map(|step| match step.enabled {
+        true => "step".to_owned(),
+        false => "separate".to_owned(),
+    });
     let speed = format!(
         "{:.1} ± {:.1}",
         row.tokens_per_second, row.standard_deviation
@@ -206,9 +213,10 @@ fn write_row(out: &mut impl Write, row: &Row) -> io::Result<()> {
         .or(row.fraction_of_gemm_ceiling);
     writeln!(
         out,
-        "{:<16} {:>6} {speed:>20} {:>10} {:>14} {:>8} {:>8}",
+        "{:<16} {:>6} {:>9} {speed:>20} {:>10} {:>14} {:>8} {:>8}",
         row.test,
         if row.cuda_graph { "on" } else { "off" },
+        optional(kernel),
         optional(bytes),
         optional(gb_per_second.or(tflops)),
         optional(fraction.map(|fraction| format!("{:.1}%", fraction * 100.0))),

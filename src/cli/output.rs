@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    backend::GraphReport,
+    backend::{GraphReport, StepReport},
     engine::{FinishReason, Generation, TokenEvent},
 };
 
@@ -56,6 +56,8 @@ pub struct RunFacts<'a> {
     pub device: &'a str,
     /// On CUDA.
     pub cuda_graph: Option<&'a GraphReport>,
+    /// Likewise.
+    pub step_kernel: Option<&'a StepReport>,
 }
 
 /// The generated text and one newline at its end.
@@ -203,6 +205,8 @@ struct Done<'a> {
     backend: Backend<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cuda_graph: Option<&'a GraphReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step_kernel: Option<&'a StepReport>,
 }
 
 #[derive(Serialize)]
@@ -248,6 +252,7 @@ impl<'a> Done<'a> {
                 device: run.device,
             },
             cuda_graph: run.cuda_graph,
+            step_kernel: run.step_kernel,
         }
     }
 }

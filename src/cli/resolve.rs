@@ -221,7 +221,12 @@ fn compute(
     Compute {
         device: args.device,
         threads: args.threads.unwrap_or(0),
-        graph_disabled: graph_disabled(args.no_cuda_graph),
+        graph_disabled: forbidden(args.no_cuda_graph, "--no-cuda-graph", "SHARPI_CUDA_GRAPH"),
+        step_disabled: forbidden(
+            args.no_step_kernel,
+            "--no-step-kernel",
+            "SHARPI_STEP_KERNEL",
+        ),
         ubatch: args.ubatch,
         context_len,
         context_flags,
@@ -229,12 +234,12 @@ fn compute(
     }
 }
 
-/// What forbids the CUDA graph: the flag, or else the environment.
-fn graph_disabled(flag: bool) -> Option<String> {
-    let variable = || env::var_os("SHARPI_CUDA_GRAPH").is_some_and(|value| value == "0");
-    match flag {
-        true => Some("--no-cuda-graph".to_owned()),
-        false => variable().then(|| "SHARPI_CUDA_GRAPH=0".to_owned()),
+/// What forbids a way of computing: the flag, where it is given, or else the environment's variable.
+fn forbidden(given: bool, flag: &str, variable: &str) -> Option<String> {
+    let is_zero = || env::var_os(variable).is_some_and(|value| value == "0");
+    match given {
+        true => Some(flag.to_owned()),
+        false => is_zero().then(|| format!("{variable}=0")),
     }
 }
 

@@ -104,6 +104,7 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         backend: session.backend().name(),
         device: session.backend().device(),
         cuda_graph: session.backend().graph_report(),
+        step_kernel: session.backend().step_report(),
     };
     output.done(&generation, &facts).context(WRITING)?;
     if let Some(graph) = facts.cuda_graph {
@@ -112,6 +113,14 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
             graph.replays,
             graph.direct_tokens
         );
+    }
+    if let Some(step) = facts.step_kernel {
+        match &step.disabled_reason {
+            None => tracing::debug!("the step kernel computes tokens"),
+            Some(reason) => {
+                tracing::debug!("separate kernels compute tokens, not the step kernel: {reason}")
+            }
+        }
     }
     report(&generation, load, seed);
     // The process ends, and the system takes everything back at once: sooner than we could give it back piece by piece.

@@ -1,4 +1,4 @@
-//! `sharpi verify`: direct launches, the CUDA graph and the CPU side by side on any file.
+//! `sharpi verify`: direct launches, the CUDA graph, the step kernel and the CPU side by side on any file.
 
 use std::io::{self, Write};
 
@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     backend::Backend,
+    cuda::CudaBackend,
     engine::{Comparison, Trace},
     model::{Model, Prompt},
 };
@@ -42,6 +43,7 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
         ..request.compute.clone()
     };
     let mut cuda = backend::on_gpu(gpu, &compute, &model.decoder)?;
+    cuda.set_step(Some("verify".to_owned()));
     cuda.set_graph(Some("verify".to_owned()));
     let direct = Trace::record(&mut cuda, &prompt, request.tokens, None)?;
     cuda.set_graph(None);
@@ -53,27 +55,51 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
     {
         bail!("no CUDA graph to verify: {reason}");
     }
+    let step = match &compute.step_disabled {
+        None => record_step(&mut cuda, &prompt, &direct.tokens)?,
+        Some(forbids) => {
+            tracing::debug!("the step kernel is not compared: {forbids} forbids it");
+            None
+        }
+    };
 
     let mut out = io::stdout().lock();
     write_head(&mut out, &cuda, request.tokens).context(WRITING)?;
     let replayed = direct.compare(&graph);
     write_row(&mut out, "graph : direct", &replayed).context(WRITING)?;
+    let stepped = step.map(|step| direct.compare(&step));
+    if let Some(stepped) = &stepped {
+        write_row(&mut out, "step : separate", stepped).context(WRITING)?;
+    }
     if request.cpu || model.gguf.file_bytes() <= SMALL_BYTES {
         let mut cpu = backend::on_cpu(&compute, &model.decoder)?;
         let reference = Trace::record(&mut *cpu, &prompt, request.tokens, follow)?;
         write_row(&mut out, "direct : cpu", &reference.compare(&direct)).context(WRITING)?;
     }
-    match replayed.first_difference {
-        Some(token) => {
-            bail!("graph and direct launches differ, first in the logits of token {token}")
-        }
-        None => Ok(Outcome::Done),
+    if let Some(token) = replayed.first_difference {
+        bail!("graph and direct launches differ, first in the logits of token {token}");
     }
+    if let Some(token) = stepped.and_then(|stepped| stepped.first_difference) {
+        bail!("step kernel and separate launches differ, first in the logits of token {token}");
+    }
+    Ok(Outcome::Done)
+}
+
+/// Decodes `tokens` with the step kernel. Where something else computed them, says why, and there is nothing to compare.
+fn record_step(cuda: &mut CudaBackend, prompt: &[u32], tokens: &[u32]) -> Result<Option<Trace>> {
+    cuda.set_step(None);
+    let trace = Trace::record(cuda, prompt, tokens.len(), Some(tokens))?;
+    let report = cuda.step_report();
+    if let Some(reason) = report.and_then(|report| report.disabled_reason.as_ref()) {
+        tracing::info!("the step kernel is not compared: {reason}");
+        return Ok(None);
+    }
+    Ok(Some(trace))
 }
 
 /// Refuses more tokens than this machine can keep the logits of: float32, of each way that is compared.
 fn check_memory(tokens: usize, vocab_size: usize) -> Result<()> {
-    const WAYS: usize = 3;
+    const WAYS: usize = 4;
     let per_token = (WAYS * vocab_size * size_of::<f32>()) as u64;
     if let Some(total) = system::total_memory_bytes()
         && tokens as u64 > total / per_token

@@ -40,7 +40,7 @@ use self::{
 use crate::{
     backend::{
         Backend, Batch, GraphReport, KvFormat, KvLayout, Limits, Phase, Results, SamplingParams,
-        StreamStart, TokenStream,
+        StepReport, StreamStart, TokenStream,
     },
     model::Decoder,
 };
@@ -65,6 +65,8 @@ pub struct Options {
     pub chunk_len: Option<usize>,
     /// Why decoding must not be captured into a graph, if so; `None`: it is.
     pub graph_disabled: Option<String>,
+    /// Why the step kernel must not compute tokens, if so; `None`: it does, where it can.
+    pub step_disabled: Option<String>,
 }
 
 /// Computes logits on a GPU.
@@ -118,8 +120,9 @@ impl CudaBackend {
         let inputs = device.allocate_pinned((2 + chunk.tokens) * size_of::<i32>())?;
         let logits = device.allocate_pinned(LOGITS_LEN * decoder.vocab_size * size_of::<f32>())?;
         // SAFETY: `decode::lower` gave each kernel its own parameter, and the backend drops the region before the memory.
-        let region =
+        let mut region =
             unsafe { Region::new(&device, launches, choosing, options.graph_disabled.clone()) };
+        region.set_step(options.step_disabled.clone());
         Ok(Self {
             limits: Limits {
                 context_len,
@@ -272,5 +275,13 @@ impl Backend for CudaBackend {
 
     fn graph_report(&self) -> Option<&GraphReport> {
         Some(self.region.report())
+    }
+
+    fn set_step(&mut self, disabled: Option<String>) {
+        self.region.set_step(disabled);
+    }
+
+    fn step_report(&self) -> Option<&StepReport> {
+        Some(self.region.step_report())
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::device::{Device, Graph, Launch};
-use crate::backend::GraphReport;
+use crate::backend::{GraphReport, StepReport};
 
 /// Launches whose arguments never change.
 pub struct Region {
@@ -17,6 +17,7 @@ pub struct Region {
     /// Of the launches that compute, and of all.
     states: [State; 2],
     report: GraphReport,
+    step_report: StepReport,
 }
 
 /// Whether there is a graph, or why not.
@@ -47,6 +48,7 @@ impl Region {
             launches: computing.into_iter().chain(choosing).collect(),
             states: [State::Direct, State::Direct],
             report: GraphReport::default(),
+            step_report: StepReport::default(),
         };
         region.reset(graph_disabled);
         region
@@ -75,6 +77,19 @@ impl Region {
 
     pub fn report(&self) -> &GraphReport {
         &self.report
+    }
+
+    /// Starts over with the step kernel, or without it for the reason given.
+    pub fn set_step(&mut self, disabled: Option<String>) {
+        let reason = disabled.unwrap_or_else(|| "there is no step kernel yet".to_owned());
+        self.step_report = StepReport {
+            enabled: false,
+            disabled_reason: Some(reason),
+        };
+    }
+
+    pub fn step_report(&self) -> &StepReport {
+        &self.step_report
     }
 
     /// Queues the launches that compute a token.

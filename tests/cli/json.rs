@@ -75,6 +75,9 @@ fn json_and_text_tell_the_same_story() {
     );
     assert_eq!(lines.done["seed"], 3);
     assert_eq!(lines.done["backend"]["name"], "cpu");
+    for of_cuda in ["cuda_graph", "step_kernel"] {
+        assert!(lines.done.get(of_cuda).is_none(), "{}", lines.done);
+    }
     assert!(
         lines
             .tokens

@@ -31,7 +31,7 @@ fn bench_has_a_row_for_every_depth_prompt_and_generation() {
         line.split_whitespace().map(str::to_owned).collect()
     };
     let head = [
-        "test", "graph", "tokens/s", "MB/token", "rate", "ceiling", "speedup",
+        "test", "graph", "kernel", "tokens/s", "MB/token", "rate", "ceiling", "speedup",
     ];
     assert_eq!(
         lines.next().map(cells),
@@ -44,10 +44,13 @@ fn bench_has_a_row_for_every_depth_prompt_and_generation() {
         assert_eq!(row.len(), head.len(), "{row:?}");
         let decodes = row[0].starts_with("tg");
         let unit = if decodes { "GB/s" } else { "TFLOP/s" };
-        assert!(row[4].ends_with(unit), "{row:?}");
-        assert_eq!(row[3] != "-", decodes, "{row:?}");
-        // No graph, no measured ceiling and nothing to compare on the CPU.
-        assert_eq!([&row[1], &row[5], &row[6]], ["off", "-", "-"], "{row:?}");
+        assert!(row[5].ends_with(unit), "{row:?}");
+        assert_eq!(row[4] != "-", decodes, "{row:?}");
+        // No graph, no kernel, no measured ceiling and nothing to compare on the CPU.
+        let [_, graph, kernel, .., ceiling, speedup] = &row[..] else {
+            panic!("{row:?}")
+        };
+        assert_eq!([graph, kernel, ceiling, speedup], ["off", "-", "-", "-"]);
     }
 }
 
@@ -70,6 +73,7 @@ fn bench_json_follows_the_schema_and_its_figures_fit_together() {
     assert_eq!(names, ["pp5", "tg4", "pp5@d8", "tg4@d8"]);
     let number = |value: &Value| value.as_f64().expect("a number");
     for row in rows {
+        assert!(row["step_kernel"].is_null(), "{row}");
         let samples = row["samples_tokens_per_second"]
             .as_array()
             .expect("samples");
@@ -305,4 +309,28 @@ fn a_forbidden_graph_is_not_compared() {
         "--no-cuda-graph",
     ];
     dir.run(&[&plain[..], &CPU].concat()).stdout();
+}
+
+/// Where it is forbidden, `verify` has fewer ways to compare, and the other commands another one to compute.
+#[test]
+fn a_forbidden_step_kernel_is_no_wrong_usage() {
+    let dir = Dir::new();
+    dir.file("text", "Once upon a time");
+    for args in [
+        &["run", "-p", "x"][..],
+        &["bench"],
+        &["bench", "--compare-graph"],
+        &["perplexity", "-f", "text"],
+        &["verify"],
+    ] {
+        let args = [args, &["-m", "missing.gguf"]].concat();
+        let mut with_variable = dir.command(&args);
+        with_variable.env("SHARPI_STEP_KERNEL", "0");
+        let with_flag = dir.command(&[&args[..], &["--no-step-kernel"]].concat());
+        for mut command in [with_variable, with_flag] {
+            let ran = crate::Ran::from(command.output().expect("starting sharpi"));
+            let message = ran.error(1);
+            assert!(message.contains("missing.gguf"), "{args:?}: {message}");
+        }
+    }
 }

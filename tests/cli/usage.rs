@@ -272,6 +272,8 @@ fn help_and_version_go_to_standard_output() {
         "--ctx-size",
         "--repeat-last-n",
         "--logprobs",
+        "SHARPI_CUDA_GRAPH=0",
+        "SHARPI_STEP_KERNEL=0",
         "Examples:",
     ] {
         assert!(help.stdout().contains(flag), "{flag}");
