@@ -141,20 +141,13 @@ FIELD(GemmParams, columns, 148);
 FIELD(GemmParams, stages, 152);
 FIELD(GemmParams, unused, 156);
 
-// decode_attention_*
-struct DecodeAttentionParams {
-    const float *q;             // (head_count * head_dim)
-    const float *k;             // (head_count_kv * head_dim)
-    const float *v;             // (head_count_kv * head_dim)
+// What attention of one token takes of its layer.
+struct AttentionLayer {
     const float *q_norm;        // (head_dim) or null
     const float *k_norm;        // (head_dim) or null
     const double *frequencies;  // (rope_dims / 2): radians a position
-    half *k_cache;              // (head_dim, context, head_count_kv), of this layer
+    half *k_cache;              // (head_dim, context, head_count_kv)
     half *v_cache;              // likewise
-    const int *position;        // of the new token; less than context
-    float *partial;             // scratch: (head_dim + 2, head_count, splits)
-    unsigned *finished;         // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
-    Activation out;             // (head_count * head_dim)
     float epsilon;
     int context;        // tokens that the cache holds
     int group;          // query heads of a key/value head
@@ -164,27 +157,41 @@ struct DecodeAttentionParams {
     float rope_factor;  // of rotated values
     int unused;
 };
+static_assert(sizeof(AttentionLayer) == 72, "AttentionLayer");
+FIELD(AttentionLayer, q_norm, 0);
+FIELD(AttentionLayer, k_norm, 8);
+FIELD(AttentionLayer, frequencies, 16);
+FIELD(AttentionLayer, k_cache, 24);
+FIELD(AttentionLayer, v_cache, 32);
+FIELD(AttentionLayer, epsilon, 40);
+FIELD(AttentionLayer, context, 44);
+FIELD(AttentionLayer, group, 48);
+FIELD(AttentionLayer, rope_dims, 52);
+FIELD(AttentionLayer, interleaved, 56);
+FIELD(AttentionLayer, scale, 60);
+FIELD(AttentionLayer, rope_factor, 64);
+FIELD(AttentionLayer, unused, 68);
+
+// decode_attention_*
+struct DecodeAttentionParams {
+    const float *q;  // (head_count * head_dim)
+    const float *k;  // (head_count_kv * head_dim)
+    const float *v;  // (head_count_kv * head_dim)
+    AttentionLayer layer;
+    const int *position;  // of the new token; less than context
+    float *partial;       // scratch: (head_dim + 2, head_count, splits)
+    unsigned *finished;   // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
+    Activation out;       // (head_count * head_dim)
+};
 static_assert(sizeof(DecodeAttentionParams) == 144, "DecodeAttentionParams");
 FIELD(DecodeAttentionParams, q, 0);
 FIELD(DecodeAttentionParams, k, 8);
 FIELD(DecodeAttentionParams, v, 16);
-FIELD(DecodeAttentionParams, q_norm, 24);
-FIELD(DecodeAttentionParams, k_norm, 32);
-FIELD(DecodeAttentionParams, frequencies, 40);
-FIELD(DecodeAttentionParams, k_cache, 48);
-FIELD(DecodeAttentionParams, v_cache, 56);
-FIELD(DecodeAttentionParams, position, 64);
-FIELD(DecodeAttentionParams, partial, 72);
-FIELD(DecodeAttentionParams, finished, 80);
-FIELD(DecodeAttentionParams, out, 88);
-FIELD(DecodeAttentionParams, epsilon, 112);
-FIELD(DecodeAttentionParams, context, 116);
-FIELD(DecodeAttentionParams, group, 120);
-FIELD(DecodeAttentionParams, rope_dims, 124);
-FIELD(DecodeAttentionParams, interleaved, 128);
-FIELD(DecodeAttentionParams, scale, 132);
-FIELD(DecodeAttentionParams, rope_factor, 136);
-FIELD(DecodeAttentionParams, unused, 140);
+FIELD(DecodeAttentionParams, layer, 24);
+FIELD(DecodeAttentionParams, position, 96);
+FIELD(DecodeAttentionParams, partial, 104);
+FIELD(DecodeAttentionParams, finished, 112);
+FIELD(DecodeAttentionParams, out, 120);
 
 // rope_tokens_*
 struct RopeParams {
@@ -318,6 +325,120 @@ FIELD(ChooseParams, uniforms, 40);
 FIELD(ChooseParams, text, 48);
 FIELD(ChooseParams, vocabulary, 56);
 FIELD(ChooseParams, unused, 60);
+
+// A block's share of a matrix in a product of the step kernel: row pairs, one after another.
+struct StepMatrix {
+    const uint8_t *weights;  // (columns, rows)
+    const float *bias;       // (rows) or null
+    int type;
+    int pairs;
+    int rows;         // that the matrix has of them
+    int first_row;    // where the first one is in the stage's output
+    int pair_bytes;   // of two rows
+    int entry_bytes;  // of the ring's entries that hold the tiles, but for the last ones; 0 where these are of floats
+};
+static_assert(sizeof(StepMatrix) == 40, "StepMatrix");
+FIELD(StepMatrix, weights, 0);
+FIELD(StepMatrix, bias, 8);
+FIELD(StepMatrix, type, 16);
+FIELD(StepMatrix, pairs, 20);
+FIELD(StepMatrix, rows, 24);
+FIELD(StepMatrix, first_row, 28);
+FIELD(StepMatrix, pair_bytes, 32);
+FIELD(StepMatrix, entry_bytes, 36);
+
+// A stage of the step kernel but attention, as one block does it: the embedding, or a product and what follows it.
+struct StepProduct {
+    int kind;  // StepKind
+    int columns;
+    int matrices;
+    float factor;          // Embed: of the row; else the norm's epsilon
+    const float *norm;     // (rows), Embed and Add: weights of the next norm
+    StepMatrix matrix[3];  // Embed: the table, its share being of the columns; Qkv: three; Gate: gate and up; else one
+};
+static_assert(sizeof(StepProduct) == 144, "StepProduct");
+FIELD(StepProduct, kind, 0);
+FIELD(StepProduct, columns, 4);
+FIELD(StepProduct, matrices, 8);
+FIELD(StepProduct, factor, 12);
+FIELD(StepProduct, norm, 16);
+FIELD(StepProduct, matrix, 24);
+
+// Attention as a stage of the step kernel.
+struct StepAttention {
+    int kind;  // StepKind
+    int head_count_kv;
+    int splits;  // pieces of the context that are worked on side by side, at most
+    int unused;
+    AttentionLayer layer;
+    uint64_t padding[7];
+};
+static_assert(sizeof(StepAttention) == 144, "StepAttention");
+FIELD(StepAttention, kind, 0);
+FIELD(StepAttention, head_count_kv, 4);
+FIELD(StepAttention, splits, 8);
+FIELD(StepAttention, unused, 12);
+FIELD(StepAttention, layer, 16);
+FIELD(StepAttention, padding, 88);
+
+// A vector between two stages of the step kernel, as packets of it that carry an epoch (step/packet.cuh).
+struct StepVector {
+    uint4 *groups;     // (4, length / 32): quantized
+    uint64_t *values;  // (length): unquantized, for float weights; null where no matrix has any
+};
+static_assert(sizeof(StepVector) == 16, "StepVector");
+FIELD(StepVector, groups, 0);
+FIELD(StepVector, values, 8);
+
+// step_*
+struct StepParams {
+    const StepProduct *stages;  // (grid, stage_count): or StepAttention, of the same size
+    unsigned *epochs;           // (grid): the same in each; zero before the first launch, as are all packets
+    const int *inputs;          // the token and its position
+    StepVector normed;          // (hidden_size): x times the next norm's weights
+    StepVector activation;      // (the widest): of what the heads gathered, and what was gated
+    uint64_t *qkv;              // (rows of Q, K and V): packets of one value
+    uint64_t *partial;          // (head_dim, head_count, splits): packets of one value
+    uint4 *partial_sums;        // (head_count, splits): packets of the greatest score and the sum of exponentials
+    float *logits;              // (vocabulary)
+    uint64_t *failure;          // in the host's memory: what a block waited for in vain; see step/packet.cuh
+    int stage_count;
+    int slots;               // of the ring
+    uint32_t slots_inverse;  // 2^32 / slots, rounded up
+    int in_flight;           // entries of the ring that are asked for and have not come, at most
+    // Where in dynamic shared memory, in bytes, lie
+    int hidden;         // float (rows): the block's part of the residual stream
+    int attention;      // AttentionMemory, where products have what follows
+    int q;              // int4 (units, 4): piece j of unit u's integers at [j][u]
+    int scales;         // float2 (units): of a unit's halves
+    int squares;        // float (groups)
+    int unquantized;    // float (columns)
+    int row_sums;       // float (rows of the block, slices)
+    int unused;
+};
+static_assert(sizeof(StepParams) == 144, "StepParams");
+FIELD(StepParams, stages, 0);
+FIELD(StepParams, epochs, 8);
+FIELD(StepParams, inputs, 16);
+FIELD(StepParams, normed, 24);
+FIELD(StepParams, activation, 40);
+FIELD(StepParams, qkv, 56);
+FIELD(StepParams, partial, 64);
+FIELD(StepParams, partial_sums, 72);
+FIELD(StepParams, logits, 80);
+FIELD(StepParams, failure, 88);
+FIELD(StepParams, stage_count, 96);
+FIELD(StepParams, slots, 100);
+FIELD(StepParams, slots_inverse, 104);
+FIELD(StepParams, in_flight, 108);
+FIELD(StepParams, hidden, 112);
+FIELD(StepParams, attention, 116);
+FIELD(StepParams, q, 120);
+FIELD(StepParams, scales, 124);
+FIELD(StepParams, squares, 128);
+FIELD(StepParams, unquantized, 132);
+FIELD(StepParams, row_sums, 136);
+FIELD(StepParams, unused, 140);
 
 // gate_tokens
 struct GateParams {

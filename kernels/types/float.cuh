@@ -91,3 +91,20 @@ __device__ __forceinline__ void for_float(int type, Use use) {
         use(BF16());
     }
 }
+
+// A row of float weights times float activations, by one warp.
+template <typename T>
+__device__ float float_dot(const T *row, const float *a, int columns, int lane) {
+    constexpr int N = 16 / sizeof(T);
+    float sum = 0.f;
+    const int whole = columns / N * N;
+#pragma unroll 4
+    for (int c = lane * N; c < whole; c += WARP * N) {
+        const uint4 raw = __ldcs(reinterpret_cast<const uint4 *>(row + c));
+        const T *w = reinterpret_cast<const T *>(&raw);
+#pragma unroll
+        for (int j = 0; j < N; j++) sum += static_cast<float>(w[j]) * a[c + j];
+    }
+    if (whole + lane < columns) sum += static_cast<float>(row[whole + lane]) * a[whole + lane];
+    return warp_sum(sum);
+}

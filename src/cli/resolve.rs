@@ -222,16 +222,26 @@ fn compute(
         device: args.device,
         threads: args.threads.unwrap_or(0),
         graph_disabled: forbidden(args.no_cuda_graph, "--no-cuda-graph", "SHARPI_CUDA_GRAPH"),
-        step_disabled: forbidden(
-            args.no_step_kernel,
-            "--no-step-kernel",
-            "SHARPI_STEP_KERNEL",
-        ),
+        step_disabled: step_disabled(args.no_step_kernel),
         ubatch: args.ubatch,
         context_len,
         context_flags,
         show_progress: progress::wanted(verbosity),
     }
+}
+
+/// The step kernel runs only where the environment asks for it: separate kernels are the faster way as yet.
+fn step_disabled(given: bool) -> Option<String> {
+    const VARIABLE: &str = "SHARPI_STEP_KERNEL";
+    let unasked = || (env::var_os(VARIABLE)? != "1").then(|| format!("{VARIABLE} is not 1"));
+    let unset = || {
+        env::var_os(VARIABLE)
+            .is_none()
+            .then(|| format!("{VARIABLE}=1 asks for it"))
+    };
+    forbidden(given, "--no-step-kernel", VARIABLE)
+        .or_else(unset)
+        .or_else(unasked)
 }
 
 /// What forbids a way of computing: the flag, where it is given, or else the environment's variable.

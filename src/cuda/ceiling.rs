@@ -35,6 +35,7 @@ pub fn read_ceiling(device: &Arc<Device>) -> Result<f64> {
             sum: memory.at(0),
         }),
         dependent: false,
+        cooperative: false,
     };
     let seconds = best_seconds(device, || {
         // SAFETY: the parameter is that of `read_all`; it reads `bytes` bytes and writes at most four.

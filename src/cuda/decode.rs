@@ -15,7 +15,7 @@ use super::{
         gemv_swiglu,
     },
     lowering::{Group, Heads, groups},
-    params::DecodeAttentionParams,
+    params::{AttentionLayer, DecodeAttentionParams},
     scratch::Scratch,
     weights::DeviceWeights,
 };
@@ -25,7 +25,7 @@ use crate::model::{
 };
 
 /// What the launches ask of the order of norms.
-const NORMS: &str = "decoding on CUDA takes a norm behind each write of the residual stream, and nowhere else: use --device cpu";
+pub const NORMS: &str = "decoding on CUDA takes a norm behind each write of the residual stream, and nowhere else: use --device cpu";
 
 /// The launches of one token, in order.
 ///
@@ -107,30 +107,37 @@ fn attention(
     heads: &Heads,
 ) -> Result<Launch> {
     let attention = heads.attention;
-    let group = attention.group();
-    let splits = decode_attention_splits(device, attention.head_count_kv, group);
+    let splits = decode_attention_splits(device, attention.head_count_kv, attention.group());
     let params = DecodeAttentionParams {
         q: scratch.q,
         k: scratch.k,
         v: scratch.v,
+        layer: attention_layer(weights, cache, heads),
+        position: scratch.position(),
+        partial: scratch.attention_partial,
+        finished: scratch.attention_counters,
+        out: scratch.activation,
+    };
+    let (head_dim, head_count_kv) = (attention.head_dim, attention.head_count_kv);
+    decode_attention(device, head_dim, head_count_kv, splits, params)
+}
+
+/// What attention takes of its layer.
+pub fn attention_layer(weights: &DeviceWeights, cache: &KvCache, heads: &Heads) -> AttentionLayer {
+    let attention = heads.attention;
+    AttentionLayer {
         q_norm: weights.vector(heads.q_norm),
         k_norm: weights.vector(heads.k_norm),
         frequencies: weights.frequencies(heads.rope),
         k_cache: cache.keys(heads.layer),
         v_cache: cache.values(heads.layer),
-        position: scratch.position(),
-        partial: scratch.attention_partial,
-        finished: scratch.attention_counters,
-        out: scratch.activation,
         epsilon: heads.epsilon,
         context: cache.capacity(heads.layer) as i32,
-        group: group as i32,
+        group: attention.group() as i32,
         rope_dims: heads.rope.dimensions as i32,
         interleaved: i32::from(heads.rope.style == RopeStyle::Interleaved),
         scale: heads.exponent_scale(),
         rope_factor: heads.rope.rotation_factor(attention.head_dim),
         unused: 0,
-    };
-    let (head_dim, head_count_kv) = (attention.head_dim, attention.head_count_kv);
-    decode_attention(device, head_dim, head_count_kv, splits, params)
+    }
 }

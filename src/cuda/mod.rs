@@ -18,6 +18,7 @@ mod prompt;
 mod region;
 mod scratch;
 mod sizing;
+mod step;
 pub mod tensor_types;
 mod upload;
 mod weights;
@@ -35,6 +36,7 @@ use self::{
     prompt::Prompt,
     region::Region,
     scratch::{ChunkScratch, LOGITS_LEN, Scratch},
+    step::Step,
     weights::DeviceWeights,
 };
 use crate::{
@@ -114,15 +116,17 @@ impl CudaBackend {
         let layout = KvLayout::new(&decoder, context_len, KvFormat::F16);
         let cache = KvCache::new(&device, layout)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
+        let step = Step::new(&device, &decoder, &weights, &scratch, &cache)
+            .map_err(|error| format!("{error:#}"));
         let chunk_scratch = ChunkScratch::new(&device, &decoder, chunk)?;
         let choice = Choice::new(&device, decoder.vocab_size, context_len)?;
         let choosing = choice.launches(&scratch)?;
         let inputs = device.allocate_pinned((2 + chunk.tokens) * size_of::<i32>())?;
         let logits = device.allocate_pinned(LOGITS_LEN * decoder.vocab_size * size_of::<f32>())?;
-        // SAFETY: `decode::lower` gave each kernel its own parameter, and the backend drops the region before the memory.
-        let mut region =
-            unsafe { Region::new(&device, launches, choosing, options.graph_disabled.clone()) };
+        // SAFETY: each kernel was given its own parameter, and the backend drops the region before the memory.
+        let mut region = unsafe { Region::new(&device, launches, step, choosing) };
         region.set_step(options.step_disabled.clone());
+        region.set_graph(options.graph_disabled.clone());
         Ok(Self {
             limits: Limits {
                 context_len,
@@ -155,7 +159,7 @@ impl CudaBackend {
 
     /// The launches of a decoded token, in order.
     pub fn decode_launches(&self) -> &[Launch] {
-        self.region.launches()
+        self.region.separate_launches()
     }
 
     /// Bytes that the weights take on the device.
@@ -236,13 +240,16 @@ impl Backend for CudaBackend {
         });
         // Where queueing failed as well: what was queued before reads the inputs.
         let waited = self.device.synchronize();
-        queued.and(waited).with_context(|| {
-            format!(
-                "computing position {} on {}",
-                batch.position,
-                self.device.name()
-            )
-        })?;
+        queued
+            .and(waited)
+            .map_err(|error| self.region.explain(error))
+            .with_context(|| {
+                format!(
+                    "computing position {} on {}",
+                    batch.position,
+                    self.device.name()
+                )
+            })?;
         Ok(Results {
             logits: bytemuck::cast_slice(&self.logits[..bytes]),
         })
@@ -270,7 +277,7 @@ impl Backend for CudaBackend {
     }
 
     fn set_graph(&mut self, disabled: Option<String>) {
-        self.region.reset(disabled);
+        self.region.set_graph(disabled);
     }
 
     fn graph_report(&self) -> Option<&GraphReport> {

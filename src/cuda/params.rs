@@ -95,28 +95,33 @@ params! {
         156 unused: i32,
     }
 
+    /// Of `decode_attention_*` and the step kernel.
+    AttentionLayer: 72 {
+        0 q_norm: CUdeviceptr,
+        8 k_norm: CUdeviceptr,
+        16 frequencies: CUdeviceptr,
+        24 k_cache: CUdeviceptr,
+        32 v_cache: CUdeviceptr,
+        40 epsilon: f32,
+        44 context: i32,
+        48 group: i32,
+        52 rope_dims: i32,
+        56 interleaved: i32,
+        60 scale: f32,
+        64 rope_factor: f32,
+        68 unused: i32,
+    }
+
     /// `decode_attention_*`.
     DecodeAttentionParams: 144 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
-        24 q_norm: CUdeviceptr,
-        32 k_norm: CUdeviceptr,
-        40 frequencies: CUdeviceptr,
-        48 k_cache: CUdeviceptr,
-        56 v_cache: CUdeviceptr,
-        64 position: CUdeviceptr,
-        72 partial: CUdeviceptr,
-        80 finished: CUdeviceptr,
-        88 out: Activation,
-        112 epsilon: f32,
-        116 context: i32,
-        120 group: i32,
-        124 rope_dims: i32,
-        128 interleaved: i32,
-        132 scale: f32,
-        136 rope_factor: f32,
-        140 unused: i32,
+        24 layer: AttentionLayer,
+        96 position: CUdeviceptr,
+        104 partial: CUdeviceptr,
+        112 finished: CUdeviceptr,
+        120 out: Activation,
     }
 
     /// `rope_tokens_*`.
@@ -191,6 +196,70 @@ params! {
         48 text: CUdeviceptr,
         56 vocabulary: i32,
         60 unused: i32,
+    }
+
+    /// A block's share of a matrix, in the step kernel.
+    StepMatrix: 40 {
+        0 weights: CUdeviceptr,
+        8 bias: CUdeviceptr,
+        16 tensor_type: i32,
+        20 pairs: i32,
+        24 rows: i32,
+        28 first_row: i32,
+        32 pair_bytes: i32,
+        36 entry_bytes: i32,
+    }
+
+    /// A stage of the step kernel but attention, as one block does it.
+    StepProduct: 144 {
+        0 kind: i32,
+        4 columns: i32,
+        8 matrices: i32,
+        12 factor: f32,
+        16 norm: CUdeviceptr,
+        24 matrix: [StepMatrix; 3],
+    }
+
+    /// Attention as a stage of the step kernel.
+    StepAttention: 144 {
+        0 kind: i32,
+        4 head_count_kv: i32,
+        8 splits: i32,
+        12 unused: i32,
+        16 layer: AttentionLayer,
+        88 padding: [u64; 7],
+    }
+
+    /// A vector between two stages of the step kernel.
+    StepVector: 16 {
+        0 groups: CUdeviceptr,
+        8 values: CUdeviceptr,
+    }
+
+    /// `step_*`.
+    StepParams: 144 {
+        0 stages: CUdeviceptr,
+        8 epochs: CUdeviceptr,
+        16 inputs: CUdeviceptr,
+        24 normed: StepVector,
+        40 activation: StepVector,
+        56 qkv: CUdeviceptr,
+        64 partial: CUdeviceptr,
+        72 partial_sums: CUdeviceptr,
+        80 logits: CUdeviceptr,
+        88 failure: CUdeviceptr,
+        96 stage_count: i32,
+        100 slots: i32,
+        104 slots_inverse: u32,
+        108 in_flight: i32,
+        112 hidden: i32,
+        116 attention: i32,
+        120 q: i32,
+        124 scales: i32,
+        128 squares: i32,
+        132 unquantized: i32,
+        136 row_sums: i32,
+        140 unused: i32,
     }
 
     /// `gate_tokens`.

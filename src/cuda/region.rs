@@ -1,21 +1,29 @@
-//! A fixed list of launches: launched one by one at first, which loads every kernel, then captured into a graph and replayed.
-//! A token is computed by the first of them, or computed and chosen by all, with a graph for each.
+//! What is launched for a token: at first one by one, which loads every kernel, then captured into a graph and replayed. A
+//! token is computed by the step kernel or by a fixed list of separate ones, and chosen by others behind these; with a graph
+//! for computing, and one for both.
+//!
+//! Here alone it is decided which way a token is computed, and whether in a graph.
 
-use std::sync::Arc;
+use std::{iter, slice, sync::Arc};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
-use super::device::{Device, Graph, Launch};
+use super::{
+    device::{Device, Graph, Launch},
+    step::Step,
+};
 use crate::backend::{GraphReport, StepReport};
 
 /// Launches whose arguments never change.
 pub struct Region {
     device: Arc<Device>,
-    launches: Vec<Launch>,
-    /// Of these, those that compute.
-    computing: usize,
-    /// Of the launches that compute, and of all.
+    /// Of what computes, and of what computes and chooses.
     states: [State; 2],
+    /// The kernels that compute a token one by one.
+    separate: Vec<Launch>,
+    /// The one that does the same, or why there is none.
+    step: Result<Step, String>,
+    choosing: Vec<Launch>,
     report: GraphReport,
     step_report: StepReport,
 }
@@ -32,84 +40,92 @@ enum State {
 }
 
 impl Region {
-    /// A region of launches that compute and, behind these, launches that choose. It is captured, unless for the reason given.
+    /// A region that computes by the step kernel where there is one, else by separate ones. It begins without a graph and
+    /// without the step kernel.
     ///
     /// # Safety
     /// Each launch must be as [`Device::launch`] asks for, with every address valid as long as the region exists.
     pub unsafe fn new(
         device: &Arc<Device>,
-        computing: Vec<Launch>,
+        separate: Vec<Launch>,
+        step: Result<Step, String>,
         choosing: impl IntoIterator<Item = Launch>,
-        graph_disabled: Option<String>,
     ) -> Self {
-        let mut region = Self {
+        Self {
             device: device.clone(),
-            computing: computing.len(),
-            launches: computing.into_iter().chain(choosing).collect(),
+            separate,
+            step,
+            choosing: choosing.into_iter().collect(),
             states: [State::Direct, State::Direct],
             report: GraphReport::default(),
             step_report: StepReport::default(),
-        };
-        region.reset(graph_disabled);
-        region
+        }
     }
 
-    /// Starts over: captured anew, or not for the reason given. The one place where it is decided whether there is a graph.
-    pub fn reset(&mut self, graph_disabled: Option<String>) {
-        if let Some(reason) = &graph_disabled {
+    /// Starts over: captured anew, or not for the reason given.
+    pub fn set_graph(&mut self, disabled: Option<String>) {
+        if let Some(reason) = &disabled {
             tracing::debug!("no CUDA graph: {reason}");
         }
-        self.states = [(); 2].map(|()| match graph_disabled {
+        self.states = [(); 2].map(|()| match disabled {
             Some(_) => State::Direct,
             None => State::Cold,
         });
         self.report = GraphReport {
-            enabled: graph_disabled.is_none(),
-            disabled_reason: graph_disabled,
+            enabled: disabled.is_none(),
+            disabled_reason: disabled,
             ..GraphReport::default()
         };
     }
 
-    /// Those that compute a token.
-    pub fn launches(&self) -> &[Launch] {
-        &self.launches[..self.computing]
+    /// Starts over with the step kernel where there is one, or without it for the reason given.
+    pub fn set_step(&mut self, disabled: Option<String>) {
+        let reason = disabled.or_else(|| self.step.as_ref().err().cloned());
+        if let Some(reason) = &reason {
+            tracing::debug!("no step kernel: {reason}");
+        }
+        self.step_report = StepReport {
+            enabled: reason.is_none(),
+            disabled_reason: reason,
+        };
+        self.set_graph(self.report.disabled_reason.clone());
+    }
+
+    /// The kernels that compute a token one by one.
+    pub fn separate_launches(&self) -> &[Launch] {
+        &self.separate
     }
 
     pub fn report(&self) -> &GraphReport {
         &self.report
     }
 
-    /// Starts over with the step kernel, or without it for the reason given.
-    pub fn set_step(&mut self, disabled: Option<String>) {
-        let reason = disabled.unwrap_or_else(|| "there is no step kernel yet".to_owned());
-        self.step_report = StepReport {
-            enabled: false,
-            disabled_reason: Some(reason),
-        };
-    }
-
     pub fn step_report(&self) -> &StepReport {
         &self.step_report
     }
 
-    /// Queues the launches that compute a token.
+    /// What an error that the device met comes from, where that is known here.
+    pub fn explain(&self, error: Error) -> Error {
+        match self.step.as_ref().ok().and_then(Step::failure) {
+            Some(failure) => error.context(failure),
+            None => error,
+        }
+    }
+
+    /// Queues what computes a token.
     pub fn run(&mut self) -> Result<()> {
         self.queue(false)
     }
 
-    /// Queues those that compute a token, and choose the next.
+    /// Queues what computes a token, and chooses the next.
     pub fn run_and_choose(&mut self) -> Result<()> {
         self.queue(true)
     }
 
     fn queue(&mut self, choosing: bool) -> Result<()> {
         let which = usize::from(choosing);
-        let count = match choosing {
-            true => self.launches.len(),
-            false => self.computing,
-        };
         if let State::Warm = self.states[which] {
-            self.states[which] = self.capture(count);
+            self.states[which] = self.capture(choosing);
         }
         match &self.states[which] {
             State::Captured(graph) => {
@@ -117,23 +133,24 @@ impl Region {
                 self.report.replays += 1;
             }
             State::Cold => {
-                self.launch(count)?;
+                self.launch_or_fall_back(choosing)?;
                 self.report.direct_tokens += 1;
+                let count = self.launches(choosing).count();
                 tracing::debug!("warmed up: {count} kernels launched directly");
                 self.states[which] = State::Warm;
             }
             State::Warm | State::Direct => {
-                self.launch(count)?;
+                self.launch_or_fall_back(choosing)?;
                 self.report.direct_tokens += 1;
             }
         }
         Ok(())
     }
 
-    /// Makes a graph of the first `count` launches. Where that fails, direct launches go on.
-    fn capture(&mut self, count: usize) -> State {
+    /// Makes a graph. Where that fails, direct launches go on.
+    fn capture(&mut self, choosing: bool) -> State {
         // SAFETY: the addresses are valid as long as the region, which owns the graph.
-        let captured = unsafe { Graph::capture(&self.device, || self.launch(count)) };
+        let captured = unsafe { Graph::capture(&self.device, || self.launch(choosing)) };
         match captured {
             Ok(graph) => {
                 tracing::debug!(
@@ -156,11 +173,43 @@ impl Region {
         }
     }
 
-    fn launch(&self, count: usize) -> Result<()> {
-        for launch in &self.launches[..count] {
+    /// Launches directly. A step kernel that the driver refuses has done nothing: separate kernels take its place.
+    fn launch_or_fall_back(&mut self, choosing: bool) -> Result<()> {
+        let Ok(step) = &self.step else {
+            return self.launch(choosing);
+        };
+        if self.step_report.enabled {
             // SAFETY: as the caller of `new` vouched.
-            unsafe { self.device.launch(launch)? };
+            let Err(error) = (unsafe { self.device.launch(&step.launch) }) else {
+                return self.launch_all(self.launches(choosing).skip(1));
+            };
+            tracing::warn!(
+                "the step kernel could not be launched, going on with separate kernels: {error:#}"
+            );
+            self.step_report = StepReport {
+                enabled: false,
+                disabled_reason: Some(format!("{error:#}")),
+            };
         }
-        Ok(())
+        self.launch(choosing)
+    }
+
+    fn launch(&self, choosing: bool) -> Result<()> {
+        self.launch_all(self.launches(choosing))
+    }
+
+    fn launch_all<'a>(&self, mut launches: impl Iterator<Item = &'a Launch>) -> Result<()> {
+        // SAFETY: as the caller of `new` vouched.
+        launches.try_for_each(|launch| unsafe { self.device.launch(launch) })
+    }
+
+    /// What computes a token, and with `choosing` what chooses the next.
+    fn launches(&self, choosing: bool) -> impl Iterator<Item = &Launch> {
+        let computing = match &self.step {
+            Ok(step) if self.step_report.enabled => slice::from_ref(&step.launch),
+            _ => &self.separate,
+        };
+        let choosing = iter::once(&self.choosing).filter(move |_| choosing);
+        computing.iter().chain(choosing.flatten())
     }
 }

@@ -4,18 +4,21 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
     device::{Device, DeviceBuffer},
     launches::{self, Chunk, Normed, SplitKWorkspace},
-    params::{Activation, ChoiceSettings},
+    params::{Activation, ChoiceSettings, StepParams, StepVector},
     prompt,
+    step::stages_bytes,
     tensor_types::UNIT,
 };
 use crate::model::{
     Decoder,
     decoder::{Attention, Layer},
+    ops::Op,
 };
 
 /// The most tokens whose logits one call computes.
@@ -175,6 +178,109 @@ pub fn decode_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
             "best tokens",
             launches::choose_lists_len(decoder.vocab_size) * 8,
         ),
+    ]
+    .map(Part::from)
+    .to_vec()
+}
+
+/// What the step kernel keeps of its own: its stages, and what travels between blocks. Packets as in
+/// `kernels/step/packet.cuh`.
+pub struct StepScratch {
+    memory: DeviceBuffer,
+    params: StepParams,
+}
+
+impl StepScratch {
+    pub fn new(device: &Arc<Device>, decoder: &Decoder) -> Result<Self> {
+        let (memory, addresses) = take(device, &step_parts(device, decoder))?;
+        let mut addresses = addresses.into_iter();
+        let mut next = || addresses.next().expect("every buffer is a part");
+        let params = StepParams {
+            stages: next(),
+            epochs: next(),
+            normed: StepVector {
+                groups: next(),
+                values: next(),
+            },
+            activation: StepVector {
+                groups: next(),
+                values: next(),
+            },
+            qkv: next(),
+            partial: next(),
+            partial_sums: next(),
+            ..StepParams::zeroed()
+        };
+        Ok(Self {
+            memory,
+            params: match has_floats(decoder) {
+                true => params,
+                false => without_values(params),
+            },
+        })
+    }
+
+    /// The buffers' addresses, and nothing else.
+    pub fn params(&self) -> StepParams {
+        self.params
+    }
+
+    pub fn upload_stages(&self, stages: &[u8]) -> Result<()> {
+        self.memory.upload(0, stages)
+    }
+}
+
+/// Where no matrix has floats, nobody reads unquantized vectors.
+fn without_values(mut params: StepParams) -> StepParams {
+    params.normed.values = 0;
+    params.activation.values = 0;
+    params
+}
+
+fn has_floats(decoder: &Decoder) -> bool {
+    decoder.ops.iter().any(|op| match op {
+        Op::Linear { linear, .. } => linear.weights.tensor_type().block_len() == 1,
+        _ => false,
+    })
+}
+
+/// The buffers of [`StepScratch`] in its order.
+pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
+    const PACKET: usize = 16;
+    const VALUE_PACKET: usize = 8;
+    let Lengths {
+        q_dim,
+        kv_dim,
+        feed_forward,
+    } = Lengths::new(&decoder.layers);
+    let floats = has_floats(decoder);
+    let groups = |length: usize| length.div_ceil(32) * 4 * PACKET;
+    let values = |length: usize| match floats {
+        true => length.next_multiple_of(32) * VALUE_PACKET,
+        false => 0,
+    };
+    let (hidden, widest) = (decoder.hidden_size, q_dim.max(feed_forward));
+    let split_heads = |of: fn(&Attention) -> usize| {
+        greatest(&decoder.layers, |attention| {
+            let (kv, group) = (attention.head_count_kv, attention.group());
+            of(attention) * launches::decode_attention_splits(device, kv, group)
+        })
+    };
+    let partial = split_heads(Attention::q_dim) * VALUE_PACKET;
+    let sums = split_heads(|attention| attention.head_count) * PACKET;
+    [
+        ("step kernel: stages", stages_bytes(device, decoder)),
+        ("step kernel: epochs", device.multiprocessors() * 4),
+        ("step kernel: residual stream", groups(hidden)),
+        ("step kernel: its float values", values(hidden)),
+        ("step kernel: activations", groups(widest)),
+        ("step kernel: their float values", values(widest)),
+        (
+            "step kernel: queries, keys, values",
+            (q_dim + 2 * kv_dim) * VALUE_PACKET,
+        ),
+        ("step kernel: attention partial sums", partial),
+        ("step kernel: their exponentials", sums),
     ]
     .map(Part::from)
     .to_vec()

@@ -9,7 +9,7 @@ use super::{
     DEFAULT_CHUNK_LEN, Options,
     device::Device,
     launches::Chunk,
-    scratch::{Part, decode_parts, prompt_parts},
+    scratch::{Part, decode_parts, prompt_parts, step_parts},
 };
 use crate::{
     backend::{KvFormat, KvLayout},
@@ -66,6 +66,7 @@ pub fn choose(
     let mut needs = Vec::new();
     for chunk_len in chunk_lens(options.chunk_len, most) {
         let mut parts = decode_parts(device, decoder);
+        parts.extend(step_parts(device, decoder));
         parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);
         needs.push((
             Needs {

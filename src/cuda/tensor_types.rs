@@ -7,6 +7,9 @@ use crate::quant::TensorType;
 /// Values of a row that one lane of a kernel reads.
 pub const UNIT: usize = 64;
 
+/// Units of a whole tile's rows.
+const SLICE_UNITS: usize = 32;
+
 /// The type that prompts multiply in place of a type without a GEMM kernel.
 pub const COPY_TYPE: TensorType = TensorType::F16;
 
@@ -167,12 +170,28 @@ impl KernelType {
     /// Bytes of a matrix in device memory.
     pub fn matrix_bytes(&self, rows: usize, columns: usize) -> usize {
         match self.storage {
-            Storage::Rows { value_bytes } => rows * (columns * value_bytes).next_multiple_of(16),
+            Storage::Rows { .. } => rows * self.pair_bytes(columns) / 2,
+            Storage::Tiles { .. } => rows.div_ceil(2) * self.pair_bytes(columns),
+        }
+    }
+
+    /// Bytes of two of its rows.
+    pub fn pair_bytes(&self, columns: usize) -> usize {
+        match self.storage {
+            Storage::Rows { value_bytes } => 2 * (columns * value_bytes).next_multiple_of(16),
             Storage::Tiles { two_unit_bytes } => {
                 let units = columns.div_ceil(UNIT);
                 let tile = |units: usize| (units * two_unit_bytes).next_multiple_of(16);
-                rows.div_ceil(2) * (units / 32 * tile(32) + tile(units % 32))
+                units / SLICE_UNITS * tile(SLICE_UNITS) + tile(units % SLICE_UNITS)
             }
+        }
+    }
+
+    /// Bytes of the first tile of a row pair; `None` where there are no tiles.
+    pub fn tile_bytes(&self, columns: usize) -> Option<usize> {
+        match self.storage {
+            Storage::Rows { .. } => None,
+            Storage::Tiles { .. } => Some(self.pair_bytes(columns.min(SLICE_UNITS * UNIT))),
         }
     }
 

@@ -5,7 +5,7 @@ use half::f16;
 use rayon::prelude::*;
 use sharpi::cuda::{
     launches::{self, Chunk},
-    params::{DecodeAttentionParams, FlashAttentionParams},
+    params::{AttentionLayer, DecodeAttentionParams, FlashAttentionParams},
 };
 
 use crate::{
@@ -57,23 +57,25 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                         q: inputs[0].address(),
                         k: inputs[1].address(),
                         v: inputs[2].address(),
-                        q_norm,
-                        k_norm,
-                        frequencies: frequencies.address(),
-                        k_cache: k_cache.address(),
-                        v_cache: v_cache.address(),
+                        layer: AttentionLayer {
+                            q_norm,
+                            k_norm,
+                            frequencies: frequencies.address(),
+                            k_cache: k_cache.address(),
+                            v_cache: v_cache.address(),
+                            epsilon: EPSILON,
+                            context: context as i32,
+                            group: group as i32,
+                            rope_dims: rope.rope_dims() as i32,
+                            interleaved: i32::from(rope.interleaved),
+                            scale: query_scale(head_dim) as f32,
+                            rope_factor: rope.factor,
+                            unused: 0,
+                        },
                         position: place.address(),
                         partial: partial.address(),
                         finished: finished.address(),
                         out: out.normed().activation,
-                        epsilon: EPSILON,
-                        context: context as i32,
-                        group: group as i32,
-                        rope_dims: rope.rope_dims() as i32,
-                        interleaved: i32::from(rope.interleaved),
-                        scale: query_scale(head_dim) as f32,
-                        rope_factor: rope.factor,
-                        unused: 0,
                     };
                     let launch = launches::decode_attention(
                         device()?,

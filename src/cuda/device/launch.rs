@@ -31,6 +31,8 @@ pub struct Launch {
     pub parameter: Parameter,
     /// Start before the kernel before has ended; this kernel then waits for it itself.
     pub dependent: bool,
+    /// All blocks run at once, or none does.
+    pub cooperative: bool,
 }
 
 impl fmt::Display for Launch {
@@ -101,13 +103,21 @@ impl Device {
     pub unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         let mut parameters = [launch.parameter.0.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: all-zero bytes are a valid value of this plain C union.
-        let mut value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
-        value.programmaticStreamSerializationAllowed = 1;
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        let no_value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
+        let mut attributes = [sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_IGNORE,
             pad: [0; 4],
-            value,
-        };
+            value: no_value,
+        }; 2];
+        if launch.dependent && self.has_dependent_launch() {
+            attributes[0].id =
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[0].value.programmaticStreamSerializationAllowed = 1;
+        }
+        if launch.cooperative {
+            attributes[1].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attributes[1].value.cooperative = 1;
+        }
         let [x, y, z] = launch.grid;
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -118,8 +128,8 @@ impl Device {
             blockDimZ: 1,
             sharedMemBytes: launch.shared_bytes,
             hStream: self.stream.cu_stream(),
-            attrs: &mut attribute,
-            numAttrs: u32::from(launch.dependent && self.has_dependent_launch()),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // cudarc's own launch takes no attributes.
         self.call(|| {

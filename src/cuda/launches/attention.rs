@@ -27,7 +27,7 @@ pub fn decode_attention(
     splits: usize,
     params: DecodeAttentionParams,
 ) -> Result<Launch> {
-    let group = params.group as usize;
+    let group = params.layer.group as usize;
     let heads = group.min(HEADS_PER_BLOCK);
     let name = for_head_dim("decode_attention", head_dim)?;
     Ok(Launch {
@@ -41,6 +41,7 @@ pub fn decode_attention(
         shared_bytes: (DECODE_THREADS / WARP * heads * (head_dim + 1) * size_of::<f32>()) as u32,
         parameter: Parameter::new(params),
         dependent: true,
+        cooperative: false,
     })
 }
 
@@ -82,6 +83,7 @@ pub fn flash_attention(
         shared_bytes: shared_bytes as u32,
         parameter: Parameter::new(params),
         dependent: true,
+        cooperative: false,
     })
 }
 

@@ -82,6 +82,7 @@ pub fn choose(device: &Device, params: ChooseParams) -> Result<[Launch; 2]> {
             shared_bytes: 0,
             parameter: Parameter::new(params),
             dependent: true,
+            cooperative: false,
         })
     };
     Ok([

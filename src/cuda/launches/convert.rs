@@ -38,6 +38,7 @@ pub fn repack(
             unused: 0,
         }),
         dependent: false,
+        cooperative: false,
     })
 }
 
@@ -60,5 +61,6 @@ pub fn float_to_half(device: &Device, weights: Matrix, out: CUdeviceptr) -> Resu
             columns: weights.columns as i32,
         }),
         dependent: true,
+        cooperative: false,
     })
 }

@@ -46,6 +46,7 @@ pub fn embed_token(
             unused: 0,
         }),
         dependent: true,
+        cooperative: false,
     })
 }
 

@@ -41,5 +41,6 @@ pub fn gate_tokens(
             unused: 0,
         }),
         dependent: true,
+        cooperative: false,
     })
 }

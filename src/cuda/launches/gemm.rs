@@ -88,6 +88,7 @@ pub fn gemm(
             unused: 0,
         }),
         dependent: true,
+        cooperative: false,
     })
 }
 

@@ -156,6 +156,7 @@ fn gemv(
             ..params
         }),
         dependent: true,
+        cooperative: false,
     })
 }
 

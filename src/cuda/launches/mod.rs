@@ -12,6 +12,7 @@ mod gemm;
 mod gemv;
 mod norm;
 mod rope;
+mod step;
 
 use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
@@ -31,6 +32,7 @@ pub use gemm::{Epilogue, gemm, gemm_counters, gemm_partial_len};
 pub use gemv::{gemv_add, gemv_store, gemv_swiglu};
 pub use norm::norm_tokens;
 pub use rope::rope_tokens;
+pub use step::{STEP_STAGE_BYTES, StepLinear, StepStage, step};
 
 /// Threads of a warp.
 const WARP: usize = 32;

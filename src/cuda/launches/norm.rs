@@ -35,5 +35,6 @@ pub fn norm_tokens(
             unused: 0,
         }),
         dependent: true,
+        cooperative: false,
     })
 }

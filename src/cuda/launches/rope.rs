@@ -23,5 +23,6 @@ pub fn rope_tokens(
         shared_bytes: 0,
         parameter: Parameter::new(params),
         dependent: true,
+        cooperative: false,
     })
 }

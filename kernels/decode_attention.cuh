@@ -1,0 +1,273 @@
+// Attention of one new token: what decode_attention.cu and the step kernel (step/attention.cuh) share, and so compute to
+// the same bits.
+//
+//   q, k = rope(rms_norm(q)), rope(rms_norm(k))       (the norms where the model has them)
+//   cache[position] = k, v                            (f16)
+//   out[head] = sum over t <= position of softmax(scale * q . K[t]) V[t]
+//
+// The products run on tensor cores (m16n8k16): 8 heads fill half of the 16 rows, and the other half carries what
+// rounding q to f16 left over, so that q counts as exact; probabilities are split likewise. Keys and values are read in
+// 16-byte pieces, from whichever memory: `key(tile, c)` gives piece 4 c + t of token 8 tile + g of a step, `value(c, i)`
+// piece 8 c + g of token i / 2 * 8 + 2 t + i % 2, where the lane is 4 g + t.
+#pragma once
+
+#include "kv_cache.cuh"
+#include "mma.cuh"
+#include "rope.cuh"
+
+namespace decode_attention {
+
+constexpr int WARPS = 8;  // that share a chunk: warp w takes the steps w, w + WARPS, ...
+constexpr int HEADS = 8;  // query heads that are worked on together, at most
+constexpr int STEP = 16;  // tokens that a warp handles at a time
+constexpr int MIN_CHUNK = 128;
+constexpr int CHUNK_MULTIPLE = 32;
+constexpr int MAX_SPLITS = 64;
+constexpr float NO_SCORE = -1e30f;
+
+// How a context is cut: into equal chunks, one for each split, but no smaller than MIN_CHUNK tokens.
+struct Chunks {
+    int tokens, chunk, count;
+
+    __device__ __forceinline__ Chunks(int tokens, int splits) : tokens(tokens) {
+        const int share = (tokens + splits - 1) / splits;
+        chunk = max((share + CHUNK_MULTIPLE - 1) / CHUNK_MULTIPLE * CHUNK_MULTIPLE, MIN_CHUNK);
+        count = (tokens + chunk - 1) / chunk;
+    }
+};
+
+// Norm and rotation of a query and a key head: what they take, loaded once for a lane's values.
+template <int D>
+struct HeadRope {
+    float query_norm[D / WARP], key_norm[D / WARP];
+    float2 rotations[D / 2 / WARP];
+
+    __device__ __forceinline__ HeadRope(const AttentionLayer &layer, int position) {
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) {
+            query_norm[i] = layer.q_norm ? layer.q_norm[i * WARP + lane] : 1.f;
+            key_norm[i] = layer.k_norm ? layer.k_norm[i * WARP + lane] : 1.f;
+        }
+#pragma unroll
+        for (int i = 0; i < D / 2 / WARP; i++) {
+            const int pair = i * WARP + lane;
+            rotations[i] = pair < layer.rope_dims / 2
+                               ? rotation(position, layer.frequencies[pair], layer.rope_factor)
+                               : float2{1.f, 0.f};
+        }
+    }
+
+    // Gives the head whose value i * WARP + lane is value[i], normalized (if `normalize`) and rotated, value by value to
+    // `store(d, value)`. By one warp; `row` is float[D] of its own in shared memory.
+    template <typename Store>
+    __device__ __forceinline__ void operator()(const float (&value)[D / WARP], bool normalize,
+                                               const float (&norm)[D / WARP], const AttentionLayer &layer, float *row,
+                                               Store store) const {
+        const int lane = threadIdx.x % WARP;
+        float squares = 0.f;
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) squares += value[i] * value[i];
+        const float scale = normalize ? 1.f / sqrtf(warp_sum(squares) / D + layer.epsilon) : 1.f;
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) row[i * WARP + lane] = value[i] * scale * norm[i];
+        __syncwarp();
+        const int half = layer.rope_dims / 2;
+#pragma unroll
+        for (int i = 0; i < D / 2 / WARP; i++) {
+            const int pair = i * WARP + lane;
+            if (pair < half) {
+                const int first = layer.interleaved ? 2 * pair : pair,
+                          second = layer.interleaved ? 2 * pair + 1 : pair + half;
+                const float a = row[first], b = row[second];
+                store(first, a * rotations[i].x - b * rotations[i].y);
+                store(second, a * rotations[i].y + b * rotations[i].x);
+            }
+        }
+        for (int d = layer.rope_dims + lane; d < D; d += WARP) store(d, row[d]);
+        __syncwarp();
+    }
+};
+
+// Query heads as matrix fragments in shared memory: for each 16 values the 32 lanes' four registers, high and low parts
+// in turn.
+template <int D>
+struct QueryFragments {
+    uint4 lanes[D / 16][WARP];
+
+    // Value `d` of head `head`.
+    __device__ __forceinline__ void store(int head, int d, float x) {
+        const half high = __float2half_rn(x), low = __float2half_rn(x - __half2float(high));
+        // Value d of a lane's 8 consecutive ones (of 32) goes to matrix d / 4 % 2, register pair d / 2 % 2.
+        half *at =
+            reinterpret_cast<half *>(&lanes[d / 32 * 2 + d / 4 % 2][head * 4 + d / 8 % 4]) + d / 2 % 2 * 4 + d % 2;
+        at[0] = high;
+        at[2] = low;
+    }
+};
+
+__device__ __forceinline__ uint32_t pack(half low, half high) {
+    const half2 both = __halves2half2(low, high);
+    return *reinterpret_cast<const uint32_t *>(&both);
+}
+
+// What a warp has gathered of its steps.
+template <int D>
+struct Gathered {
+    float out[D / 16][4] = {};                   // of heads 2t, 2t + 1: values 64 i + 8 g + 2 j, + 1, at [4 i + j]
+    float largest = NO_SCORE, exponentials = 0;  // of head g
+
+    // Adds tokens from .. from + STEP, of which those from `end` on do not count. `between` is called when all keys are
+    // read.
+    template <typename Key, typename Between, typename Value>
+    __device__ __forceinline__ void add(const QueryFragments<D> &query, int from, int end, Key key, Between between,
+                                        Value value) {
+        const int lane = threadIdx.x % WARP, t = lane % 4;
+        float score[2][4] = {};
+#pragma unroll
+        for (int c = 0; c < D / 32; c++) {
+            const uint4 a = query.lanes[2 * c][lane], b = query.lanes[2 * c + 1][lane];
+#pragma unroll
+            for (int tile = 0; tile < 2; tile++) {
+                const uint4 k = key(tile, c);
+                mma(score[tile], {a.x, a.y, a.z, a.w}, k.x, k.y);
+                mma(score[tile], {b.x, b.y, b.z, b.w}, k.z, k.w);
+            }
+        }
+        between();
+
+        float probability[4];
+        float top = largest;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int token = from + i / 2 * 8 + t * 2 + i % 2;
+            probability[i] = token < end ? score[i / 2][i % 2] + score[i / 2][2 + i % 2] : NO_SCORE;
+            top = fmaxf(top, probability[i]);
+        }
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+        const float shrink = exp2f(largest - top);
+        largest = top;
+        exponentials *= shrink;
+        half high[4], low[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            probability[i] = exp2f(probability[i] - top);
+            exponentials += probability[i];
+            high[i] = __float2half_rn(probability[i]);
+            low[i] = __float2half_rn(probability[i] - __half2float(high[i]));
+        }
+        const uint32_t high0 = pack(high[0], high[1]), high1 = pack(high[2], high[3]);
+        const uint32_t low0 = pack(low[0], low[1]), low1 = pack(low[2], low[3]);
+        const float shrink0 = __shfl_sync(~0u, shrink, t * 8), shrink1 = __shfl_sync(~0u, shrink, t * 8 + 4);
+#pragma unroll
+        for (int c = 0; c < D / 64; c++) {
+            uint32_t word[4][4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint4 v = value(c, i);
+                word[i][0] = v.x, word[i][1] = v.y, word[i][2] = v.z, word[i][3] = v.w;
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float(&o)[4] = out[4 * c + j];
+                o[0] *= shrink0, o[1] *= shrink1, o[2] *= shrink0, o[3] *= shrink1;
+                const uint32_t a0 = __byte_perm(word[0][j], word[1][j], 0x5410),
+                               a1 = __byte_perm(word[0][j], word[1][j], 0x7632);
+                const uint32_t a2 = __byte_perm(word[2][j], word[3][j], 0x5410),
+                               a3 = __byte_perm(word[2][j], word[3][j], 0x7632);
+                mma(o, {a0, a1, a2, a3}, high0, high1);
+                mma(o, {a0, a1, a2, a3}, low0, low1);
+            }
+        }
+    }
+};
+
+// Heads whose sums are joined together: all, where shared memory is enough for them.
+template <int D>
+constexpr int JOINED_HEADS = D > 128 ? HEADS / 2 : HEADS;
+
+// The sums of all warps, in shared memory.
+struct WarpSums {
+    float largest[WARPS][HEADS], exponentials[WARPS][HEADS];
+    float *out;  // (D + 1, JOINED_HEADS, WARPS)
+
+    __device__ __forceinline__ float top(int head) const {
+        float top = largest[0][head];
+        for (int w = 1; w < WARPS; w++) top = fmaxf(top, largest[w][head]);
+        return top;
+    }
+};
+
+// Adds up what the warps have gathered, in their order, and gives it value by value to `store(head, d, sum, top, all)`:
+// a sum of exponentials relative to the greatest score `top`, times values, and `all` without them. By `threads` threads,
+// this one being `thread`, of which warps from WARPS on have gathered nothing; `sync` is their barrier.
+template <int D, typename Sync, typename Store>
+__device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int thread, int threads, WarpSums &sums,
+                                           Sync sync, Store store) {
+    // A lane has two heads, 2t and 2t + 1: they are joined together, or one after the other.
+    constexpr int ROUNDS = HEADS / JOINED_HEADS<D>;
+    const int warp = thread / WARP, lane = thread % WARP, g = lane / 4, t = lane % 4;
+    if (warp < WARPS) {
+        float &exponentials = gathered.exponentials;
+        exponentials += __shfl_xor_sync(~0u, exponentials, 1);
+        exponentials += __shfl_xor_sync(~0u, exponentials, 2);
+        if (t == 0) {
+            sums.largest[warp][g] = gathered.largest;
+            sums.exponentials[warp][g] = exponentials;
+        }
+    }
+    sync();
+#pragma unroll
+    for (int round = 0; round < ROUNDS; round++) {
+        const int joined = (heads - round + ROUNDS - 1) / ROUNDS;
+        if (warp < WARPS) {
+#pragma unroll
+            for (int i = round; i < (ROUNDS == 1 ? 2 : round + 1); i++) {
+                const int head = 2 * t + i;
+                if (head >= heads) continue;
+                const float factor = exp2f(sums.largest[warp][head] - sums.top(head));
+                float *to = sums.out + (warp * joined + head / ROUNDS) * (D + 1) + g * 8;
+#pragma unroll
+                for (int j = 0; j < D / 16; j++) {
+                    to[j / 4 * 64 + j % 4 * 2] = gathered.out[j][i] * factor;
+                    to[j / 4 * 64 + j % 4 * 2 + 1] = gathered.out[j][2 + i] * factor;
+                }
+            }
+        }
+        sync();
+        for (int i = thread; i < joined * D; i += threads) {
+            const int head = i / D * ROUNDS + round, d = i % D;
+            const float top = sums.top(head);
+            float sum = 0.f, all = 0.f;
+            for (int w = 0; w < WARPS; w++) {
+                sum += sums.out[(w * joined + i / D) * (D + 1) + d];
+                all += sums.exponentials[w][head] * exp2f(sums.largest[w][head] - top);
+            }
+            store(head, d, sum, top, all);
+        }
+        if (round + 1 < ROUNDS) sync();
+    }
+}
+
+// What each chunk's sums count in a head's: of[i] in a lane is that of chunk i * WARP + lane.
+struct ChunkWeights {
+    float of[MAX_SPLITS / WARP];
+
+    // Of each chunk the greatest score and the sum of exponentials; NO_SCORE and 0 where there is none.
+    __device__ __forceinline__ ChunkWeights(const float (&tops)[MAX_SPLITS / WARP],
+                                            const float (&sums)[MAX_SPLITS / WARP]) {
+        float top = NO_SCORE;
+#pragma unroll
+        for (int i = 0; i < MAX_SPLITS / WARP; i++) top = fmaxf(top, tops[i]);
+        top = warp_max(top);
+        float all = 0.f;
+#pragma unroll
+        for (int i = 0; i < MAX_SPLITS / WARP; i++) all += sums[i] * exp2f(tops[i] - top);
+        all = warp_sum(all);
+#pragma unroll
+        for (int i = 0; i < MAX_SPLITS / WARP; i++) of[i] = exp2f(tops[i] - top) / all;
+    }
+};
+
+}  // namespace decode_attention

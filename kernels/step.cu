@@ -1,0 +1,243 @@
+// A whole decode step as one kernel: from the token in device memory to its logits, to the same bits as the kernels that do
+// the same one by one (embed.cu, gemv*.cu, decode_attention.cu). README.md draws it.
+//
+// Bound: the bytes of all weights and of the cached keys and values, each read once. What the separate kernels lose is the
+// time between them, in which the memory idles; here one thread a block streams the weights of all stages in order, and
+// so runs ahead of what is being computed.
+//
+// Grid: one block a multiprocessor, all of them running at once (a cooperative launch), each CONSUMERS warps and one that
+// produces. The stages are data, written by the host (src/cuda/step.rs): the kernel is one loop over them. A stage waits
+// for the packets of its input, multiplies, and puts its output as packets: no barrier is between blocks.
+//
+// Dynamic shared memory: the ring; the block's part of the residual stream; then what products take (ProductMemory), or
+// attention (AttentionMemory).
+// The types that the kernel tells apart.
+#ifndef STEP_TYPES
+#define STEP_TYPES QUANTIZED_TYPES
+#endif
+// Older devices lack what it takes, and are not asked to run it.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+#include "types/all.cuh"
+#include "step/attention.cuh"
+
+namespace step {
+
+constexpr int THREADS = CONSUMER_THREADS + WARP;
+constexpr int STAGE_PIECES = sizeof(StepProduct) / 16;
+
+// Stages in turn, each copied here while the one before is at work.
+struct StageBuffer {
+    StepProduct stage[2];
+
+    // Starts copying a piece of stage `s`.
+    __device__ __forceinline__ void fetch(const StepParams &p, int s, int piece) {
+        if (s >= p.stage_count || piece >= STAGE_PIECES) return;
+        copy_or_zero<16>(shared_address(&stage[s % 2]) + piece * 16,
+                         reinterpret_cast<const uint4 *>(p.stages + (blockIdx.x * p.stage_count + s)) + piece, true);
+    }
+    // By all consumers, while stage `s` is at work and nobody is at the one before.
+    __device__ __forceinline__ void fetch_next(const StepParams &p, int s, int thread) {
+        fetch(p, s + 1, thread);
+        commit_copies();
+    }
+    __device__ __forceinline__ const StepProduct &operator[](int s) const { return stage[s % 2]; }
+};
+__device__ __forceinline__ const StepAttention &as_attention(const StepProduct &stage) {
+    return reinterpret_cast<const StepAttention &>(stage);
+}
+
+template <int D>
+__device__ __forceinline__ void produce(const StepParams &p, StageBuffer &stages) {
+    Producer producer(p);
+    const auto fetch = [&](int s) {
+        for (int piece = 0; piece < STAGE_PIECES; piece++) stages.fetch(p, s, piece);
+    };
+    int position = -1;
+    fetch(0);
+    for (int s = 0; s < p.stage_count; s++) {
+        commit_copies();
+        wait_for_copies<0>();
+        fetch(s + 1);
+        const StepProduct &stage = stages[s];
+        if (stage.kind == EMBED) continue;
+        if (stage.kind == ATTEND) {
+            if (position < 0) {
+                wait_for_predecessor();
+                position = __ldcg(p.inputs + 1);
+            }
+            stream<D>(producer, as_attention(stage), position);
+            continue;
+        }
+        const bool ragged = Slices(stage.columns).ragged;
+        for (int m = 0; m < stage.matrices; m++) {
+            if (stage.matrix[m].entry_bytes > 0) stream(producer, stage.matrix[m], ragged);
+        }
+    }
+    wait_for_copies<0>();
+}
+
+// The consumers of one block.
+template <int D>
+struct Block {
+    const StepParams &p;
+    Consumer &consumer;
+    int token, position;
+
+    __device__ __forceinline__ static void sync() { AttentionStage<D>::sync(); }
+
+    // x = E[token] * factor
+    __device__ __forceinline__ void embed(const StepProduct &stage, uint32_t now) const {
+        const StepMatrix &table = stage.matrix[0];
+        const int units = unit_count(stage.columns);
+        for (int i = consumer.thread; i < table.rows; i += CONSUMER_THREADS) {
+            const int column = table.first_row + i;
+            float value = 0.f;
+            if (is_float(table.type)) {
+                for_float(table.type, [&](auto type) {
+                    using Type = decltype(type);
+                    const uint8_t *values = table.weights + token * Type::stride(stage.columns);
+                    value = static_cast<float>(reinterpret_cast<const typename Type::Value *>(values)[column]);
+                });
+            } else {
+#define VALUE(NAME, TYPE, NUMBER) \
+    case NUMBER: \
+        value = TYPE::value(unit_at<TYPE::Layout>(table.weights, units, token, column / UNIT), column % UNIT); break;
+                FOR_QUANTIZED(table.type, VALUE)
+#undef VALUE
+            }
+            value *= stage.factor;
+            shared_at<float>(p.hidden)[i] = value;
+            put_group(p.normed, column / ACTIVATION_GROUP, consumer.lane, value * stage.norm[column], warp_sum(value * value), now);
+        }
+    }
+
+    // Multiplies with all matrices of a stage, and does what follows.
+    __device__ __forceinline__ void product(const StepProduct &stage, const Wait &wait, uint32_t now,
+                                            StageBuffer &stages) const {
+        const bool adds = stage.kind == ADD_TO_HIDDEN;
+        int rows = 0;
+        bool floats = false;
+        for (int m = 0; m < stage.matrices; m++) {
+            rows += stage.matrix[m].pairs * TILE_ROWS;
+            floats |= is_float(stage.matrix[m].type);
+        }
+        // What the end takes is on its way before the wait.
+        const float norm = adds && consumer.thread < stage.matrix[0].rows ? stage.norm[consumer.thread] : 0.f;
+        if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage.columns, floats, wait);
+        sync();
+        stages.fetch_next(p, wait.stage, consumer.thread);
+        int sums = p.row_sums;
+#pragma unroll 1
+        for (int m = 0; m < stage.matrices; m++) {
+            multiply(p, consumer, stage.matrix[m], stage.columns, sums, rows);
+            sums += stage.matrix[m].pairs * TILE_ROWS * sizeof(float);
+        }
+        const float scale = adds ? 1.f : rms_scale(p.squares, consumer.lane, stage.columns, stage.factor);
+        wait_for_copies<0>();
+        sync();
+
+        // The sum of row `i` of the block's, which is one of matrix `m`.
+        const auto total = [&](int m, int i) {
+            const int count = is_float(stage.matrix[m].type) ? 1 : Slices(stage.columns).count;
+            const float *partial = shared_at<const float>(p.row_sums) + i;
+            float sum = partial[0];
+            for (int s = 1; s < count; s++) sum += partial[s * rows];
+            return sum;
+        };
+        if (stage.kind == QKV || stage.kind == LOGITS) {
+            int from = 0;
+            for (int m = 0; m < stage.matrices; m++) {
+                const StepMatrix &matrix = stage.matrix[m];
+                for (int i = consumer.thread; i < matrix.rows; i += CONSUMER_THREADS) {
+                    const float y = scale * total(m, from + i) + (matrix.bias ? matrix.bias[i] : 0.f);
+                    if (stage.kind == QKV) {
+                        put(p.qkv + matrix.first_row + i, y, now);
+                    } else {
+                        p.logits[matrix.first_row + i] = y;
+                    }
+                }
+                from += matrix.pairs * TILE_ROWS;
+            }
+            return;
+        }
+        const StepMatrix &matrix = stage.matrix[0];
+        for (int i = consumer.thread; i < round_up(matrix.rows, ACTIVATION_GROUP); i += CONSUMER_THREADS) {
+            const int group = (matrix.first_row + i) / ACTIVATION_GROUP;
+            const bool exists = i < matrix.rows;
+            if (adds) {
+                float x = 0.f, weight = 0.f;
+                if (exists) {
+                    float &old = shared_at<float>(p.hidden)[i];
+                    x = old + total(0, i);
+                    weight = i == consumer.thread ? norm : stage.norm[i];
+                    old = x;
+                }
+                put_group(p.normed, group, consumer.lane, x * weight, warp_sum(x * x), now);
+            } else {
+                float gated = 0.f;
+                if (exists) {
+                    const float gate = scale * total(0, i),
+                                up = scale * total(1, matrix.pairs * TILE_ROWS + i);
+                    gated = __fdividef(gate, 1.f + __expf(-gate)) * up;
+                }
+                put_group(p.activation, group, consumer.lane, gated, 0.f, now);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void attend(const StepProduct &stage, const Wait &wait, uint32_t now,
+                                              StageBuffer &stages) const {
+        sync();
+        stages.fetch_next(p, wait.stage, consumer.thread);
+        AttentionStage<D>{p, as_attention(stage), consumer, position, now}.run(wait);
+        wait_for_copies<0>();
+        sync();
+    }
+};
+
+template <int D>
+__device__ __forceinline__ void run(const StepParams &p) {
+    StageBuffer &consumed = shared_at<StageBuffer>(STAGES_AT)[0], &produced = shared_at<StageBuffer>(STAGES_AT)[1];
+    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= RING_AT);
+    if (threadIdx.x == 0) Ring::init(p);
+    consumed.fetch(p, 0, threadIdx.x);
+    consumed.fetch(p, 1, threadIdx.x);
+    commit_copies();
+    wait_for_copies<0>();
+    __syncthreads();
+    if (threadIdx.x >= CONSUMER_THREADS) {
+        if (elect()) produce<D>(p, produced);
+        return;
+    }
+
+    wait_for_predecessor();
+    const uint32_t epoch = p.epochs[blockIdx.x];
+    Consumer consumer;
+    const Block<D> block{p, consumer, __ldcg(p.inputs), __ldcg(p.inputs + 1)};
+    for (int s = 0; s < p.stage_count; s++) {
+        consumer.begin_stage();
+        const StepProduct &stage = consumed[s];
+        const Wait wait{epoch + s, s, p.failure};
+        const uint32_t now = epoch + s + 1;
+        if (stage.kind == EMBED) {
+            block.embed(stage, now);
+        } else if (stage.kind == ATTEND) {
+            block.attend(stage, wait, now, consumed);
+        } else {
+            block.product(stage, wait, now, consumed);
+        }
+    }
+    if (threadIdx.x == 0) p.epochs[blockIdx.x] = epoch + p.stage_count;
+}
+
+}  // namespace step
+
+#define ENTRY_POINT(D)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(step::THREADS, 1) step_d##D(const __grid_constant__ StepParams p) { \
+        step::run<D>(p);                                                                                             \
+    }
+ENTRY_POINT(64)
+ENTRY_POINT(128)
+ENTRY_POINT(256)
+#endif

@@ -1,0 +1,243 @@
+// Attention as a stage of the step kernel: the arithmetic of decode_attention.cuh, on cached keys and values that come
+// through the ring. Older tokens depend on nothing of this step, so the producer asks for them behind the weights of
+// queries, keys and values, and they are there when the query is.
+//
+// A job is a chunk of the context for up to 8 query heads of a key/value head: one job a block. Where there are several
+// chunks, their sums travel as packets, and each group of 32 values is added up by one block, in order.
+#pragma once
+
+#include "../decode_attention.cuh"
+#include "product.cuh"
+
+namespace step {
+
+// Keys and values of 16 tokens are one entry of the ring, or two.
+template <int D>
+struct CacheEntry {
+    static constexpr int KEY_BYTES = decode_attention::STEP * D * int(sizeof(half));
+    static constexpr int COUNT = 2 * KEY_BYTES <= SLOT_BYTES ? 1 : 2;
+};
+
+// The jobs of a layer, and of the one at hand the tokens begin .. end for heads first_head .. first_head + heads.
+template <int D>
+struct Job {
+    unsigned count;
+    int head_kv, split, first_head, heads;
+    int begin, end;
+
+    __device__ __forceinline__ Job(const StepAttention &stage, const decode_attention::Chunks &chunks, int job) {
+        using decode_attention::HEADS;
+        const int group = stage.layer.group, head_groups = (group + HEADS - 1) / HEADS;
+        count = stage.head_count_kv * head_groups * chunks.count;
+        head_kv = job % stage.head_count_kv;
+        const int head_group = job / stage.head_count_kv % head_groups;
+        split = job / (stage.head_count_kv * head_groups);
+        first_head = head_kv * group + head_group * HEADS;
+        heads = min(group - head_group * HEADS, HEADS);
+        begin = split * chunks.chunk;
+        end = min(begin + chunks.chunk, chunks.tokens);
+    }
+};
+
+// Asks for the cached keys and values of a block's jobs, without those of the newest token.
+template <int D>
+__device__ __forceinline__ void stream(Producer &producer, const StepAttention &stage, int position) {
+    using Cache = KvCache<D>;
+    using Entry = CacheEntry<D>;
+    using decode_attention::STEP;
+    const AttentionLayer &layer = stage.layer;
+    const decode_attention::Chunks chunks(position + 1, stage.splits);
+    for (unsigned at = blockIdx.x;; at += gridDim.x) {
+        const Job<D> job(stage, chunks, at);
+        if (at >= job.count) break;
+        for (int from = job.begin; from < job.end; from += STEP) {
+            const int bytes = min(position - from, STEP) * D * int(sizeof(half));
+            const size_t row = Cache::row(job.head_kv, Cache::slot_of(from, layer.context), layer.context) * D;
+            producer.begin(Entry::COUNT == 1 ? 2 * bytes : bytes);
+            if (bytes > 0) producer.copy(0, layer.k_cache + row, bytes);
+            if constexpr (Entry::COUNT == 2) {
+                producer.end();
+                producer.begin(bytes);
+            }
+            if (bytes > 0) producer.copy(Entry::COUNT == 1 ? Entry::KEY_BYTES : 0, layer.v_cache + row, bytes);
+            producer.end();
+        }
+    }
+}
+
+// What attention keeps in shared memory.
+template <int D>
+struct AttentionMemory {
+    decode_attention::QueryFragments<D> query;
+    half key[D], value[D];  // of the newest token
+    decode_attention::WarpSums sums;
+    float row[decode_attention::WARPS + 1][D];
+    float warp_out[1];  // (D + 1, JOINED_HEADS, WARPS)
+};
+
+template <int D>
+struct AttentionStage {
+    using Memory = AttentionMemory<D>;
+    using Cache = KvCache<D>;
+    static constexpr int KEY_WARP = decode_attention::WARPS, VALUE_WARP = KEY_WARP + 1;
+
+    const StepParams &p;
+    const StepAttention &stage;
+    Consumer &consumer;
+    int position;
+    uint32_t now;  // the epoch of what this stage writes
+
+    __device__ __forceinline__ static void sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory"); }
+
+    __device__ __forceinline__ Memory &memory() const { return *shared_at<Memory>(p.attention); }
+
+    // Behind a barrier, as whatever lay in this memory may then be overwritten.
+    __device__ __forceinline__ void run(const Wait &wait) const {
+        const decode_attention::Chunks chunks(position + 1, stage.splits);
+        for (unsigned at = blockIdx.x;; at += gridDim.x) {
+            const Job<D> job(stage, chunks, at);
+            if (at >= job.count) break;
+            if (at != blockIdx.x) sync();
+            attend(wait, chunks, job);
+        }
+        if (chunks.count > 1) join(Wait{now, wait.stage, wait.failure}, chunks);
+    }
+
+    __device__ __forceinline__ void load_head(const Wait &wait, int row, float (&x)[D / WARP]) const {
+        take<D / WARP>(
+            wait, [](int) { return true; }, [&](int i) { return p.qkv + row + i * WARP + consumer.lane; },
+            [&](int i, const ValuePacket &packet) { x[i] = packet.value; });
+    }
+
+    __device__ __forceinline__ void attend(const Wait &wait, const decode_attention::Chunks &chunks,
+                                           const Job<D> &job) const {
+        using namespace decode_attention;
+        using Entry = CacheEntry<D>;
+        const AttentionLayer &layer = stage.layer;
+        const int warp = consumer.warp, lane = consumer.lane;
+        const int key_row = stage.head_count_kv * layer.group * D + job.head_kv * D,
+                  value_row = key_row + stage.head_count_kv * D;
+        const bool newest = job.end == chunks.tokens;
+        Memory &memory = this->memory();
+        const HeadRope<D> head_rope(layer, position);
+        float x[D / WARP] = {};
+        if (warp < job.heads) {
+            load_head(wait, (job.first_head + warp) * D, x);
+        } else if (newest && (warp == KEY_WARP || warp == VALUE_WARP)) {
+            load_head(wait, warp == KEY_WARP ? key_row : value_row, x);
+        }
+        const size_t slot = (Cache::row(job.head_kv, Cache::slot_of(position, layer.context), layer.context)) * D;
+        if (warp < job.heads) {
+            head_rope(x, layer.q_norm, head_rope.query_norm, layer, memory.row[warp],
+                      [&](int d, float x) { memory.query.store(warp, d, x * layer.scale); });
+        } else if (warp < WARPS) {
+            for (int d = lane; d < D; d += WARP) memory.query.store(warp, d, 0.f);
+        } else if (newest && warp == KEY_WARP) {
+            head_rope(x, layer.k_norm, head_rope.key_norm, layer, memory.row[warp], [&](int d, float x) {
+                Cache::store(memory.key + d, x);
+                Cache::store(layer.k_cache + slot + d, x);
+            });
+        } else if (newest && warp == VALUE_WARP) {
+#pragma unroll
+            for (int i = 0; i < D / WARP; i++) {
+                Cache::store(memory.value + i * WARP + lane, x[i]);
+                Cache::store(layer.v_cache + slot + i * WARP + lane, x[i]);
+            }
+        }
+        sync();
+
+        const int g = lane / 4, t = lane % 4;  // as the matrix instruction numbers them
+        const int steps = (job.end - job.begin + STEP - 1) / STEP;
+        Gathered<D> gathered;
+        if (warp < WARPS) {
+#pragma unroll 1
+            for (int i = warp; i < steps; i += WARPS) {
+                const int from = job.begin + i * STEP;
+                const Place keys = Ring::place(p, consumer.entries + i * Entry::COUNT);
+                const Place values = Entry::COUNT == 1 ? keys : Ring::place(p, consumer.entries + i * 2 + 1);
+                Ring::wait(keys);
+                const half *key_at[2], *value_at[4];
+                const auto row = [&](const Place &place, int offset, int token, const half *newest_row) {
+                    const int last = min(from + token, job.end - 1);
+                    return last == position ? newest_row
+                                            : reinterpret_cast<const half *>(Ring::entry(place) + offset) +
+                                                  (last - from) * D;
+                };
+#pragma unroll
+                for (int tile = 0; tile < 2; tile++) key_at[tile] = row(keys, 0, tile * 8 + g, memory.key) + t * 8;
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    value_at[j] = row(values, Entry::COUNT == 1 ? Entry::KEY_BYTES : 0, j / 2 * 8 + t * 2 + j % 2,
+                                      memory.value) +
+                                  g * 8;
+                }
+                gathered.add(
+                    memory.query, from, job.end, [&](int tile, int c) { return Cache::load(key_at[tile] + c * 32); },
+                    [&] {
+                        if (Entry::COUNT == 1) return;
+                        __syncwarp();
+                        if (elect()) Ring::release(keys, SHARES);
+                        Ring::wait(values);
+                    },
+                    [&](int c, int j) { return Cache::load(value_at[j] + c * 64); });
+                __syncwarp();
+                if (elect()) Ring::release(values, SHARES);
+            }
+        }
+        consumer.pass(0, steps * Entry::COUNT);
+
+        const int head_count = stage.head_count_kv * layer.group;
+        memory.sums.out = memory.warp_out;
+        join_warps(gathered, job.heads, consumer.thread, CONSUMER_THREADS, memory.sums, sync,
+                   [&](int head, int d, float sum, float top, float all) {
+                       head += job.first_head;
+                       if (chunks.count == 1) {
+                           put_group(p.activation, (head * D + d) / ACTIVATION_GROUP, consumer.lane, sum / all, 0.f, now);
+                           return;
+                       }
+                       put(p.partial + (size_t(job.split) * head_count + head) * D + d, sum, now);
+                       if (d == 0) {
+                           put(p.partial_sums + job.split * head_count + head, __float_as_uint(top),
+                               __float_as_uint(all), 0, now);
+                       }
+                   });
+    }
+
+    // Adds up the chunks.
+    __device__ __forceinline__ void join(const Wait &wait, const decode_attention::Chunks &chunks) const {
+        using namespace decode_attention;
+        constexpr int AT_ONCE = 16;
+        const int head_count = stage.head_count_kv * stage.layer.group, groups = head_count * (D / ACTIVATION_GROUP);
+        for (int group = blockIdx.x + consumer.warp * gridDim.x; group < groups; group += CONSUMERS * gridDim.x) {
+            const int head = group / (D / ACTIVATION_GROUP), d = group % (D / ACTIVATION_GROUP) * WARP + consumer.lane;
+            float tops[MAX_SPLITS / WARP], all[MAX_SPLITS / WARP];
+#pragma unroll
+            for (int i = 0; i < MAX_SPLITS / WARP; i++) tops[i] = NO_SCORE, all[i] = 0.f;
+            take<MAX_SPLITS / WARP>(
+                wait, [&](int i) { return i * WARP + consumer.lane < chunks.count; },
+                [&](int i) { return p.partial_sums + (i * WARP + consumer.lane) * head_count + head; },
+                [&](int i, const Packet &packet) {
+                    tops[i] = __uint_as_float(packet.word[0]), all[i] = __uint_as_float(packet.word[1]);
+                });
+            const ChunkWeights weights(tops, all);
+            float sum = 0.f;
+            for (int first = 0; first < chunks.count; first += AT_ONCE) {
+                float part[AT_ONCE] = {};
+                take<AT_ONCE>(
+                    wait, [&](int j) { return first + j < chunks.count; },
+                    [&](int j) { return p.partial + (size_t(first + j) * head_count + head) * D + d; },
+                    [&](int j, const ValuePacket &packet) { part[j] = packet.value; });
+#pragma unroll
+                for (int j = 0; j < AT_ONCE; j++) {
+                    const int chunk = first + j;
+                    const float weight =
+                        __shfl_sync(~0u, chunk / WARP == 0 ? weights.of[0] : weights.of[1], chunk % WARP);
+                    sum += part[j] * weight;
+                }
+            }
+            put_group(p.activation, group, consumer.lane, sum, 0.f, now);
+        }
+    }
+};
+
+}  // namespace step

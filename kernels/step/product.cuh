@@ -1,0 +1,189 @@
+// The products of the step kernel: y[r] = sum over c of W[r, c] * a[c], with what comes before and behind, to the same bits
+// as gemv.cuh computes them: the same tiles, the same lanes, partial sums added in the same order.
+#pragma once
+
+#include "../types/all.cuh"
+#include "packet.cuh"
+#include "ring.cuh"
+
+namespace step {
+
+enum StepKind { EMBED, QKV, ATTEND, ADD_TO_HIDDEN, GATE, LOGITS };
+
+// How a matrix is cut along its columns.
+struct Slices {
+    int units, count;
+    uint32_t inverse;  // 2^32 / count, rounded up
+    bool ragged;       // tiles of a row pair differ in size: then each pair begins an entry
+
+    __device__ __forceinline__ explicit Slices(int columns)
+        : units(unit_count(columns)),
+          count((units + SLICE_UNITS - 1) / SLICE_UNITS),
+          inverse(0xffffffffu / count + 1),
+          ragged(count > 1 && units % SLICE_UNITS != 0) {}
+};
+
+// Asks for a block's share of a matrix, entry by entry.
+__device__ __forceinline__ void stream(Producer &producer, const StepMatrix &matrix, bool ragged) {
+    const uint8_t *from = matrix.weights;
+    const int run_bytes = ragged ? matrix.pair_bytes : matrix.pairs * matrix.pair_bytes;
+    const int entry_bytes = matrix.entry_bytes;
+    for (int runs = ragged ? matrix.pairs : 1; runs > 0; runs--) {
+        for (int left = run_bytes; left > 0; left -= entry_bytes) {
+            const int bytes = min(left, entry_bytes);
+            producer.begin(bytes);
+            producer.copy(0, from, bytes);
+            producer.end();
+            from += bytes;
+        }
+    }
+}
+
+// A thread that consumes, and its warp's place in the stream of entries.
+struct Consumer {
+    int thread, warp, lane;
+    int entries = 0;  // of all stages before
+    int turn = 0;     // the warp that takes the next tile
+
+    // Finds out anew which thread this is, so that the compiler keeps nothing that follows from it over a stage: the kernel
+    // would spill registers, and shared memory leaves no cache for that.
+    __device__ __forceinline__ void begin_stage() {
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+        warp = warp_uniform(thread / WARP);
+        lane = thread % WARP;
+    }
+    // The first of the things that come next, in turn, which is this warp's.
+    __device__ __forceinline__ int first() const { return warp >= turn ? warp - turn : warp - turn + CONSUMERS; }
+    __device__ __forceinline__ void pass(int things, int in_entries) {
+        turn = (turn + things) % CONSUMERS;
+        entries += in_entries;
+    }
+};
+
+// Tiles of an entry of the ring.
+template <typename Layout>
+constexpr int ENTRY_TILES =
+    SLOT_BYTES / Layout::tile_bytes(SLICE_UNITS) < SHARES ? SLOT_BYTES / Layout::tile_bytes(SLICE_UNITS) : SHARES;
+
+// partial[s][i] of the rows i of a block's share, `pitch` values from one slice to the next.
+template <typename Type>
+__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const Slices &slices, int pairs, int partial,
+                                         int pitch) {
+    using Layout = typename Type::Layout;
+    constexpr int TILES = ENTRY_TILES<Layout>, TILE_BYTES = Layout::tile_bytes(SLICE_UNITS);
+    const int tiles = pairs * slices.count, warp_lane = consumer.lane;
+    const int pair_entries = (slices.count + TILES - 1) / TILES;
+    // The last tile of a short row is shorter.
+    const int tile_bytes = slices.units < SLICE_UNITS ? Layout::tile_bytes(slices.units) : TILE_BYTES;
+    typename Type::Activations a = {};  // or it would be kept from one call to the next
+    int held = -1;
+#pragma unroll 1
+    for (int i = consumer.first(); i < tiles; i += CONSUMERS) {
+        const int pair = slices.count == 1 ? i : __umulhi(i, slices.inverse), slice = i - pair * slices.count;
+        const int in_run = slices.ragged ? slice : i, run = slices.ragged ? slices.count : tiles;
+        const int entry = in_run / TILES, tile = in_run - entry * TILES;
+        const Place place = Ring::place(p, consumer.entries + (slices.ragged ? pair * pair_entries : 0) + entry);
+        const int n = min(slices.units - slice * SLICE_UNITS, SLICE_UNITS);
+        const int lane = min(warp_lane, n - 1);  // lanes without a unit multiply another's by zero
+        if (slice != held) {
+            const int unit = slice * SLICE_UNITS + lane;
+            int4 q[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                q[j] = shared_at<const int4>(p.q)[j * slices.units + unit];
+                if (warp_lane >= n) q[j] = int4{};
+            }
+            const float2 scale = shared_at<const float2>(p.scales)[unit];
+            a.prepare(q, scale.x, scale.y);
+            held = slice;
+        }
+        Ring::wait(place);
+        const uint8_t *weights = Ring::entry(place) + tile * tile_bytes;
+        const float sum0 = Type::dot(weights, n, 0, lane, a), sum1 = Type::dot(weights, n, 1, lane, a);
+        __syncwarp();
+        // The last tile of an entry stands for those that it lacks.
+        if (elect()) Ring::release(place, tile == TILES - 1 || in_run == run - 1 ? SHARES - tile : 1);
+        const bool upper = warp_lane & 16;
+        float sum = (upper ? sum1 : sum0) + __shfl_xor_sync(~0u, upper ? sum0 : sum1, 16);
+#pragma unroll
+        for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+        if (warp_lane % 16 == 0) {
+            shared_at<float>(partial)[slice * pitch + pair * TILE_ROWS + warp_lane / 16] = sum;
+        }
+    }
+    consumer.pass(tiles, slices.ragged ? pairs * pair_entries : (tiles + TILES - 1) / TILES);
+}
+
+// Rows of floats come straight from memory, and have one slice.
+template <typename Type>
+__device__ __forceinline__ void float_multiply(const StepParams &p, const Consumer &consumer, const StepMatrix &matrix,
+                                               int columns, int partial) {
+    for (int i = consumer.warp; i < matrix.rows; i += CONSUMERS) {
+        const auto *weights =
+            reinterpret_cast<const typename Type::Value *>(matrix.weights + i * Type::stride(columns));
+        const float sum = float_dot(weights, shared_at<const float>(p.unquantized), columns, consumer.lane);
+        if (consumer.lane == 0) shared_at<float>(partial)[i] = sum;
+    }
+}
+
+__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const StepMatrix &matrix, int columns,
+                                         int partial, int pitch) {
+    switch (matrix.type) {
+#define MULTIPLY(NAME, TYPE, NUMBER) \
+    case NUMBER: multiply<TYPE>(p, consumer, Slices(columns), matrix.pairs, partial, pitch); break;
+        STEP_TYPES(MULTIPLY)
+#undef MULTIPLY
+        default:
+            for_float(matrix.type, [&](auto type) {
+                float_multiply<decltype(type)>(p, consumer, matrix, columns, partial);
+            });
+    }
+}
+
+// Brings a vector of `columns` values into shared memory as packets arrive; a barrier is to follow.
+__device__ __forceinline__ void gather(const StepParams &p, const Consumer &consumer, const StepVector &from,
+                                       int columns, bool unquantized, const Wait &wait) {
+    constexpr int AT_ONCE = 4;
+    const int units = unit_count(columns), groups = (columns + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
+    const auto word = [&](int group, int at, uint32_t value) {
+        const int unit = group / 2, half = group % 2;
+        if (at < SCALE_WORD) {
+            shared_at<uint32_t>(p.q)[((half * 2 + at / 4) * units + unit) * 4 + at % 4] = value;
+        } else if (at == SCALE_WORD) {
+            shared_at<uint32_t>(p.scales)[group] = value;
+        } else if (at == SQUARES_WORD) {
+            shared_at<uint32_t>(p.squares)[group] = value;
+        }
+    };
+    for (int first = consumer.thread; first < groups * GROUP_PACKETS; first += AT_ONCE * CONSUMER_THREADS) {
+        take<AT_ONCE>(
+            wait, [&](int i) { return first + i * CONSUMER_THREADS < groups * GROUP_PACKETS; },
+            [&](int i) { return from.groups + first + i * CONSUMER_THREADS; },
+            [&](int i, const Packet &packet) {
+                const int at = first + i * CONSUMER_THREADS;
+#pragma unroll
+                for (int j = 0; j < 3; j++) word(at / GROUP_PACKETS, at % GROUP_PACKETS * 3 + j, packet.word[j]);
+            });
+    }
+    // The second half of a last unit that has none.
+    if (groups % 2 == 1 && consumer.thread <= SCALE_WORD) word(groups, consumer.thread, 0);
+    if (unquantized) {
+        for (int first = consumer.thread; first < columns; first += AT_ONCE * CONSUMER_THREADS) {
+            take<AT_ONCE>(
+                wait, [&](int i) { return first + i * CONSUMER_THREADS < columns; },
+                [&](int i) { return from.values + first + i * CONSUMER_THREADS; },
+                [&](int i, const ValuePacket &packet) {
+                    shared_at<float>(p.unquantized)[first + i * CONSUMER_THREADS] = packet.value;
+                });
+        }
+    }
+}
+
+// 1 / rms of the vector whose groups' sums of squares these are; in the order of RmsScale of gemv.cuh.
+__device__ __forceinline__ float rms_scale(int squares, int lane, int columns, float epsilon) {
+    float sum = 0.f;
+    for (int i = lane; i < columns / ACTIVATION_GROUP; i += WARP) sum += shared_at<const float>(squares)[i];
+    return rsqrtf(warp_sum(sum) / columns + epsilon);
+}
+
+}  // namespace step

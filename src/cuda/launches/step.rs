@@ -1,0 +1,377 @@
+//! A whole decode step as one kernel: its stages, each block's share of them, and what they take of its shared memory.
+
+use std::ops::Range;
+
+use anyhow::{Result, ensure};
+use bytemuck::Zeroable;
+use cudarc::driver::sys::CUdeviceptr;
+
+use super::{GROUP, WARP, for_head_dim};
+use crate::{
+    cuda::{
+        device::{Device, Launch, Parameter},
+        params::{AttentionLayer, StepAttention, StepMatrix, StepParams, StepProduct},
+        tensor_types::{KernelType, UNIT},
+        weights::Matrix,
+    },
+    model::decoder::Attention,
+};
+
+/// A stage of the step kernel, in the order in which they run.
+pub enum StepStage {
+    /// `x = E[token] * factor`, and x times the norm's weights, f32 (columns).
+    Embed {
+        table: Matrix,
+        factor: f32,
+        norm: CUdeviceptr,
+    },
+    /// `W rms_norm(x) + bias` of queries, keys and values.
+    Qkv {
+        matrices: [StepLinear; 3],
+        epsilon: f32,
+    },
+    Attend {
+        head_count_kv: usize,
+        /// Pieces of the context that are worked on side by side, at most.
+        splits: usize,
+        layer: AttentionLayer,
+    },
+    /// `x += W a`, and x times the norm's weights, f32 (rows).
+    Add { matrix: Matrix, norm: CUdeviceptr },
+    /// `silu(gate rms_norm(x)) * (up rms_norm(x))`
+    Gate {
+        gate: Matrix,
+        up: Matrix,
+        epsilon: f32,
+    },
+    /// `W rms_norm(x) + bias`
+    Logits { linear: StepLinear, epsilon: f32 },
+}
+
+/// A matrix and its bias, f32 (rows), or 0.
+#[derive(Clone, Copy)]
+pub struct StepLinear {
+    pub weights: Matrix,
+    pub bias: CUdeviceptr,
+}
+
+/// Bytes of a stage as a block reads it.
+pub const STEP_STAGE_BYTES: usize = size_of::<StepProduct>();
+const _: () = assert!(size_of::<StepAttention>() == STEP_STAGE_BYTES);
+
+/// `StepKind` of `kernels/step/product.cuh`.
+mod kind {
+    pub const EMBED: i32 = 0;
+    pub const QKV: i32 = 1;
+    pub const ATTEND: i32 = 2;
+    pub const ADD: i32 = 3;
+    pub const GATE: i32 = 4;
+    pub const LOGITS: i32 = 5;
+}
+
+/// Threads of a block: one warp more than `CONSUMERS` of `kernels/step/ring.cuh`.
+const THREADS: usize = 16 * WARP;
+
+/// `RING_AT`, `SLOT_BYTES`, `MAX_SLOTS` and `SHARES` of `kernels/step/ring.cuh`.
+const RING_AT: usize = 1024;
+const SLOT_BYTES: usize = 10_112;
+const MAX_SLOTS: usize = 24;
+const SHARES: usize = 8;
+
+/// Entries of the ring that are asked for at a time: more do not come sooner, and activations wait behind them.
+const IN_FLIGHT: usize = 4;
+
+/// The fewest slots: a warp waits for every 15th tile, at least 2 of which make an entry, or for every 16th entry of cached
+/// keys and values; between two such entries and in flight there may be no more than the ring holds.
+const LEAST_SLOTS: usize = 16;
+
+impl StepStage {
+    /// The stage as block `block` of `blocks` does it.
+    fn of_block(&self, block: usize, blocks: usize) -> Result<StepProduct> {
+        let mut product = StepProduct::zeroed();
+        let mut matrices = Vec::new();
+        match *self {
+            Self::Embed {
+                table,
+                factor,
+                norm,
+            } => {
+                let columns = group_share(table.columns, block, blocks);
+                product.kind = kind::EMBED;
+                product.columns = table.columns as i32;
+                product.factor = factor;
+                product.norm = norm;
+                matrices.push(StepMatrix {
+                    weights: table.address,
+                    tensor_type: KernelType::of(table.tensor_type)?.id,
+                    rows: columns.len() as i32,
+                    first_row: columns.start as i32,
+                    ..StepMatrix::zeroed()
+                });
+            }
+            Self::Qkv {
+                matrices: qkv,
+                epsilon,
+            } => {
+                product.kind = kind::QKV;
+                product.columns = qkv[0].weights.columns as i32;
+                product.factor = epsilon;
+                let shares = byte_shares(&qkv, block, blocks)?;
+                let mut before = 0;
+                for (linear, pairs) in qkv.iter().zip(shares) {
+                    let mut matrix = step_matrix(linear, pairs)?;
+                    matrix.first_row += before;
+                    before += linear.weights.rows as i32;
+                    matrices.push(matrix);
+                }
+            }
+            Self::Attend {
+                head_count_kv,
+                splits,
+                layer,
+            } => {
+                return Ok(bytemuck::cast(StepAttention {
+                    kind: kind::ATTEND,
+                    head_count_kv: head_count_kv as i32,
+                    splits: splits as i32,
+                    unused: 0,
+                    layer,
+                    padding: [0; 7],
+                }));
+            }
+            Self::Add { matrix, norm } => {
+                let rows = group_share(matrix.rows, block, blocks);
+                product.kind = kind::ADD;
+                product.columns = matrix.columns as i32;
+                product.norm = norm + (rows.start * size_of::<f32>()) as u64;
+                matrices.push(step_matrix(&matrix.into(), pairs_of(rows))?);
+            }
+            Self::Gate { gate, up, epsilon } => {
+                product.kind = kind::GATE;
+                product.columns = gate.columns as i32;
+                product.factor = epsilon;
+                for matrix in [gate, up] {
+                    let rows = group_share(matrix.rows, block, blocks);
+                    matrices.push(step_matrix(&matrix.into(), pairs_of(rows))?);
+                }
+            }
+            Self::Logits { linear, epsilon } => {
+                product.kind = kind::LOGITS;
+                product.columns = linear.weights.columns as i32;
+                product.factor = epsilon;
+                for pairs in byte_shares(&[linear], block, blocks)? {
+                    matrices.push(step_matrix(&linear, pairs)?);
+                }
+            }
+        }
+        product.matrices = matrices.len() as i32;
+        product.matrix[..matrices.len()].copy_from_slice(&matrices);
+        Ok(product)
+    }
+}
+
+impl From<Matrix> for StepLinear {
+    fn from(weights: Matrix) -> Self {
+        Self { weights, bias: 0 }
+    }
+}
+
+/// A block's share of `count` values that are quantized in groups.
+fn group_share(count: usize, block: usize, blocks: usize) -> Range<usize> {
+    let groups = count.div_ceil(GROUP);
+    let boundary = |block: usize| (groups * block / blocks * GROUP).min(count);
+    boundary(block)..boundary(block + 1)
+}
+
+fn pairs_of(rows: Range<usize>) -> Range<usize> {
+    rows.start / 2..rows.end.div_ceil(2)
+}
+
+/// A block's row pairs of each of several matrices: of all of them together it has as many bytes as any other.
+fn byte_shares(linears: &[StepLinear], block: usize, blocks: usize) -> Result<Vec<Range<usize>>> {
+    let mut sizes = Vec::new();
+    for StepLinear { weights, .. } in linears {
+        let pair_bytes = KernelType::of(weights.tensor_type)?.pair_bytes(weights.columns);
+        sizes.push((weights.rows.div_ceil(2), pair_bytes));
+    }
+    let all: usize = sizes.iter().map(|(pairs, bytes)| pairs * bytes).sum();
+    let mut before = 0;
+    let shares = sizes.iter().map(|&(pairs, pair_bytes)| {
+        let boundary = |block: usize| {
+            let at = (all * block / blocks).saturating_sub(before);
+            at.div_ceil(pair_bytes).min(pairs)
+        };
+        let share = boundary(block)..boundary(block + 1);
+        before += pairs * pair_bytes;
+        share
+    });
+    Ok(shares.collect())
+}
+
+/// The row pairs `pairs` of a matrix.
+fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
+    let StepLinear { weights, bias } = *linear;
+    let kernel_type = KernelType::of(weights.tensor_type)?;
+    let pair_bytes = kernel_type.pair_bytes(weights.columns);
+    let first_row = 2 * pairs.start;
+    let whole_tile = kernel_type.pair_bytes(WARP * UNIT);
+    let entry_tiles = (SLOT_BYTES / whole_tile).min(SHARES);
+    let tile_bytes = kernel_type.tile_bytes(weights.columns).unwrap_or(0);
+    Ok(StepMatrix {
+        weights: weights.address + (pairs.start * pair_bytes) as u64,
+        bias: match bias {
+            0 => 0,
+            bias => bias + (first_row * size_of::<f32>()) as u64,
+        },
+        tensor_type: kernel_type.id,
+        pairs: pairs.len() as i32,
+        rows: (2 * pairs.end).min(weights.rows).saturating_sub(first_row) as i32,
+        first_row: first_row as i32,
+        pair_bytes: pair_bytes as i32,
+        entry_bytes: (entry_tiles * tile_bytes) as i32,
+    })
+}
+
+/// The step kernel's launch, and what is to lie at `params.stages`: the stages of each block, (stages, blocks). Of `params`
+/// it fills in what follows from the stages.
+///
+/// # Errors
+/// Where a device cannot run it, and why not.
+pub fn step(
+    device: &Device,
+    attention: &Attention,
+    stages: &[StepStage],
+    params: StepParams,
+) -> Result<(Launch, Vec<StepProduct>)> {
+    let (major, minor) = device.compute_capability();
+    ensure!(
+        major >= 9,
+        "it takes compute capability 9.0, and {} has {major}.{minor}",
+        device.name()
+    );
+    let name = for_head_dim("step", attention.head_dim)?;
+    let function = device.function("step", &name)?;
+    let blocks = device.multiprocessors();
+    let mut of_blocks = Vec::with_capacity(blocks * stages.len());
+    for block in 0..blocks {
+        for stage in stages {
+            of_blocks.push(stage.of_block(block, blocks)?);
+        }
+    }
+    let needs = SharedNeeds::new(&of_blocks, attention.head_dim);
+    let most = device.shared_bytes_per_block() - function.static_shared_bytes;
+    let slots = (most.saturating_sub(RING_AT + needs.bytes()) / SLOT_BYTES).min(MAX_SLOTS);
+    ensure!(
+        slots >= LEAST_SLOTS + IN_FLIGHT,
+        "it takes {} bytes of shared memory, and a block of {} may have {most}",
+        RING_AT + (LEAST_SLOTS + IN_FLIGHT) * SLOT_BYTES + needs.bytes(),
+        device.name()
+    );
+    let shared_bytes = RING_AT + slots * SLOT_BYTES + needs.bytes();
+    let params = StepParams {
+        stage_count: stages.len() as i32,
+        slots: slots as i32,
+        slots_inverse: (u32::MAX / slots as u32) + 1,
+        in_flight: IN_FLIGHT as i32,
+        ..needs.place(RING_AT + slots * SLOT_BYTES, params)
+    };
+    let launch = Launch {
+        function,
+        grid: [blocks as u32, 1, 1],
+        block: [THREADS as u32, 1],
+        shared_bytes: shared_bytes as u32,
+        parameter: Parameter::new(params),
+        dependent: false,
+        cooperative: true,
+    };
+    Ok((launch, of_blocks))
+}
+
+/// What a block takes of shared memory behind the ring, in bytes: the most of any stage and block.
+#[derive(Default)]
+struct SharedNeeds {
+    hidden: usize,
+    attention: usize,
+    /// Of 64 values: what a product reads.
+    units: usize,
+    unquantized: usize,
+    row_sums: usize,
+}
+
+impl SharedNeeds {
+    fn new(stages: &[StepProduct], head_dim: usize) -> Self {
+        let mut needs = Self::default();
+        for stage in stages {
+            let columns = stage.columns as usize;
+            let matrices = &stage.matrix[..(stage.matrices as usize).min(3)];
+            match stage.kind {
+                kind::EMBED => {
+                    let hidden = matrices[0].rows as usize * size_of::<f32>();
+                    needs.hidden = needs.hidden.max(hidden);
+                }
+                kind::ATTEND => {
+                    let attention: StepAttention = bytemuck::cast(*stage);
+                    let bytes = attention_bytes(head_dim, attention.layer.group as usize);
+                    needs.attention = needs.attention.max(bytes);
+                }
+                _ => {
+                    let rows: usize = matrices
+                        .iter()
+                        .map(|matrix| 2 * matrix.pairs as usize)
+                        .sum();
+                    let sums = rows * columns.div_ceil(WARP * UNIT) * size_of::<f32>();
+                    needs.row_sums = needs.row_sums.max(sums);
+                    needs.units = needs.units.max(columns.div_ceil(UNIT));
+                    if matrices.iter().any(|matrix| matrix.entry_bytes == 0) {
+                        needs.unquantized = needs.unquantized.max(columns * size_of::<f32>());
+                    }
+                }
+            }
+        }
+        needs.hidden = needs.hidden.next_multiple_of(16);
+        needs.unquantized = needs.unquantized.next_multiple_of(16);
+        needs
+    }
+
+    /// Integers, scales and sums of squares of a unit.
+    fn quantized(&self) -> usize {
+        (self.units * (UNIT + 2 * 4 + 2 * 4)).next_multiple_of(16)
+    }
+
+    fn bytes(&self) -> usize {
+        let product = self.quantized() + self.unquantized + self.row_sums;
+        self.hidden + product.max(self.attention)
+    }
+
+    /// Places everything from `at` on.
+    fn place(&self, at: usize, params: StepParams) -> StepParams {
+        let place = |offset: usize| (at + self.hidden + offset) as i32;
+        StepParams {
+            hidden: at as i32,
+            attention: place(0),
+            q: place(0),
+            scales: place(self.units * UNIT),
+            squares: place(self.units * (UNIT + 8)),
+            unquantized: place(self.quantized()),
+            row_sums: place(self.quantized() + self.unquantized),
+            ..params
+        }
+    }
+}
+
+/// `AttentionMemory` of `kernels/step/attention.cuh`.
+fn attention_bytes(head_dim: usize, group: usize) -> usize {
+    /// `WARPS` and `HEADS` of `kernels/decode_attention.cuh`.
+    const WARPS: usize = 8;
+    const HEADS: usize = 8;
+    // `JOINED_HEADS`
+    let joined = match head_dim {
+        ..=128 => group.min(HEADS),
+        _ => group.min(HEADS).div_ceil(2),
+    };
+    let (query, newest) = (32 * head_dim, 2 * 2 * head_dim);
+    let sums = 2 * WARPS * HEADS * size_of::<f32>() + size_of::<CUdeviceptr>();
+    let rows = (WARPS + 1) * head_dim * size_of::<f32>();
+    let joining = WARPS * joined * (head_dim + 1) * size_of::<f32>();
+    query + newest + sums + rows + joining
+}

@@ -1,0 +1,156 @@
+//! The decode region as one kernel: a decoder lowered to the stages that `kernels/step.cu` follows. What
+//! [`decode`](super::decode) makes separate launches of, it computes to the same bits.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{
+    decode::{NORMS, attention_layer},
+    device::{Device, Launch, PinnedBuffer},
+    kv_cache::KvCache,
+    launches::{STEP_STAGE_BYTES, StepLinear, StepStage, decode_attention_splits, step},
+    lowering::{Group, groups},
+    params::StepParams,
+    scratch::{Scratch, StepScratch},
+    weights::DeviceWeights,
+};
+use crate::model::{
+    Decoder,
+    decoder::{Linear, Norm},
+};
+
+/// The step kernel, ready to be launched.
+pub struct Step {
+    pub launch: Launch,
+    /// u64: where a block that waited in vain leaves its stage (from 1 on) and itself; see `kernels/step/packet.cuh`
+    failure: PinnedBuffer,
+    /// Of the stages, as messages name them.
+    names: Vec<String>,
+    /// Owns what the launch names.
+    _scratch: StepScratch,
+}
+
+impl Step {
+    /// Lowers a decoder, and writes its stages to the device.
+    ///
+    /// # Errors
+    /// What the kernel does not do, or the device cannot.
+    pub fn new(
+        device: &Arc<Device>,
+        decoder: &Decoder,
+        weights: &DeviceWeights,
+        scratch: &Scratch,
+        cache: &KvCache,
+    ) -> Result<Self> {
+        let mut attentions = decoder.layers.iter().map(|layer| &layer.attention);
+        let attention = attentions.next().context("there are no layers")?;
+        ensure!(
+            attentions.all(|other| other.head_dim == attention.head_dim),
+            "the layers' heads differ in size"
+        );
+        let (names, stages): (Vec<_>, Vec<_>) =
+            lower(device, decoder, weights, cache)?.into_iter().unzip();
+        let step_scratch = StepScratch::new(device, decoder)?;
+        let failure = device.allocate_pinned(size_of::<u64>())?;
+        let params = StepParams {
+            inputs: scratch.inputs,
+            logits: scratch.logits,
+            failure: failure.device_address(),
+            ..step_scratch.params()
+        };
+        let (launch, stages) = step(device, attention, &stages, params)?;
+        step_scratch.upload_stages(bytemuck::cast_slice(&stages))?;
+        Ok(Self {
+            launch,
+            failure,
+            names,
+            _scratch: step_scratch,
+        })
+    }
+
+    /// What a block waited for in vain, if one did: then all that was queued has failed.
+    pub fn failure(&self) -> Option<String> {
+        let record = u64::from_le_bytes(self.failure[..].try_into().expect("it has eight bytes"));
+        let (stage, block) = ((record >> 32) as usize, record as u32);
+        let name = self.names.get(stage.checked_sub(1)?)?;
+        Some(format!(
+            "block {block} of the step kernel waited in vain for what {name} needs: another block was lost \
+             (--no-step-kernel computes tokens by separate kernels)"
+        ))
+    }
+}
+
+/// Bytes of the stages of a decoder.
+pub fn stages_bytes(device: &Device, decoder: &Decoder) -> usize {
+    // Of each layer: queries, keys and values; attention; its output; gate and up; down. Of the model: embedding, logits.
+    (5 * decoder.layers.len() + 2) * device.multiprocessors() * STEP_STAGE_BYTES
+}
+
+/// The stages, and what messages call them.
+fn lower(
+    device: &Device,
+    decoder: &Decoder,
+    weights: &DeviceWeights,
+    cache: &KvCache,
+) -> Result<Vec<(String, StepStage)>> {
+    let linear = |linear: &Linear| StepLinear {
+        weights: weights.matrix(&linear.weights),
+        bias: weights.vector(linear.bias.as_ref()),
+    };
+    let mut groups = groups(decoder)?;
+    // There is one token, and its logits are wanted.
+    groups.retain(|group| !matches!(group, Group::Select));
+
+    let mut stages = Vec::new();
+    // Of the norm that made what is read.
+    let mut epsilon = 0.0;
+    for (i, group) in groups.iter().enumerate() {
+        let norm = || match groups.get(i + 1) {
+            Some(Group::Norm(Norm { weight, .. })) => Ok(weights.vector(Some(weight))),
+            _ => bail!(NORMS),
+        };
+        match group {
+            Group::Embed { table, scale } => {
+                let stage = StepStage::Embed {
+                    table: weights.matrix(table),
+                    factor: *scale,
+                    norm: norm()?,
+                };
+                stages.push((table.name().to_owned(), stage));
+            }
+            Group::Norm(norm) => epsilon = norm.epsilon,
+            Group::Attention { q, k, v, heads } => {
+                let matrices = [linear(q), linear(k), linear(v)];
+                let stage = StepStage::Qkv { matrices, epsilon };
+                stages.push((q.weights.name().to_owned(), stage));
+                let attention = heads.attention;
+                let (head_count_kv, group) = (attention.head_count_kv, attention.group());
+                let stage = StepStage::Attend {
+                    head_count_kv,
+                    splits: decode_attention_splits(device, head_count_kv, group),
+                    layer: attention_layer(weights, cache, heads),
+                };
+                stages.push((format!("attention of layer {}", heads.layer), stage));
+            }
+            Group::Gate { gate, up } => {
+                let name = gate.name().to_owned();
+                let (gate, up) = (weights.matrix(gate), weights.matrix(up));
+                stages.push((name, StepStage::Gate { gate, up, epsilon }));
+            }
+            Group::AddAttended(tensor) | Group::AddGated(tensor) => {
+                let (matrix, norm) = (weights.matrix(tensor), norm()?);
+                stages.push((tensor.name().to_owned(), StepStage::Add { matrix, norm }));
+            }
+            Group::Select => {}
+            Group::Logits(output) => {
+                let stage = StepStage::Logits {
+                    linear: linear(output),
+                    epsilon,
+                };
+                stages.push((output.weights.name().to_owned(), stage));
+            }
+        }
+    }
+    Ok(stages)
+}
