@@ -4,9 +4,9 @@
 // Bound: 4 * head_dim bytes for each cached token and key/value head, each read once: a block serves all query heads of
 // its key/value head (8 at most; more take another layer of blocks).
 //
-// Grid: (head_count_kv, splits, (group + 7) / 8) x 256 threads. What a chunk of the context is follows from the position
-// in device memory, so the launch is the same for every position. Blocks without a chunk end at once. The block of a
-// head that finishes last adds up the chunks, in order, so the result does not depend on which it was.
+// Grid: (head_count_kv, splits, (group + 7) / 8) x 256 threads. What a chunk of the context is follows from the
+// position in device memory, so the launch is the same for every position. Blocks without a chunk end at once. The
+// block of a head that finishes last adds up the chunks, in order, so the result does not depend on which it was.
 #include "decode_attention.cuh"
 
 namespace {
@@ -81,7 +81,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     const int slot = Cache::slot_of(position, layer.context);
     if (newest && threadIdx.x < D)
         Cache::store(v_cache + size_t(slot) * D + threadIdx.x, p.v[head_kv * D + threadIdx.x]);
-    auto load_head = [&](const float *in, float(&x)[D / WARP]) {
+    auto load_head = [&](const float *in, float (&x)[D / WARP]) {
 #pragma unroll
         for (int i = 0; i < D / WARP; i++) x[i] = in[i * WARP + lane];
     };
@@ -120,18 +120,19 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     sums.out = warp_out;
     const int head_count = layer.group * gridDim.x;
     const auto sync = [] { __syncthreads(); };
-    join_warps(gathered, heads, threadIdx.x, WARPS * WARP, sums, sync, [&](int head, int d, float sum, float top, float all) {
-        if (chunks.count == 1) {
-            store_group(p.out, ((first_head + head) * D + d) / ACTIVATION_GROUP, sum / all);
-        } else {
-            float *to = p.partial + (size_t(split) * head_count + first_head + head) * (D + 2);
-            to[d] = sum;
-            if (d == 0) {
-                to[D] = top;
-                to[D + 1] = all;
-            }
-        }
-    });
+    join_warps(gathered, heads, threadIdx.x, WARPS * WARP, sums, sync,
+               [&](int head, int d, float sum, float top, float all) {
+                   if (chunks.count == 1) {
+                       store_group(p.out, ((first_head + head) * D + d) / ACTIVATION_GROUP, sum / all);
+                   } else {
+                       float *to = p.partial + (size_t(split) * head_count + first_head + head) * (D + 2);
+                       to[d] = sum;
+                       if (d == 0) {
+                           to[D] = top;
+                           to[D + 1] = all;
+                       }
+                   }
+               });
     if (chunks.count == 1) return;
 
     // The block that ends last adds up the chunks.

@@ -1,5 +1,5 @@
-// Attention of one new token: what decode_attention.cu and the step kernel (step/attention.cuh) share, and so compute to
-// the same bits.
+// Attention of one new token: what decode_attention.cu and the step kernel (step/attention.cuh) share, and so compute
+// to the same bits.
 //
 //   q, k = rope(rms_norm(q)), rope(rms_norm(k))       (the norms where the model has them)
 //   cache[position] = k, v                            (f16)
@@ -7,8 +7,8 @@
 //
 // The products run on tensor cores (m16n8k16): 8 heads fill half of the 16 rows, and the other half carries what
 // rounding q to f16 left over, so that q counts as exact; probabilities are split likewise. Keys and values are read in
-// 16-byte pieces, from whichever memory: `key(tile, c)` gives piece 4 c + t of token 8 tile + g of a step, `value(c, i)`
-// piece 8 c + g of token i / 2 * 8 + 2 t + i % 2, where the lane is 4 g + t.
+// 16-byte pieces, from whichever memory: `key(tile, c)` gives piece 4 c + t of token 8 tile + g of a step, `value(c,
+// i)` piece 8 c + g of token i / 2 * 8 + 2 t + i % 2, where the lane is 4 g + t.
 #pragma once
 
 #include "kv_cache.cuh"
@@ -52,14 +52,13 @@ struct HeadRope {
 #pragma unroll
         for (int i = 0; i < D / 2 / WARP; i++) {
             const int pair = i * WARP + lane;
-            rotations[i] = pair < layer.rope_dims / 2
-                               ? rotation(position, layer.frequencies[pair], layer.rope_factor)
-                               : float2{1.f, 0.f};
+            rotations[i] = pair < layer.rope_dims / 2 ? rotation(position, layer.frequencies[pair], layer.rope_factor)
+                                                      : float2{1.f, 0.f};
         }
     }
 
-    // Gives the head whose value i * WARP + lane is value[i], normalized (if `normalize`) and rotated, value by value to
-    // `store(d, value)`. By one warp; `row` is float[D] of its own in shared memory.
+    // Gives the head whose value i * WARP + lane is value[i], normalized (if `normalize`) and rotated, value by value
+    // to `store(d, value)`. By one warp; `row` is float[D] of its own in shared memory.
     template <typename Store>
     __device__ __forceinline__ void operator()(const float (&value)[D / WARP], bool normalize,
                                                const float (&norm)[D / WARP], const AttentionLayer &layer, float *row,
@@ -170,7 +169,7 @@ struct Gathered {
             }
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                float(&o)[4] = out[4 * c + j];
+                float (&o)[4] = out[4 * c + j];
                 o[0] *= shrink0, o[1] *= shrink1, o[2] *= shrink0, o[3] *= shrink1;
                 const uint32_t a0 = __byte_perm(word[0][j], word[1][j], 0x5410),
                                a1 = __byte_perm(word[0][j], word[1][j], 0x7632);
@@ -200,8 +199,8 @@ struct WarpSums {
 };
 
 // Adds up what the warps have gathered, in their order, and gives it value by value to `store(head, d, sum, top, all)`:
-// a sum of exponentials relative to the greatest score `top`, times values, and `all` without them. By `threads` threads,
-// this one being `thread`, of which warps from WARPS on have gathered nothing; `sync` is their barrier.
+// a sum of exponentials relative to the greatest score `top`, times values, and `all` without them. By `threads`
+// threads, this one being `thread`, of which warps from WARPS on have gathered nothing; `sync` is their barrier.
 template <int D, typename Sync, typename Store>
 __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int thread, int threads, WarpSums &sums,
                                            Sync sync, Store store) {

@@ -407,13 +407,13 @@ struct StepParams {
     uint32_t slots_inverse;  // 2^32 / slots, rounded up
     int in_flight;           // entries of the ring that are asked for and have not come, at most
     // Where in dynamic shared memory, in bytes, lie
-    int hidden;         // float (rows): the block's part of the residual stream
-    int attention;      // AttentionMemory, where products have what follows
-    int q;              // int4 (units, 4): piece j of unit u's integers at [j][u]
-    int scales;         // float2 (units): of a unit's halves
-    int squares;        // float (groups)
-    int unquantized;    // float (columns)
-    int row_sums;       // float (rows of the block, slices)
+    int hidden;       // float (rows): the block's part of the residual stream
+    int attention;    // AttentionMemory, where products have what follows
+    int q;            // int4 (units, 4): piece j of unit u's integers at [j][u]
+    int scales;       // float2 (units): of a unit's halves
+    int squares;      // float (groups)
+    int unquantized;  // float (columns)
+    int row_sums;     // float (rows of the block, slices)
     int unused;
 };
 static_assert(sizeof(StepParams) == 144, "StepParams");

@@ -1,13 +1,13 @@
-// A whole decode step as one kernel: from the token in device memory to its logits, to the same bits as the kernels that do
-// the same one by one (embed.cu, gemv*.cu, decode_attention.cu). README.md draws it.
+// A whole decode step as one kernel: from the token in device memory to its logits, to the same bits as the kernels
+// that do the same one by one (embed.cu, gemv*.cu, decode_attention.cu). README.md draws it.
 //
-// Bound: the bytes of all weights and of the cached keys and values, each read once. What the separate kernels lose is the
-// time between them, in which the memory idles; here one thread a block streams the weights of all stages in order, and
-// so runs ahead of what is being computed.
+// Bound: the bytes of all weights and of the cached keys and values, each read once. What the separate kernels lose is
+// the time between them, in which the memory idles; here one thread a block streams the weights of all stages in order,
+// and so runs ahead of what is being computed.
 //
-// Grid: one block a multiprocessor, all of them running at once (a cooperative launch), each CONSUMERS warps and one that
-// produces. The stages are data, written by the host (src/cuda/step.rs): the kernel is one loop over them. A stage waits
-// for the packets of its input, multiplies, and puts its output as packets: no barrier is between blocks.
+// Grid: one block a multiprocessor, all of them running at once (a cooperative launch), each CONSUMERS warps and one
+// that produces. The stages are data, written by the host (src/cuda/step.rs): the kernel is one loop over them. A stage
+// waits for the packets of its input, multiplies, and puts its output as packets: no barrier is between blocks.
 //
 // Dynamic shared memory: the ring; the block's part of the residual stream; then what products take (ProductMemory), or
 // attention (AttentionMemory).
@@ -100,15 +100,17 @@ struct Block {
                     value = static_cast<float>(reinterpret_cast<const typename Type::Value *>(values)[column]);
                 });
             } else {
-#define VALUE(NAME, TYPE, NUMBER) \
-    case NUMBER: \
-        value = TYPE::value(unit_at<TYPE::Layout>(table.weights, units, token, column / UNIT), column % UNIT); break;
+#define VALUE(NAME, TYPE, NUMBER)                                                                              \
+    case NUMBER:                                                                                               \
+        value = TYPE::value(unit_at<TYPE::Layout>(table.weights, units, token, column / UNIT), column % UNIT); \
+        break;
                 FOR_QUANTIZED(table.type, VALUE)
 #undef VALUE
             }
             value *= stage.factor;
             shared_at<float>(p.hidden)[i] = value;
-            put_group(p.normed, column / ACTIVATION_GROUP, consumer.lane, value * stage.norm[column], warp_sum(value * value), now);
+            put_group(p.normed, column / ACTIVATION_GROUP, consumer.lane, value * stage.norm[column],
+                      warp_sum(value * value), now);
         }
     }
 
@@ -177,8 +179,7 @@ struct Block {
             } else {
                 float gated = 0.f;
                 if (exists) {
-                    const float gate = scale * total(0, i),
-                                up = scale * total(1, matrix.pairs * TILE_ROWS + i);
+                    const float gate = scale * total(0, i), up = scale * total(1, matrix.pairs * TILE_ROWS + i);
                     gated = __fdividef(gate, 1.f + __expf(-gate)) * up;
                 }
                 put_group(p.activation, group, consumer.lane, gated, 0.f, now);
@@ -187,7 +188,7 @@ struct Block {
     }
 
     __device__ __forceinline__ void attend(const StepProduct &stage, const Wait &wait, uint32_t now,
-                                              StageBuffer &stages) const {
+                                           StageBuffer &stages) const {
         sync();
         stages.fetch_next(p, wait.stage, consumer.thread);
         AttentionStage<D>{p, as_attention(stage), consumer, position, now}.run(wait);

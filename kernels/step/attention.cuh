@@ -87,7 +87,9 @@ struct AttentionStage {
     int position;
     uint32_t now;  // the epoch of what this stage writes
 
-    __device__ __forceinline__ static void sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory"); }
+    __device__ __forceinline__ static void sync() {
+        asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory");
+    }
 
     __device__ __forceinline__ Memory &memory() const { return *shared_at<Memory>(p.attention); }
 
@@ -159,17 +161,17 @@ struct AttentionStage {
                 const half *key_at[2], *value_at[4];
                 const auto row = [&](const Place &place, int offset, int token, const half *newest_row) {
                     const int last = min(from + token, job.end - 1);
-                    return last == position ? newest_row
-                                            : reinterpret_cast<const half *>(Ring::entry(place) + offset) +
-                                                  (last - from) * D;
+                    return last == position
+                               ? newest_row
+                               : reinterpret_cast<const half *>(Ring::entry(place) + offset) + (last - from) * D;
                 };
 #pragma unroll
                 for (int tile = 0; tile < 2; tile++) key_at[tile] = row(keys, 0, tile * 8 + g, memory.key) + t * 8;
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    value_at[j] = row(values, Entry::COUNT == 1 ? Entry::KEY_BYTES : 0, j / 2 * 8 + t * 2 + j % 2,
-                                      memory.value) +
-                                  g * 8;
+                    value_at[j] =
+                        row(values, Entry::COUNT == 1 ? Entry::KEY_BYTES : 0, j / 2 * 8 + t * 2 + j % 2, memory.value) +
+                        g * 8;
                 }
                 gathered.add(
                     memory.query, from, job.end, [&](int tile, int c) { return Cache::load(key_at[tile] + c * 32); },
@@ -192,7 +194,8 @@ struct AttentionStage {
                    [&](int head, int d, float sum, float top, float all) {
                        head += job.first_head;
                        if (chunks.count == 1) {
-                           put_group(p.activation, (head * D + d) / ACTIVATION_GROUP, consumer.lane, sum / all, 0.f, now);
+                           put_group(p.activation, (head * D + d) / ACTIVATION_GROUP, consumer.lane, sum / all, 0.f,
+                                     now);
                            return;
                        }
                        put(p.partial + (size_t(job.split) * head_count + head) * D + d, sum, now);

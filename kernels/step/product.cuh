@@ -1,5 +1,5 @@
-// The products of the step kernel: y[r] = sum over c of W[r, c] * a[c], with what comes before and behind, to the same bits
-// as gemv.cuh computes them: the same tiles, the same lanes, partial sums added in the same order.
+// The products of the step kernel: y[r] = sum over c of W[r, c] * a[c], with what comes before and behind, to the same
+// bits as gemv.cuh computes them: the same tiles, the same lanes, partial sums added in the same order.
 #pragma once
 
 #include "../types/all.cuh"
@@ -45,8 +45,8 @@ struct Consumer {
     int entries = 0;  // of all stages before
     int turn = 0;     // the warp that takes the next tile
 
-    // Finds out anew which thread this is, so that the compiler keeps nothing that follows from it over a stage: the kernel
-    // would spill registers, and shared memory leaves no cache for that.
+    // Finds out anew which thread this is, so that the compiler keeps nothing that follows from it over a stage: the
+    // kernel would spill registers, and shared memory leaves no cache for that.
     __device__ __forceinline__ void begin_stage() {
         asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
         warp = warp_uniform(thread / WARP);
@@ -67,8 +67,8 @@ constexpr int ENTRY_TILES =
 
 // partial[s][i] of the rows i of a block's share, `pitch` values from one slice to the next.
 template <typename Type>
-__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const Slices &slices, int pairs, int partial,
-                                         int pitch) {
+__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const Slices &slices, int pairs,
+                                         int partial, int pitch) {
     using Layout = typename Type::Layout;
     constexpr int TILES = ENTRY_TILES<Layout>, TILE_BYTES = Layout::tile_bytes(SLICE_UNITS);
     const int tiles = pairs * slices.count, warp_lane = consumer.lane;
@@ -134,9 +134,8 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
         STEP_TYPES(MULTIPLY)
 #undef MULTIPLY
         default:
-            for_float(matrix.type, [&](auto type) {
-                float_multiply<decltype(type)>(p, consumer, matrix, columns, partial);
-            });
+            for_float(matrix.type,
+                      [&](auto type) { float_multiply<decltype(type)>(p, consumer, matrix, columns, partial); });
     }
 }
 

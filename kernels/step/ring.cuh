@@ -4,9 +4,9 @@
 // What is in flight and what is buffered are two numbers: the ring is as deep as shared memory allows, but only as much
 // is asked for at a time as keeps the memory busy, since whatever else a block reads waits in line behind it.
 //
-// A barrier's parity tells two phases apart, not three: a consumer may wait for entry e only when entry e - slots is known
-// to have come. It has waited for one at most ENTRIES_A_ROUND before e, and all more than `in_flight` before that one
-// have come, so the ring needs more slots than both together.
+// A barrier's parity tells two phases apart, not three: a consumer may wait for entry e only when entry e - slots is
+// known to have come. It has waited for one at most ENTRIES_A_ROUND before e, and all more than `in_flight` before that
+// one have come, so the ring needs more slots than both together.
 #pragma once
 
 #include "../copy.cuh"
@@ -24,8 +24,8 @@ struct Place {
     int slot, round;
 };
 
-// Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), the ring, and
-// what StepParams places behind it.
+// Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), the ring,
+// and what StepParams places behind it.
 constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, RING_AT = 1024;
 
 // What lies at a place in dynamic shared memory.
