@@ -11,22 +11,7 @@ extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ 
     launch_dependents();
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= p.columns) return;
-    const size_t row = p.token[blockIdx.y];
-    const int units = unit_count(p.columns);
-    float value = 0.f;
-    if (is_float(p.type)) {
-        for_float(p.type, [&](auto type) {
-            using Type = decltype(type);
-            const uint8_t *values = p.weights + row * Type::stride(p.columns);
-            value = static_cast<float>(reinterpret_cast<const typename Type::Value *>(values)[column]);
-        });
-    } else {
-#define VALUE(NAME, TYPE, NUMBER) \
-    case NUMBER: value = TYPE::value(unit_at<TYPE::Layout>(p.weights, units, row, column / UNIT), column % UNIT); break;
-        FOR_QUANTIZED(p.type, VALUE)
-#undef VALUE
-    }
-    value *= p.scale;
+    const float value = p.scale * matrix_value(p.type, p.weights, p.columns, p.token[blockIdx.y], column);
     p.x[size_t(blockIdx.y) * p.columns + column] = value;
     if (!p.norm) return;
     const int group = column / ACTIVATION_GROUP;

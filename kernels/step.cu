@@ -1,5 +1,5 @@
 // A whole decode step as one kernel: from the token in device memory to its logits, to the same bits as the kernels
-// that do the same one by one (embed.cu, gemv*.cu, decode_attention.cu). README.md draws it.
+// that do the same one by one (embed.cu, gemv*.cu, decode_attention.cu).
 //
 // Bound: the bytes of all weights and of the cached keys and values, each read once. What the separate kernels lose is
 // the time between them, in which the memory idles; here one thread a block streams the weights of all stages in order,
@@ -9,12 +9,9 @@
 // that produces. The stages are data, written by the host (src/cuda/step.rs): the kernel is one loop over them. A stage
 // waits for the packets of its input, multiplies, and puts its output as packets: no barrier is between blocks.
 //
-// Dynamic shared memory: the ring; the block's part of the residual stream; then what products take (ProductMemory), or
-// attention (AttentionMemory).
-// The types that the kernel tells apart.
-#ifndef STEP_TYPES
-#define STEP_TYPES QUANTIZED_TYPES
-#endif
+// Dynamic shared memory: the ring; the block's part of the residual stream; then what products take, or attention, as
+// StepParams places it.
+
 // Older devices lack what it takes, and are not asked to run it.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
@@ -84,30 +81,12 @@ struct Block {
     Consumer &consumer;
     int token, position;
 
-    __device__ __forceinline__ static void sync() { AttentionStage<D>::sync(); }
-
     // x = E[token] * factor
     __device__ __forceinline__ void embed(const StepProduct &stage, uint32_t now) const {
         const StepMatrix &table = stage.matrix[0];
-        const int units = unit_count(stage.columns);
         for (int i = consumer.thread; i < table.rows; i += CONSUMER_THREADS) {
             const int column = table.first_row + i;
-            float value = 0.f;
-            if (is_float(table.type)) {
-                for_float(table.type, [&](auto type) {
-                    using Type = decltype(type);
-                    const uint8_t *values = table.weights + token * Type::stride(stage.columns);
-                    value = static_cast<float>(reinterpret_cast<const typename Type::Value *>(values)[column]);
-                });
-            } else {
-#define VALUE(NAME, TYPE, NUMBER)                                                                              \
-    case NUMBER:                                                                                               \
-        value = TYPE::value(unit_at<TYPE::Layout>(table.weights, units, token, column / UNIT), column % UNIT); \
-        break;
-                FOR_QUANTIZED(table.type, VALUE)
-#undef VALUE
-            }
-            value *= stage.factor;
+            const float value = stage.factor * matrix_value(table.type, table.weights, stage.columns, token, column);
             shared_at<float>(p.hidden)[i] = value;
             put_group(p.normed, column / ACTIVATION_GROUP, consumer.lane, value * stage.norm[column],
                       warp_sum(value * value), now);
@@ -127,7 +106,7 @@ struct Block {
         // What the end takes is on its way before the wait.
         const float norm = adds && consumer.thread < stage.matrix[0].rows ? stage.norm[consumer.thread] : 0.f;
         if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage.columns, floats, wait);
-        sync();
+        sync_consumers();
         stages.fetch_next(p, wait.stage, consumer.thread);
         int sums = p.row_sums;
 #pragma unroll 1
@@ -137,7 +116,7 @@ struct Block {
         }
         const float scale = adds ? 1.f : rms_scale(p.squares, consumer.lane, stage.columns, stage.factor);
         wait_for_copies<0>();
-        sync();
+        sync_consumers();
 
         // The sum of row `i` of the block's, which is one of matrix `m`.
         const auto total = [&](int m, int i) {
@@ -189,11 +168,11 @@ struct Block {
 
     __device__ __forceinline__ void attend(const StepProduct &stage, const Wait &wait, uint32_t now,
                                            StageBuffer &stages) const {
-        sync();
+        sync_consumers();
         stages.fetch_next(p, wait.stage, consumer.thread);
         AttentionStage<D>{p, as_attention(stage), consumer, position, now}.run(wait);
         wait_for_copies<0>();
-        sync();
+        sync_consumers();
     }
 };
 

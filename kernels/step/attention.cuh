@@ -87,10 +87,6 @@ struct AttentionStage {
     int position;
     uint32_t now;  // the epoch of what this stage writes
 
-    __device__ __forceinline__ static void sync() {
-        asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory");
-    }
-
     __device__ __forceinline__ Memory &memory() const { return *shared_at<Memory>(p.attention); }
 
     // Behind a barrier, as whatever lay in this memory may then be overwritten.
@@ -99,7 +95,7 @@ struct AttentionStage {
         for (unsigned at = blockIdx.x;; at += gridDim.x) {
             const Job<D> job(stage, chunks, at);
             if (at >= job.count) break;
-            if (at != blockIdx.x) sync();
+            if (at != blockIdx.x) sync_consumers();
             attend(wait, chunks, job);
         }
         if (chunks.count > 1) join(Wait{now, wait.stage, wait.failure}, chunks);
@@ -146,7 +142,7 @@ struct AttentionStage {
                 Cache::store(layer.v_cache + slot + i * WARP + lane, x[i]);
             }
         }
-        sync();
+        sync_consumers();
 
         const int g = lane / 4, t = lane % 4;  // as the matrix instruction numbers them
         const int steps = (job.end - job.begin + STEP - 1) / STEP;
@@ -190,7 +186,7 @@ struct AttentionStage {
 
         const int head_count = stage.head_count_kv * layer.group;
         memory.sums.out = memory.warp_out;
-        join_warps(gathered, job.heads, consumer.thread, CONSUMER_THREADS, memory.sums, sync,
+        join_warps(gathered, job.heads, consumer.thread, CONSUMER_THREADS, memory.sums, sync_consumers,
                    [&](int head, int d, float sum, float top, float all) {
                        head += job.first_head;
                        if (chunks.count == 1) {

@@ -131,7 +131,7 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
     switch (matrix.type) {
 #define MULTIPLY(NAME, TYPE, NUMBER) \
     case NUMBER: multiply<TYPE>(p, consumer, Slices(columns), matrix.pairs, partial, pitch); break;
-        STEP_TYPES(MULTIPLY)
+        QUANTIZED_TYPES(MULTIPLY)
 #undef MULTIPLY
         default:
             for_float(matrix.type,

@@ -5,8 +5,8 @@
 // is asked for at a time as keeps the memory busy, since whatever else a block reads waits in line behind it.
 //
 // A barrier's parity tells two phases apart, not three: a consumer may wait for entry e only when entry e - slots is
-// known to have come. It has waited for one at most ENTRIES_A_ROUND before e, and all more than `in_flight` before that
-// one have come, so the ring needs more slots than both together.
+// known to have come. It has waited for one not long before e, since warps take turns, and all more than `in_flight`
+// before that one have come: the ring needs more slots than both together (LEAST_SLOTS of src/cuda/launches/step.rs).
 #pragma once
 
 #include "../copy.cuh"
@@ -27,6 +27,9 @@ struct Place {
 // Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), the ring,
 // and what StepParams places behind it.
 constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, RING_AT = 1024;
+
+// A barrier of all consumers of a block.
+__device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory"); }
 
 // What lies at a place in dynamic shared memory.
 template <typename T>

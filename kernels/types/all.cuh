@@ -54,3 +54,22 @@
         QUANTIZED_TYPES(CASE)     \
         default: break;           \
     }
+
+// Value `column` of row `row` of a matrix of this type.
+__device__ __forceinline__ float matrix_value(int type, const uint8_t *weights, int columns, size_t row, int column) {
+    float value = 0.f;
+    if (is_float(type)) {
+        for_float(type, [&](auto chosen) {
+            using Type = decltype(chosen);
+            const uint8_t *values = weights + row * Type::stride(columns);
+            value = static_cast<float>(reinterpret_cast<const typename Type::Value *>(values)[column]);
+        });
+    } else {
+        const int units = unit_count(columns);
+#define VALUE(NAME, TYPE, NUMBER) \
+    case NUMBER: value = TYPE::value(unit_at<TYPE::Layout>(weights, units, row, column / UNIT), column % UNIT); break;
+        FOR_QUANTIZED(type, VALUE)
+#undef VALUE
+    }
+    return value;
+}
