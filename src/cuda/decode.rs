@@ -6,6 +6,7 @@
 //! weights of the norm that reads it next, and whoever reads that divides by the root mean square.
 
 use anyhow::{Result, bail};
+use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
     device::{Device, Launch},
@@ -14,7 +15,7 @@ use super::{
         Linear, decode_attention, decode_attention_splits, embed_token, gemv_add, gemv_store,
         gemv_swiglu,
     },
-    lowering::{Group, Heads, groups},
+    lowering::{Group, Heads, token_groups},
     params::{AttentionLayer, DecodeAttentionParams},
     scratch::Scratch,
     weights::DeviceWeights,
@@ -25,7 +26,7 @@ use crate::model::{
 };
 
 /// What the launches ask of the order of norms.
-pub const NORMS: &str = "decoding on CUDA takes a norm behind each write of the residual stream, and nowhere else: use --device cpu";
+const NORMS: &str = "decoding on CUDA takes a norm behind each write of the residual stream, and nowhere else: use --device cpu";
 
 /// The launches of one token, in order.
 ///
@@ -44,19 +45,12 @@ pub fn lower(
         bias: weights.vector(linear.bias.as_ref()),
         out,
     };
-    let mut groups = groups(decoder)?;
-    // There is one token, and its logits are wanted.
-    groups.retain(|group| !matches!(group, Group::Select));
-
+    let groups = token_groups(decoder)?;
     let mut launches = Vec::new();
     // Of the norm that made what is read.
     let mut epsilon = 0.0;
     for (i, group) in groups.iter().enumerate() {
-        // What writes the residual stream writes for the norm behind it as well.
-        let norm = || match groups.get(i + 1) {
-            Some(Group::Norm(Norm { weight, .. })) => Ok(weights.vector(Some(weight))),
-            _ => bail!(NORMS),
-        };
+        let norm = || norm_behind(groups.get(i + 1), weights);
         match group {
             Group::Embed { table, scale } => {
                 let table = weights.matrix(table);
@@ -96,6 +90,14 @@ pub fn lower(
         }
     }
     Ok(launches)
+}
+
+/// The weights of the norm that `next` is: what writes the residual stream writes for the norm behind it as well.
+pub fn norm_behind(next: Option<&Group>, weights: &DeviceWeights) -> Result<CUdeviceptr> {
+    match next {
+        Some(Group::Norm(Norm { weight, .. })) => Ok(weights.vector(Some(weight))),
+        _ => bail!(NORMS),
+    }
 }
 
 /// One layer's attention as a launch.

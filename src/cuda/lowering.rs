@@ -172,6 +172,16 @@ pub fn groups(decoder: &Decoder) -> Result<Vec<Group<'_>>> {
     Ok(groups)
 }
 
+/// The groups of a decoded token, whose logits are wanted.
+///
+/// # Errors
+/// As [`groups`].
+pub fn token_groups(decoder: &Decoder) -> Result<Vec<Group<'_>>> {
+    let mut groups = groups(decoder)?;
+    groups.retain(|group| !matches!(group, Group::Select));
+    Ok(groups)
+}
+
 impl<'a> Heads<'a> {
     /// Reads the operations up to an [`Op::Attend`], and returns what they come to and those behind.
     fn parse(decoder: &'a Decoder, ops: &'a [Op]) -> Result<(Self, &'a [Op])> {

@@ -3,22 +3,19 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{
-    decode::{NORMS, attention_layer},
+    decode::{attention_layer, norm_behind},
     device::{Device, Launch, PinnedBuffer},
     kv_cache::KvCache,
     launches::{STEP_STAGE_BYTES, StepLinear, StepStage, decode_attention_splits, step},
-    lowering::{Group, groups},
+    lowering::{Group, token_groups},
     params::StepParams,
     scratch::{Scratch, StepScratch},
     weights::DeviceWeights,
 };
-use crate::model::{
-    Decoder,
-    decoder::{Linear, Norm},
-};
+use crate::model::{Decoder, decoder::Linear};
 
 /// The step kernel, ready to be launched.
 pub struct Step {
@@ -98,18 +95,12 @@ fn lower(
         weights: weights.matrix(&linear.weights),
         bias: weights.vector(linear.bias.as_ref()),
     };
-    let mut groups = groups(decoder)?;
-    // There is one token, and its logits are wanted.
-    groups.retain(|group| !matches!(group, Group::Select));
-
+    let groups = token_groups(decoder)?;
     let mut stages = Vec::new();
     // Of the norm that made what is read.
     let mut epsilon = 0.0;
     for (i, group) in groups.iter().enumerate() {
-        let norm = || match groups.get(i + 1) {
-            Some(Group::Norm(Norm { weight, .. })) => Ok(weights.vector(Some(weight))),
-            _ => bail!(NORMS),
-        };
+        let norm = || norm_behind(groups.get(i + 1), weights);
         match group {
             Group::Embed { table, scale } => {
                 let stage = StepStage::Embed {
