@@ -6,7 +6,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use common::{
     gguf_writer::RandomModel,
-    gpu::{self, Test, TestResult, check},
+    gpu::{self, TYPES, Test, TestResult, check},
 };
 use sharpi::{
     backend::Backend,
@@ -108,15 +108,6 @@ fn main() {
         None => gpu::run(&tests, &[SMOLLM2]),
     }
 }
-
-/// Those that have kernels.
-const TYPES: [TensorType; 19] = {
-    use TensorType::*;
-    [
-        Q4_K, Q6_K, Q4_0, Q4_1, Q5_0, Q5_1, Q5_K, Q8_0, Q3_K, Q2_K, IQ4_NL, IQ4_XS, MXFP4, IQ3_S,
-        IQ3_XXS, IQ2_S, F16, BF16, F32,
-    ]
-};
 
 const SMOLLM2: &str = "reading_a_prompt_of_smollm2_follows_the_cpu_for_every_chunk_length";
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{
     gguf_writer::RandomModel,
-    gpu::{self, Test, TestResult, check},
+    gpu::{self, TYPES, Test, TestResult, check},
 };
 use sharpi::{
     backend::Backend,
@@ -41,15 +41,6 @@ fn main() {
     ];
     gpu::run(&tests, &[])
 }
-
-/// Those that have kernels.
-const TYPES: [TensorType; 19] = {
-    use TensorType::*;
-    [
-        Q4_K, Q6_K, Q4_0, Q4_1, Q5_0, Q5_1, Q5_K, Q8_0, Q3_K, Q2_K, IQ4_NL, IQ4_XS, MXFP4, IQ3_S,
-        IQ3_XXS, IQ2_S, F16, BF16, F32,
-    ]
-};
 
 fn random_model(random: &RandomModel) -> anyhow::Result<Arc<Model>> {
     let gguf = Gguf::from_bytes("random", random.file().to_bytes())?;

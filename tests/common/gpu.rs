@@ -3,10 +3,22 @@
 use std::env;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use sharpi::cuda::{self, Gpus};
+use sharpi::{
+    cuda::{self, Gpus},
+    quant::TensorType,
+};
 
 pub type TestResult = Result<(), Failed>;
 pub type Test = (&'static str, fn() -> TestResult);
+
+/// The tensor types that have kernels.
+pub const TYPES: [TensorType; 19] = {
+    use TensorType::*;
+    [
+        Q4_K, Q6_K, Q4_0, Q4_1, Q5_0, Q5_1, Q5_K, Q8_0, Q3_K, Q2_K, IQ4_NL, IQ4_XS, MXFP4, IQ3_S,
+        IQ3_XXS, IQ2_S, F16, BF16, F32,
+    ]
+};
 
 /// Runs the tests and ends the process; see [`trials`].
 pub fn run(tests: &[Test], lacking: &[&str]) -> ! {
