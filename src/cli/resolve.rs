@@ -233,15 +233,9 @@ fn compute(
 /// The step kernel runs only where the environment asks for it: separate kernels are the faster way as yet.
 fn step_disabled(given: bool) -> Option<String> {
     const VARIABLE: &str = "SHARPI_STEP_KERNEL";
-    let unasked = || (env::var_os(VARIABLE)? != "1").then(|| format!("{VARIABLE} is not 1"));
-    let unset = || {
-        env::var_os(VARIABLE)
-            .is_none()
-            .then(|| format!("{VARIABLE}=1 asks for it"))
-    };
+    let asked = env::var_os(VARIABLE).is_some_and(|value| value == "1");
     forbidden(given, "--no-step-kernel", VARIABLE)
-        .or_else(unset)
-        .or_else(unasked)
+        .or_else(|| (!asked).then(|| format!("{VARIABLE}=1 asks for it")))
 }
 
 /// What forbids a way of computing: the flag, where it is given, or else the environment's variable.

@@ -67,7 +67,7 @@ pub struct Options {
     pub chunk_len: Option<usize>,
     /// Why decoding must not be captured into a graph, if so; `None`: it is.
     pub graph_disabled: Option<String>,
-    /// Why the step kernel must not compute tokens, if so; `None`: it does, where it can.
+    /// Why the step kernel must never compute tokens, if so; `None`: it does, where it can.
     pub step_disabled: Option<String>,
 }
 
@@ -116,8 +116,12 @@ impl CudaBackend {
         let layout = KvLayout::new(&decoder, context_len, KvFormat::F16);
         let cache = KvCache::new(&device, layout)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
-        let step = Step::new(&device, &decoder, &weights, &scratch, &cache)
-            .map_err(|error| format!("{error:#}"));
+        // Its stages are megabytes: nobody waits for them who will not use them.
+        let step = match &options.step_disabled {
+            Some(reason) => Err(reason.clone()),
+            None => Step::new(&device, &decoder, &weights, &scratch, &cache)
+                .map_err(|error| format!("{error:#}")),
+        };
         let chunk_scratch = ChunkScratch::new(&device, &decoder, chunk)?;
         let choice = Choice::new(&device, decoder.vocab_size, context_len)?;
         let choosing = choice.launches(&scratch)?;
@@ -125,7 +129,7 @@ impl CudaBackend {
         let logits = device.allocate_pinned(LOGITS_LEN * decoder.vocab_size * size_of::<f32>())?;
         // SAFETY: each kernel was given its own parameter, and the backend drops the region before the memory.
         let mut region = unsafe { Region::new(&device, launches, step, choosing) };
-        region.set_step(options.step_disabled.clone());
+        region.set_step(None);
         region.set_graph(options.graph_disabled.clone());
         Ok(Self {
             limits: Limits {

@@ -195,29 +195,28 @@ impl StepScratch {
         let (memory, addresses) = take(device, &step_parts(device, decoder))?;
         let mut addresses = addresses.into_iter();
         let mut next = || addresses.next().expect("every buffer is a part");
+        let (stages, epochs) = (next(), next());
+        // Where no matrix has floats, nobody reads unquantized vectors.
+        let floats = has_floats(decoder);
+        let mut vector = || {
+            let (groups, values) = (next(), next());
+            StepVector {
+                groups,
+                values: if floats { values } else { 0 },
+            }
+        };
+        let (normed, activation) = (vector(), vector());
         let params = StepParams {
-            stages: next(),
-            epochs: next(),
-            normed: StepVector {
-                groups: next(),
-                values: next(),
-            },
-            activation: StepVector {
-                groups: next(),
-                values: next(),
-            },
+            stages,
+            epochs,
+            normed,
+            activation,
             qkv: next(),
             partial: next(),
             partial_sums: next(),
             ..StepParams::zeroed()
         };
-        Ok(Self {
-            memory,
-            params: match has_floats(decoder) {
-                true => params,
-                false => without_values(params),
-            },
-        })
+        Ok(Self { memory, params })
     }
 
     /// The buffers' addresses, and nothing else.
@@ -228,13 +227,6 @@ impl StepScratch {
     pub fn upload_stages(&self, stages: &[u8]) -> Result<()> {
         self.memory.upload(0, stages)
     }
-}
-
-/// Where no matrix has floats, nobody reads unquantized vectors.
-fn without_values(mut params: StepParams) -> StepParams {
-    params.normed.values = 0;
-    params.activation.values = 0;
-    params
 }
 
 fn has_floats(decoder: &Decoder) -> bool {

@@ -66,7 +66,9 @@ pub fn choose(
     let mut needs = Vec::new();
     for chunk_len in chunk_lens(options.chunk_len, most) {
         let mut parts = decode_parts(device, decoder);
-        parts.extend(step_parts(device, decoder));
+        if options.step_disabled.is_none() {
+            parts.extend(step_parts(device, decoder));
+        }
         parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);
         needs.push((
             Needs {

@@ -303,10 +303,9 @@ impl SharedNeeds {
         let mut needs = Self::default();
         for stage in stages {
             let columns = stage.columns as usize;
-            let matrices = &stage.matrix[..(stage.matrices as usize).min(3)];
             match stage.kind {
                 kind::EMBED => {
-                    let hidden = matrices[0].rows as usize * size_of::<f32>();
+                    let hidden = stage.matrix[0].rows as usize * size_of::<f32>();
                     needs.hidden = needs.hidden.max(hidden);
                 }
                 kind::ATTEND => {
@@ -315,6 +314,7 @@ impl SharedNeeds {
                     needs.attention = needs.attention.max(bytes);
                 }
                 _ => {
+                    let matrices = &stage.matrix[..stage.matrices as usize];
                     let rows: usize = matrices
                         .iter()
                         .map(|matrix| 2 * matrix.pairs as usize)
