@@ -354,15 +354,23 @@ struct StepProduct {
     int matrices;
     float factor;          // Embed: of the row; else the norm's epsilon
     const float *norm;     // (rows), Embed and Add: weights of the next norm
+    int rows;              // of all matrices' row pairs
+    int floats;            // whether a matrix is of floats
     StepMatrix matrix[3];  // Embed: the table, its share being of the columns; Qkv: three; Gate: gate and up; else one
+    int slices;            // into which quantized rows are cut
+    uint32_t slices_inverse;  // 2^32 / slices, rounded up
 };
-static_assert(sizeof(StepProduct) == 144, "StepProduct");
+static_assert(sizeof(StepProduct) == 160, "StepProduct");
 FIELD(StepProduct, kind, 0);
 FIELD(StepProduct, columns, 4);
 FIELD(StepProduct, matrices, 8);
 FIELD(StepProduct, factor, 12);
 FIELD(StepProduct, norm, 16);
-FIELD(StepProduct, matrix, 24);
+FIELD(StepProduct, rows, 24);
+FIELD(StepProduct, floats, 28);
+FIELD(StepProduct, matrix, 32);
+FIELD(StepProduct, slices, 152);
+FIELD(StepProduct, slices_inverse, 156);
 
 // Attention as a stage of the step kernel.
 struct StepAttention {
@@ -371,9 +379,9 @@ struct StepAttention {
     int splits;  // pieces of the context that are worked on side by side, at most
     int unused;
     AttentionLayer layer;
-    uint64_t padding[7];
+    uint64_t padding[9];
 };
-static_assert(sizeof(StepAttention) == 144, "StepAttention");
+static_assert(sizeof(StepAttention) == 160, "StepAttention");
 FIELD(StepAttention, kind, 0);
 FIELD(StepAttention, head_count_kv, 4);
 FIELD(StepAttention, splits, 8);
@@ -409,14 +417,12 @@ struct StepParams {
     // Where in dynamic shared memory, in bytes, lie
     int hidden;       // float (rows): the block's part of the residual stream
     int attention;    // AttentionMemory, where products have what follows
-    int q;            // int4 (units, 4): piece j of unit u's integers at [j][u]
-    int scales;       // float2 (units): of a unit's halves
-    int squares;      // float (groups)
+    int vector;       // GroupWords (groups): the vector that a product reads
+    int squares;      // float (groups): where it is a norm's, sums of the squares of what it was made of
     int unquantized;  // float (columns)
     int row_sums;     // float (rows of the block, slices)
-    int unused;
 };
-static_assert(sizeof(StepParams) == 144, "StepParams");
+static_assert(sizeof(StepParams) == 136, "StepParams");
 FIELD(StepParams, stages, 0);
 FIELD(StepParams, epochs, 8);
 FIELD(StepParams, inputs, 16);
@@ -433,12 +439,10 @@ FIELD(StepParams, slots_inverse, 104);
 FIELD(StepParams, in_flight, 108);
 FIELD(StepParams, hidden, 112);
 FIELD(StepParams, attention, 116);
-FIELD(StepParams, q, 120);
-FIELD(StepParams, scales, 124);
-FIELD(StepParams, squares, 128);
-FIELD(StepParams, unquantized, 132);
-FIELD(StepParams, row_sums, 136);
-FIELD(StepParams, unused, 140);
+FIELD(StepParams, vector, 120);
+FIELD(StepParams, squares, 124);
+FIELD(StepParams, unquantized, 128);
+FIELD(StepParams, row_sums, 132);
 
 // gate_tokens
 struct GateParams {

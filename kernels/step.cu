@@ -66,7 +66,7 @@ __device__ __forceinline__ void produce(const StepParams &p, StageBuffer &stages
             stream<D>(producer, as_attention(stage), position);
             continue;
         }
-        const bool ragged = Slices(stage.columns).ragged;
+        const bool ragged = Slices(stage).ragged;
         for (int m = 0; m < stage.matrices; m++) {
             if (stage.matrix[m].entry_bytes > 0) stream(producer, stage.matrix[m], ragged);
         }
@@ -97,30 +97,30 @@ struct Block {
     __device__ __forceinline__ void product(const StepProduct &stage, const Wait &wait, uint32_t now,
                                             StageBuffer &stages) const {
         const bool adds = stage.kind == ADD_TO_HIDDEN;
-        int rows = 0;
-        bool floats = false;
-        for (int m = 0; m < stage.matrices; m++) {
-            rows += stage.matrix[m].pairs * TILE_ROWS;
-            floats |= is_float(stage.matrix[m].type);
-        }
+        const int rows = stage.rows;
         // What the end takes is on its way before the wait.
         const float norm = adds && consumer.thread < stage.matrix[0].rows ? stage.norm[consumer.thread] : 0.f;
-        if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage.columns, floats, wait);
+        if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage.columns, !adds, stage.floats, wait);
         sync_consumers();
         stages.fetch_next(p, wait.stage, consumer.thread);
         int sums = p.row_sums;
 #pragma unroll 1
         for (int m = 0; m < stage.matrices; m++) {
-            multiply(p, consumer, stage.matrix[m], stage.columns, sums, rows);
+            multiply(p, consumer, stage, stage.matrix[m], sums);
             sums += stage.matrix[m].pairs * TILE_ROWS * sizeof(float);
         }
-        const float scale = adds ? 1.f : rms_scale(p.squares, consumer.lane, stage.columns, stage.factor);
+        // By a warp that has none of the last tiles.
+        if (!adds && consumer.first() == 0) {
+            const float scale = rms_scale(p.squares, consumer.lane, stage.columns, stage.factor);
+            if (elect()) *shared_at<float>(SCALE_AT) = scale;
+        }
         wait_for_copies<0>();
         sync_consumers();
+        const float scale = adds ? 1.f : *shared_at<float>(SCALE_AT);
 
         // The sum of row `i` of the block's, which is one of matrix `m`.
         const auto total = [&](int m, int i) {
-            const int count = is_float(stage.matrix[m].type) ? 1 : Slices(stage.columns).count;
+            const int count = is_float(stage.matrix[m].type) ? 1 : stage.slices;
             const float *partial = shared_at<const float>(p.row_sums) + i;
             float sum = partial[0];
             for (int s = 1; s < count; s++) sum += partial[s * rows];
@@ -179,7 +179,7 @@ struct Block {
 template <int D>
 __device__ __forceinline__ void run(const StepParams &p) {
     StageBuffer &consumed = shared_at<StageBuffer>(STAGES_AT)[0], &produced = shared_at<StageBuffer>(STAGES_AT)[1];
-    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= RING_AT);
+    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT);
     if (threadIdx.x == 0) Ring::init(p);
     consumed.fetch(p, 0, threadIdx.x);
     consumed.fetch(p, 1, threadIdx.x);

@@ -108,8 +108,8 @@ __device__ __forceinline__ void take(const Wait &wait, Has has, From from, Use u
 
 // Packets of one group of 32 quantized values: 8 words of integers, the scale, and the sum of the squares of what the
 // vector was made of, where the vector is a norm's.
-constexpr int GROUP_PACKETS = 4;
-constexpr int SCALE_WORD = 8, SQUARES_WORD = 9, GROUP_WORDS = 10;
+constexpr int GROUP_PACKETS = 4, SQUARES_PACKET = 3;
+constexpr int SCALE_WORD = 8, GROUP_WORDS = 9, SQUARES_WORD = 9;
 
 // Writes one group, held one value a lane, and `squares`, which all lanes have.
 __device__ __forceinline__ void put_group(const StepVector &to, int group, int lane, float value, float squares,

@@ -13,13 +13,13 @@ enum StepKind { EMBED, QKV, ATTEND, ADD_TO_HIDDEN, GATE, LOGITS };
 // How a matrix is cut along its columns.
 struct Slices {
     int units, count;
-    uint32_t inverse;  // 2^32 / count, rounded up
+    uint32_t inverse;  // of `count`
     bool ragged;       // tiles of a row pair differ in size: then each pair begins an entry
 
-    __device__ __forceinline__ explicit Slices(int columns)
-        : units(unit_count(columns)),
-          count((units + SLICE_UNITS - 1) / SLICE_UNITS),
-          inverse(0xffffffffu / count + 1),
+    __device__ __forceinline__ explicit Slices(const StepProduct &stage)
+        : units(unit_count(stage.columns)),
+          count(stage.slices),
+          inverse(stage.slices_inverse),
           ragged(count > 1 && units % SLICE_UNITS != 0) {}
 };
 
@@ -65,6 +65,24 @@ template <typename Layout>
 constexpr int ENTRY_TILES =
     SLOT_BYTES / Layout::tile_bytes(SLICE_UNITS) < SHARES ? SLOT_BYTES / Layout::tile_bytes(SLICE_UNITS) : SHARES;
 
+// What `gather` has brought of unit `unit`.
+__device__ __forceinline__ void load_unit(const StepParams &p, int unit, int4 (&q)[4], float (&scale)[2]) {
+    // Two groups of an odd number of words: lanes that read pairs of words do so from different banks.
+    uint32_t word[2 * GROUP_WORDS];
+#pragma unroll
+    for (int i = 0; i < GROUP_WORDS; i++) {
+        const uint2 pair = shared_at<const uint2>(p.vector)[unit * GROUP_WORDS + i];
+        word[2 * i] = pair.x, word[2 * i + 1] = pair.y;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint32_t *piece = word + i / 2 * GROUP_WORDS + i % 2 * 4;
+        q[i] = int4{int(piece[0]), int(piece[1]), int(piece[2]), int(piece[3])};
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) scale[i] = __uint_as_float(word[i * GROUP_WORDS + SCALE_WORD]);
+}
+
 // partial[s][i] of the rows i of a block's share, `pitch` values from one slice to the next.
 template <typename Type>
 __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const Slices &slices, int pairs,
@@ -86,15 +104,14 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
         const int n = min(slices.units - slice * SLICE_UNITS, SLICE_UNITS);
         const int lane = min(warp_lane, n - 1);  // lanes without a unit multiply another's by zero
         if (slice != held) {
-            const int unit = slice * SLICE_UNITS + lane;
             int4 q[4];
+            float scale[2];
+            load_unit(p, slice * SLICE_UNITS + lane, q, scale);
+            if (warp_lane >= n) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                q[j] = shared_at<const int4>(p.q)[j * slices.units + unit];
-                if (warp_lane >= n) q[j] = int4{};
+                for (int4 &piece : q) piece = int4{};
             }
-            const float2 scale = shared_at<const float2>(p.scales)[unit];
-            a.prepare(q, scale.x, scale.y);
+            a.prepare(q, scale[0], scale[1]);
             held = slice;
         }
         Ring::wait(place);
@@ -126,46 +143,45 @@ __device__ __forceinline__ void float_multiply(const StepParams &p, const Consum
     }
 }
 
-__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const StepMatrix &matrix, int columns,
-                                         int partial, int pitch) {
+__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const StepProduct &stage,
+                                         const StepMatrix &matrix, int partial) {
     switch (matrix.type) {
 #define MULTIPLY(NAME, TYPE, NUMBER) \
-    case NUMBER: multiply<TYPE>(p, consumer, Slices(columns), matrix.pairs, partial, pitch); break;
+    case NUMBER: multiply<TYPE>(p, consumer, Slices(stage), matrix.pairs, partial, stage.rows); break;
         QUANTIZED_TYPES(MULTIPLY)
 #undef MULTIPLY
         default:
             for_float(matrix.type,
-                      [&](auto type) { float_multiply<decltype(type)>(p, consumer, matrix, columns, partial); });
+                      [&](auto type) { float_multiply<decltype(type)>(p, consumer, matrix, stage.columns, partial); });
     }
 }
 
-// Brings a vector of `columns` values into shared memory as packets arrive; a barrier is to follow.
+// Brings a vector of `columns` values into shared memory as packets arrive, with its squares where it is a norm's; a
+// barrier is to follow.
 __device__ __forceinline__ void gather(const StepParams &p, const Consumer &consumer, const StepVector &from,
-                                       int columns, bool unquantized, const Wait &wait) {
+                                       int columns, bool normed, bool unquantized, const Wait &wait) {
     constexpr int AT_ONCE = 4;
-    const int units = unit_count(columns), groups = (columns + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
-    const auto word = [&](int group, int at, uint32_t value) {
-        const int unit = group / 2, half = group % 2;
-        if (at < SCALE_WORD) {
-            shared_at<uint32_t>(p.q)[((half * 2 + at / 4) * units + unit) * 4 + at % 4] = value;
-        } else if (at == SCALE_WORD) {
-            shared_at<uint32_t>(p.scales)[group] = value;
-        } else if (at == SQUARES_WORD) {
-            shared_at<uint32_t>(p.squares)[group] = value;
-        }
-    };
+    static_assert(CONSUMER_THREADS % GROUP_PACKETS == 0);
+    const int groups = (columns + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
+    const int part = consumer.thread % GROUP_PACKETS;  // of a group: the same in all of a thread's packets
+    const bool wanted = part < SQUARES_PACKET || normed;
     for (int first = consumer.thread; first < groups * GROUP_PACKETS; first += AT_ONCE * CONSUMER_THREADS) {
+        const uint4 *packets = from.groups + first;
         take<AT_ONCE>(
-            wait, [&](int i) { return first + i * CONSUMER_THREADS < groups * GROUP_PACKETS; },
-            [&](int i) { return from.groups + first + i * CONSUMER_THREADS; },
+            wait, [&](int i) { return wanted && first + i * CONSUMER_THREADS < groups * GROUP_PACKETS; },
+            [&](int i) { return packets + i * CONSUMER_THREADS; },
             [&](int i, const Packet &packet) {
-                const int at = first + i * CONSUMER_THREADS;
-#pragma unroll
-                for (int j = 0; j < 3; j++) word(at / GROUP_PACKETS, at % GROUP_PACKETS * 3 + j, packet.word[j]);
+                const int group = (first + i * CONSUMER_THREADS) / GROUP_PACKETS;
+                uint32_t *words = part < SQUARES_PACKET ? shared_at<uint32_t>(p.vector) + group * GROUP_WORDS + 3 * part
+                                                        : shared_at<uint32_t>(p.squares) + group;
+                words[0] = packet.word[0];
+                if (part < SQUARES_PACKET) words[1] = packet.word[1], words[2] = packet.word[2];
             });
     }
     // The second half of a last unit that has none.
-    if (groups % 2 == 1 && consumer.thread <= SCALE_WORD) word(groups, consumer.thread, 0);
+    if (groups % 2 == 1 && consumer.thread < GROUP_WORDS) {
+        shared_at<uint32_t>(p.vector)[groups * GROUP_WORDS + consumer.thread] = 0;
+    }
     if (unquantized) {
         for (int first = consumer.thread; first < columns; first += AT_ONCE * CONSUMER_THREADS) {
             take<AT_ONCE>(

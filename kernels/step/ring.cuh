@@ -5,15 +5,17 @@
 // is asked for at a time as keeps the memory busy, since whatever else a block reads waits in line behind it.
 //
 // A barrier's parity tells two phases apart, not three: a consumer may wait for entry e only when entry e - slots is
-// known to have come. It has waited for one not long before e, since warps take turns, and all more than `in_flight`
-// before that one have come: the ring needs more slots than both together (LEAST_SLOTS of src/cuda/launches/step.rs).
+// known to have come. All of a stage have when the next one begins. Within a stage it has waited for one not long before
+// e, since warps take turns, and all more than `in_flight` before that one have come: the ring needs as many slots as
+// both together (`stride` of src/cuda/launches/step.rs).
 #pragma once
 
 #include "../copy.cuh"
 
 namespace step {
 
-constexpr int CONSUMERS = 15;  // warps
+// Warps. A multiple of 6, so that in most matrices each warp has always the same slice of a row: its activations stay.
+constexpr int CONSUMERS = 12;
 constexpr int CONSUMER_THREADS = CONSUMERS * WARP;
 constexpr int SLOT_BYTES = 10'112;  // 4 tiles of Q4_K, 3 of Q6_K
 constexpr int MAX_SLOTS = 24;
@@ -24,9 +26,10 @@ struct Place {
     int slot, round;
 };
 
-// Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), the ring,
-// and what StepParams places behind it.
-constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, RING_AT = 1024;
+// Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), a norm's
+// scale, the ring, and what StepParams places behind it.
+constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, SCALE_AT = 1024,
+              RING_AT = 1152;
 
 // A barrier of all consumers of a block.
 __device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory"); }

@@ -211,23 +211,27 @@ params! {
     }
 
     /// A stage of the step kernel but attention, as one block does it.
-    StepProduct: 144 {
+    StepProduct: 160 {
         0 kind: i32,
         4 columns: i32,
         8 matrices: i32,
         12 factor: f32,
         16 norm: CUdeviceptr,
-        24 matrix: [StepMatrix; 3],
+        24 rows: i32,
+        28 floats: i32,
+        32 matrix: [StepMatrix; 3],
+        152 slices: i32,
+        156 slices_inverse: u32,
     }
 
     /// Attention as a stage of the step kernel.
-    StepAttention: 144 {
+    StepAttention: 160 {
         0 kind: i32,
         4 head_count_kv: i32,
         8 splits: i32,
         12 unused: i32,
         16 layer: AttentionLayer,
-        88 padding: [u64; 7],
+        88 padding: [u64; 9],
     }
 
     /// A vector between two stages of the step kernel.
@@ -237,7 +241,7 @@ params! {
     }
 
     /// `step_*`.
-    StepParams: 144 {
+    StepParams: 136 {
         0 stages: CUdeviceptr,
         8 epochs: CUdeviceptr,
         16 inputs: CUdeviceptr,
@@ -254,12 +258,10 @@ params! {
         108 in_flight: i32,
         112 hidden: i32,
         116 attention: i32,
-        120 q: i32,
-        124 scales: i32,
-        128 squares: i32,
-        132 unquantized: i32,
-        136 row_sums: i32,
-        140 unused: i32,
+        120 vector: i32,
+        124 squares: i32,
+        128 unquantized: i32,
+        132 row_sums: i32,
     }
 
     /// `gate_tokens`.

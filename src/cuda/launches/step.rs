@@ -70,20 +70,25 @@ mod kind {
 }
 
 /// Threads of a block: one warp more than `CONSUMERS` of `kernels/step/ring.cuh`.
-const THREADS: usize = 16 * WARP;
+const THREADS: usize = 13 * WARP;
 
 /// `RING_AT`, `SLOT_BYTES`, `MAX_SLOTS` and `SHARES` of `kernels/step/ring.cuh`.
-const RING_AT: usize = 1024;
+const RING_AT: usize = 1152;
 const SLOT_BYTES: usize = 10_112;
 const MAX_SLOTS: usize = 24;
 const SHARES: usize = 8;
 
+/// Of a vector in shared memory: two groups' integers and their scales.
+const UNIT_BYTES: usize = UNIT + 2 * 4;
+
 /// Entries of the ring that are asked for at a time: more do not come sooner, and activations wait behind them.
 const IN_FLIGHT: usize = 4;
 
-/// The fewest slots: a warp waits for every 15th tile, at least 2 of which make an entry, or for every 16th entry of cached
-/// keys and values; between two such entries and in flight there may be no more than the ring holds.
-const LEAST_SLOTS: usize = 16;
+/// Entries of the ring from one that a warp waits for to the next, at most: it takes every 12th tile, at least 2 of which
+/// make an entry, of up to 3 matrices; or what is cached of every 8th 16 tokens, which is an entry or two.
+const fn stride(head_dim: usize) -> usize {
+    if head_dim > 128 { 16 } else { 9 }
+}
 
 impl StepStage {
     /// The stage as block `block` of `blocks` does it.
@@ -136,7 +141,7 @@ impl StepStage {
                     splits: splits as i32,
                     unused: 0,
                     layer,
-                    padding: [0; 7],
+                    padding: [0; 9],
                 }));
             }
             Self::Add { matrix, norm } => {
@@ -164,6 +169,11 @@ impl StepStage {
                 }
             }
         }
+        let slices = (product.columns as usize).div_ceil(WARP * UNIT);
+        product.slices = slices as i32;
+        product.slices_inverse = inverse(slices);
+        product.rows = matrices.iter().map(|matrix| 2 * matrix.pairs).sum();
+        product.floats = matrices.iter().any(|matrix| matrix.entry_bytes == 0) as i32;
         product.matrices = matrices.len() as i32;
         product.matrix[..matrices.len()].copy_from_slice(&matrices);
         Ok(product)
@@ -174,6 +184,11 @@ impl From<Matrix> for StepLinear {
     fn from(weights: Matrix) -> Self {
         Self { weights, bias: 0 }
     }
+}
+
+/// 2^32 / `count`, rounded up: the kernel divides by it. Nothing is divided by 1.
+fn inverse(count: usize) -> u32 {
+    (u32::MAX / count as u32).wrapping_add(1)
 }
 
 /// A block's share of `count` values that are quantized in groups.
@@ -261,17 +276,18 @@ pub fn step(
     let needs = SharedNeeds::new(&of_blocks, attention.head_dim);
     let most = device.shared_bytes_per_block() - function.static_shared_bytes;
     let slots = (most.saturating_sub(RING_AT + needs.bytes()) / SLOT_BYTES).min(MAX_SLOTS);
+    let least_slots = stride(attention.head_dim) + IN_FLIGHT;
     ensure!(
-        slots >= LEAST_SLOTS + IN_FLIGHT,
+        slots >= least_slots,
         "it takes {} bytes of shared memory, and a block of {} may have {most}",
-        RING_AT + (LEAST_SLOTS + IN_FLIGHT) * SLOT_BYTES + needs.bytes(),
+        RING_AT + least_slots * SLOT_BYTES + needs.bytes(),
         device.name()
     );
     let shared_bytes = RING_AT + slots * SLOT_BYTES + needs.bytes();
     let params = StepParams {
         stage_count: stages.len() as i32,
         slots: slots as i32,
-        slots_inverse: (u32::MAX / slots as u32) + 1,
+        slots_inverse: inverse(slots),
         in_flight: IN_FLIGHT as i32,
         ..needs.place(RING_AT + slots * SLOT_BYTES, params)
     };
@@ -292,8 +308,9 @@ pub fn step(
 struct SharedNeeds {
     hidden: usize,
     attention: usize,
-    /// Of 64 values: what a product reads.
-    units: usize,
+    /// What a product reads.
+    vector: usize,
+    squares: usize,
     unquantized: usize,
     row_sums: usize,
 }
@@ -314,32 +331,25 @@ impl SharedNeeds {
                     needs.attention = needs.attention.max(bytes);
                 }
                 _ => {
-                    let matrices = &stage.matrix[..stage.matrices as usize];
-                    let rows: usize = matrices
-                        .iter()
-                        .map(|matrix| 2 * matrix.pairs as usize)
-                        .sum();
-                    let sums = rows * columns.div_ceil(WARP * UNIT) * size_of::<f32>();
+                    let units = columns.div_ceil(UNIT);
+                    let sums = stage.rows as usize * stage.slices as usize * size_of::<f32>();
                     needs.row_sums = needs.row_sums.max(sums);
-                    needs.units = needs.units.max(columns.div_ceil(UNIT));
-                    if matrices.iter().any(|matrix| matrix.entry_bytes == 0) {
+                    needs.vector = needs.vector.max(units * UNIT_BYTES);
+                    if stage.kind != kind::ADD {
+                        needs.squares = needs.squares.max(units * 2 * size_of::<f32>());
+                    }
+                    if stage.floats != 0 {
                         needs.unquantized = needs.unquantized.max(columns * size_of::<f32>());
                     }
                 }
             }
         }
         needs.hidden = needs.hidden.next_multiple_of(16);
-        needs.unquantized = needs.unquantized.next_multiple_of(16);
         needs
     }
 
-    /// Integers, scales and sums of squares of a unit.
-    fn quantized(&self) -> usize {
-        (self.units * (UNIT + 2 * 4 + 2 * 4)).next_multiple_of(16)
-    }
-
     fn bytes(&self) -> usize {
-        let product = self.quantized() + self.unquantized + self.row_sums;
+        let product = self.vector + self.squares + self.unquantized + self.row_sums;
         self.hidden + product.max(self.attention)
     }
 
@@ -349,11 +359,10 @@ impl SharedNeeds {
         StepParams {
             hidden: at as i32,
             attention: place(0),
-            q: place(0),
-            scales: place(self.units * UNIT),
-            squares: place(self.units * (UNIT + 8)),
-            unquantized: place(self.quantized()),
-            row_sums: place(self.quantized() + self.unquantized),
+            vector: place(0),
+            squares: place(self.vector),
+            unquantized: place(self.vector + self.squares),
+            row_sums: place(self.vector + self.squares + self.unquantized),
             ..params
         }
     }
