@@ -120,7 +120,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     sums.out = warp_out;
     const int head_count = layer.group * gridDim.x;
     const auto sync = [] { __syncthreads(); };
-    join_warps(gathered, heads, threadIdx.x, WARPS * WARP, sums, sync,
+    join_warps(gathered, heads, min((end - begin + STEP - 1) / STEP, WARPS), threadIdx.x, WARPS * WARP, sums, sync,
                [&](int head, int d, float sum, float top, float all) {
                    if (chunks.count == 1) {
                        store_group(p.out, ((first_head + head) * D + d) / ACTIVATION_GROUP, sum / all);

@@ -186,28 +186,24 @@ struct Gathered {
 template <int D>
 constexpr int JOINED_HEADS = D > 128 ? HEADS / 2 : HEADS;
 
-// The sums of all warps, in shared memory.
+// The sums of the warps, in shared memory.
 struct WarpSums {
     float largest[WARPS][HEADS], exponentials[WARPS][HEADS];
+    float top[HEADS], all[HEADS];
     float *out;  // (D + 1, JOINED_HEADS, WARPS)
-
-    __device__ __forceinline__ float top(int head) const {
-        float top = largest[0][head];
-        for (int w = 1; w < WARPS; w++) top = fmaxf(top, largest[w][head]);
-        return top;
-    }
 };
 
 // Adds up what the warps have gathered, in their order, and gives it value by value to `store(head, d, sum, top, all)`:
 // a sum of exponentials relative to the greatest score `top`, times values, and `all` without them. By `threads`
-// threads, this one being `thread`, of which warps from WARPS on have gathered nothing; `sync` is their barrier.
+// threads, this one being `thread`, of which only the first `warps` (at most WARPS) warps have gathered anything;
+// `sync` is their barrier.
 template <int D, typename Sync, typename Store>
-__device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int thread, int threads, WarpSums &sums,
-                                           Sync sync, Store store) {
+__device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int warps, int thread, int threads,
+                                           WarpSums &sums, Sync sync, Store store) {
     // A lane has two heads, 2t and 2t + 1: they are joined together, or one after the other.
     constexpr int ROUNDS = HEADS / JOINED_HEADS<D>;
     const int warp = thread / WARP, lane = thread % WARP, g = lane / 4, t = lane % 4;
-    if (warp < WARPS) {
+    if (warp < warps) {
         float &exponentials = gathered.exponentials;
         exponentials += __shfl_xor_sync(~0u, exponentials, 1);
         exponentials += __shfl_xor_sync(~0u, exponentials, 2);
@@ -217,33 +213,50 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
         }
     }
     sync();
+    float factor[2] = {};
+    if (warp < warps) {
+        // Lane `head` (of 8, four times over) has the sums of that head.
+        const int head = lane % HEADS;
+        float top = NO_SCORE, all = 0.f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            if (w < warps) top = fmaxf(top, sums.largest[w][head]);
+        }
+        if (warp == 0) {
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                if (w < warps) all += sums.exponentials[w][head] * exp2f(sums.largest[w][head] - top);
+            }
+            if (lane < HEADS) sums.top[head] = top, sums.all[head] = all;
+        }
+        const float own = exp2f(sums.largest[warp][head] - top);
+        factor[0] = __shfl_sync(~0u, own, 2 * t), factor[1] = __shfl_sync(~0u, own, 2 * t + 1);
+    }
 #pragma unroll
     for (int round = 0; round < ROUNDS; round++) {
         const int joined = (heads - round + ROUNDS - 1) / ROUNDS;
-        if (warp < WARPS) {
+        if (warp < warps) {
 #pragma unroll
             for (int i = round; i < (ROUNDS == 1 ? 2 : round + 1); i++) {
                 const int head = 2 * t + i;
                 if (head >= heads) continue;
-                const float factor = exp2f(sums.largest[warp][head] - sums.top(head));
                 float *to = sums.out + (warp * joined + head / ROUNDS) * (D + 1) + g * 8;
 #pragma unroll
                 for (int j = 0; j < D / 16; j++) {
-                    to[j / 4 * 64 + j % 4 * 2] = gathered.out[j][i] * factor;
-                    to[j / 4 * 64 + j % 4 * 2 + 1] = gathered.out[j][2 + i] * factor;
+                    to[j / 4 * 64 + j % 4 * 2] = gathered.out[j][i] * factor[i];
+                    to[j / 4 * 64 + j % 4 * 2 + 1] = gathered.out[j][2 + i] * factor[i];
                 }
             }
         }
         sync();
         for (int i = thread; i < joined * D; i += threads) {
             const int head = i / D * ROUNDS + round, d = i % D;
-            const float top = sums.top(head);
-            float sum = 0.f, all = 0.f;
-            for (int w = 0; w < WARPS; w++) {
-                sum += sums.out[(w * joined + i / D) * (D + 1) + d];
-                all += sums.exponentials[w][head] * exp2f(sums.largest[w][head] - top);
-            }
-            store(head, d, sum, top, all);
+            float part[WARPS], sum = 0.f;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) part[w] = w < warps ? sums.out[(w * joined + i / D) * (D + 1) + d] : 0.f;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) sum += part[w];
+            store(head, d, sum, sums.top[head], sums.all[head]);
         }
         if (round + 1 < ROUNDS) sync();
     }

@@ -326,7 +326,8 @@ FIELD(ChooseParams, text, 48);
 FIELD(ChooseParams, vocabulary, 56);
 FIELD(ChooseParams, unused, 60);
 
-// A block's share of a matrix in a product of the step kernel: row pairs, one after another.
+// A block's share of a matrix in a product of the step kernel: row pairs, one after another. Their tiles are entries of
+// the ring, `entry_tiles` at a time.
 struct StepMatrix {
     const uint8_t *weights;  // (columns, rows)
     const float *bias;       // (rows) or null
@@ -334,18 +335,22 @@ struct StepMatrix {
     int pairs;
     int rows;         // that the matrix has of them
     int first_row;    // where the first one is in the stage's output
-    int pair_bytes;   // of two rows
-    int entry_bytes;  // of the ring's entries that hold the tiles, but for the last ones; 0 where these are of floats
+    int bytes;        // of all tiles
+    int entry_tiles;  // 0 where the weights are floats, which are not in tiles
+    int entry_bytes;  // of so many tiles, each as long as the first one
+    int lacking;      // what the last tile of each pair has less than that, in bytes
 };
-static_assert(sizeof(StepMatrix) == 40, "StepMatrix");
+static_assert(sizeof(StepMatrix) == 48, "StepMatrix");
 FIELD(StepMatrix, weights, 0);
 FIELD(StepMatrix, bias, 8);
 FIELD(StepMatrix, type, 16);
 FIELD(StepMatrix, pairs, 20);
 FIELD(StepMatrix, rows, 24);
 FIELD(StepMatrix, first_row, 28);
-FIELD(StepMatrix, pair_bytes, 32);
-FIELD(StepMatrix, entry_bytes, 36);
+FIELD(StepMatrix, bytes, 32);
+FIELD(StepMatrix, entry_tiles, 36);
+FIELD(StepMatrix, entry_bytes, 40);
+FIELD(StepMatrix, lacking, 44);
 
 // A stage of the step kernel but attention, as one block does it: the embedding, or a product and what follows it.
 struct StepProduct {
@@ -359,8 +364,9 @@ struct StepProduct {
     StepMatrix matrix[3];  // Embed: the table, its share being of the columns; Qkv: three; Gate: gate and up; else one
     int slices;            // into which quantized rows are cut
     uint32_t slices_inverse;  // 2^32 / slices, rounded up
+    uint64_t padding;
 };
-static_assert(sizeof(StepProduct) == 160, "StepProduct");
+static_assert(sizeof(StepProduct) == 192, "StepProduct");
 FIELD(StepProduct, kind, 0);
 FIELD(StepProduct, columns, 4);
 FIELD(StepProduct, matrices, 8);
@@ -369,25 +375,22 @@ FIELD(StepProduct, norm, 16);
 FIELD(StepProduct, rows, 24);
 FIELD(StepProduct, floats, 28);
 FIELD(StepProduct, matrix, 32);
-FIELD(StepProduct, slices, 152);
-FIELD(StepProduct, slices_inverse, 156);
+FIELD(StepProduct, slices, 176);
+FIELD(StepProduct, slices_inverse, 180);
+FIELD(StepProduct, padding, 184);
 
 // Attention as a stage of the step kernel.
 struct StepAttention {
     int kind;  // StepKind
-    int head_count_kv;
-    int splits;  // pieces of the context that are worked on side by side, at most
     int unused;
     AttentionLayer layer;
-    uint64_t padding[9];
+    uint64_t padding[14];
 };
-static_assert(sizeof(StepAttention) == 160, "StepAttention");
+static_assert(sizeof(StepAttention) == 192, "StepAttention");
 FIELD(StepAttention, kind, 0);
-FIELD(StepAttention, head_count_kv, 4);
-FIELD(StepAttention, splits, 8);
-FIELD(StepAttention, unused, 12);
-FIELD(StepAttention, layer, 16);
-FIELD(StepAttention, padding, 88);
+FIELD(StepAttention, unused, 4);
+FIELD(StepAttention, layer, 8);
+FIELD(StepAttention, padding, 80);
 
 // A vector between two stages of the step kernel, as packets of it that carry an epoch (step/packet.cuh).
 struct StepVector {
@@ -421,8 +424,13 @@ struct StepParams {
     int squares;      // float (groups): where it is a norm's, sums of the squares of what it was made of
     int unquantized;  // float (columns)
     int row_sums;     // float (rows of the block, slices)
+    // Of all layers:
+    int head_count_kv;
+    int group;   // query heads of a key/value head
+    int splits;  // pieces of the context that are worked on side by side, at most
+    int unused;
 };
-static_assert(sizeof(StepParams) == 136, "StepParams");
+static_assert(sizeof(StepParams) == 152, "StepParams");
 FIELD(StepParams, stages, 0);
 FIELD(StepParams, epochs, 8);
 FIELD(StepParams, inputs, 16);
@@ -443,6 +451,10 @@ FIELD(StepParams, vector, 120);
 FIELD(StepParams, squares, 124);
 FIELD(StepParams, unquantized, 128);
 FIELD(StepParams, row_sums, 132);
+FIELD(StepParams, head_count_kv, 136);
+FIELD(StepParams, group, 140);
+FIELD(StepParams, splits, 144);
+FIELD(StepParams, unused, 148);
 
 // gate_tokens
 struct GateParams {

@@ -50,7 +50,7 @@ __device__ __forceinline__ void produce(const StepParams &p, StageBuffer &stages
     const auto fetch = [&](int s) {
         for (int piece = 0; piece < STAGE_PIECES; piece++) stages.fetch(p, s, piece);
     };
-    int position = -1;
+    bool first_attention = true;
     fetch(0);
     for (int s = 0; s < p.stage_count; s++) {
         commit_copies();
@@ -59,17 +59,17 @@ __device__ __forceinline__ void produce(const StepParams &p, StageBuffer &stages
         const StepProduct &stage = stages[s];
         if (stage.kind == EMBED) continue;
         if (stage.kind == ATTEND) {
-            if (position < 0) {
+            Jobs &jobs = *shared_at<Jobs>(PRODUCER_JOBS_AT);
+            if (first_attention) {
                 wait_for_predecessor();
-                position = __ldcg(p.inputs + 1);
+                jobs = Jobs(p, __ldcg(p.inputs + 1));
+                first_attention = false;
             }
-            stream<D>(producer, as_attention(stage), position);
+            stream<D>(producer, as_attention(stage), jobs);
             continue;
         }
-        const bool ragged = Slices(stage).ragged;
-        for (int m = 0; m < stage.matrices; m++) {
-            if (stage.matrix[m].entry_bytes > 0) stream(producer, stage.matrix[m], ragged);
-        }
+        const Slices slices(stage);
+        for (int m = 0; m < stage.matrices; m++) stream(producer, stage.matrix[m], slices);
     }
     wait_for_copies<0>();
 }
@@ -179,7 +179,8 @@ struct Block {
 template <int D>
 __device__ __forceinline__ void run(const StepParams &p) {
     StageBuffer &consumed = shared_at<StageBuffer>(STAGES_AT)[0], &produced = shared_at<StageBuffer>(STAGES_AT)[1];
-    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT);
+    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT && JOBS_AT + sizeof(Jobs) <= PRODUCER_JOBS_AT &&
+                  PRODUCER_JOBS_AT + sizeof(Jobs) <= RING_AT);
     if (threadIdx.x == 0) Ring::init(p);
     consumed.fetch(p, 0, threadIdx.x);
     consumed.fetch(p, 1, threadIdx.x);
@@ -195,6 +196,7 @@ __device__ __forceinline__ void run(const StepParams &p) {
     const uint32_t epoch = p.epochs[blockIdx.x];
     Consumer consumer;
     const Block<D> block{p, consumer, __ldcg(p.inputs), __ldcg(p.inputs + 1)};
+    if (threadIdx.x == 0) *shared_at<Jobs>(JOBS_AT) = Jobs(p, block.position);
     for (int s = 0; s < p.stage_count; s++) {
         consumer.begin_stage();
         const StepProduct &stage = consumed[s];

@@ -18,38 +18,48 @@ struct CacheEntry {
     static constexpr int COUNT = 2 * KEY_BYTES <= SLOT_BYTES ? 1 : 2;
 };
 
-// The jobs of a layer, and of the one at hand the tokens begin .. end for heads first_head .. first_head + heads.
-template <int D>
+// A job: for heads first_head .. first_head + heads, which share head_kv, the tokens begin .. end.
 struct Job {
-    unsigned count;
     int head_kv, split, first_head, heads;
     int begin, end;
+};
 
-    __device__ __forceinline__ Job(const StepAttention &stage, const decode_attention::Chunks &chunks, int job) {
-        using decode_attention::HEADS;
-        const int group = stage.layer.group, head_groups = (group + HEADS - 1) / HEADS;
-        count = stage.head_count_kv * head_groups * chunks.count;
-        head_kv = job % stage.head_count_kv;
-        const int head_group = job / stage.head_count_kv % head_groups;
-        split = job / (stage.head_count_kv * head_groups);
-        first_head = head_kv * group + head_group * HEADS;
-        heads = min(group - head_group * HEADS, HEADS);
-        begin = split * chunks.chunk;
-        end = min(begin + chunks.chunk, chunks.tokens);
+// The jobs of a step, which are the same in each layer, and the first one of a block: worked out once, as divisions
+// take long.
+struct Jobs {
+    decode_attention::Chunks chunks;
+    int head_groups, count;
+    Job first;
+
+    __device__ __forceinline__ Jobs(const StepParams &p, int position)
+        : chunks(position + 1, p.splits),
+          head_groups((p.group + decode_attention::HEADS - 1) / decode_attention::HEADS),
+          count(p.head_count_kv * head_groups * chunks.count),
+          first(at(p, blockIdx.x)) {}
+
+    __device__ __forceinline__ Job at(const StepParams &p, int job) const {
+        const int head_kv = job % p.head_count_kv, head_group = job / p.head_count_kv % head_groups;
+        const int split = job / (p.head_count_kv * head_groups);
+        const int before = head_group * decode_attention::HEADS, begin = split * chunks.chunk;
+        return {head_kv,
+                split,
+                head_kv * p.group + before,
+                min(p.group - before, decode_attention::HEADS),
+                begin,
+                min(begin + chunks.chunk, chunks.tokens)};
     }
 };
 
 // Asks for the cached keys and values of a block's jobs, without those of the newest token.
 template <int D>
-__device__ __forceinline__ void stream(Producer &producer, const StepAttention &stage, int position) {
+__device__ __forceinline__ void stream(Producer &producer, const StepAttention &stage, const Jobs &jobs) {
     using Cache = KvCache<D>;
     using Entry = CacheEntry<D>;
     using decode_attention::STEP;
     const AttentionLayer &layer = stage.layer;
-    const decode_attention::Chunks chunks(position + 1, stage.splits);
-    for (unsigned at = blockIdx.x;; at += gridDim.x) {
-        const Job<D> job(stage, chunks, at);
-        if (at >= job.count) break;
+    const int position = jobs.chunks.tokens - 1;
+    Job job = jobs.first;
+    for (int at = blockIdx.x; at < jobs.count;) {
         for (int from = job.begin; from < job.end; from += STEP) {
             const int bytes = min(position - from, STEP) * D * int(sizeof(half));
             const size_t row = Cache::row(job.head_kv, Cache::slot_of(from, layer.context), layer.context) * D;
@@ -62,6 +72,8 @@ __device__ __forceinline__ void stream(Producer &producer, const StepAttention &
             if (bytes > 0) producer.copy(Entry::COUNT == 1 ? Entry::KEY_BYTES : 0, layer.v_cache + row, bytes);
             producer.end();
         }
+        at += gridDim.x;
+        if (at < jobs.count) job = jobs.at(producer.p, at);
     }
 }
 
@@ -91,14 +103,18 @@ struct AttentionStage {
 
     // Behind a barrier, as whatever lay in this memory may then be overwritten.
     __device__ __forceinline__ void run(const Wait &wait) const {
-        const decode_attention::Chunks chunks(position + 1, stage.splits);
-        for (unsigned at = blockIdx.x;; at += gridDim.x) {
-            const Job<D> job(stage, chunks, at);
-            if (at >= job.count) break;
-            if (at != blockIdx.x) sync_consumers();
-            attend(wait, chunks, job);
+        const Jobs &jobs = *shared_at<Jobs>(JOBS_AT);
+        if (int(blockIdx.x) < jobs.count) {
+            Job job = jobs.first;
+            for (int at = blockIdx.x;;) {
+                attend(wait, jobs.chunks, job);
+                at += gridDim.x;
+                if (at >= jobs.count) break;
+                sync_consumers();
+                job = jobs.at(p, at);
+            }
         }
-        if (chunks.count > 1) join(Wait{now, wait.stage, wait.failure}, chunks);
+        if (jobs.chunks.count > 1) join(Wait{now, wait.stage, wait.failure}, jobs.chunks);
     }
 
     __device__ __forceinline__ void load_head(const Wait &wait, int row, float (&x)[D / WARP]) const {
@@ -108,13 +124,12 @@ struct AttentionStage {
     }
 
     __device__ __forceinline__ void attend(const Wait &wait, const decode_attention::Chunks &chunks,
-                                           const Job<D> &job) const {
+                                           const Job &job) const {
         using namespace decode_attention;
         using Entry = CacheEntry<D>;
         const AttentionLayer &layer = stage.layer;
         const int warp = consumer.warp, lane = consumer.lane;
-        const int key_row = stage.head_count_kv * layer.group * D + job.head_kv * D,
-                  value_row = key_row + stage.head_count_kv * D;
+        const int key_row = p.head_count_kv * p.group * D + job.head_kv * D, value_row = key_row + p.head_count_kv * D;
         const bool newest = job.end == chunks.tokens;
         Memory &memory = this->memory();
         const HeadRope<D> head_rope(layer, position);
@@ -184,10 +199,10 @@ struct AttentionStage {
         }
         consumer.pass(0, steps * Entry::COUNT);
 
-        const int head_count = stage.head_count_kv * layer.group;
+        const int head_count = p.head_count_kv * p.group;
         memory.sums.out = memory.warp_out;
-        join_warps(gathered, job.heads, consumer.thread, CONSUMER_THREADS, memory.sums, sync_consumers,
-                   [&](int head, int d, float sum, float top, float all) {
+        join_warps(gathered, job.heads, min(steps, WARPS), consumer.thread, CONSUMER_THREADS, memory.sums,
+                   sync_consumers, [&](int head, int d, float sum, float top, float all) {
                        head += job.first_head;
                        if (chunks.count == 1) {
                            put_group(p.activation, (head * D + d) / ACTIVATION_GROUP, consumer.lane, sum / all, 0.f,
@@ -206,7 +221,7 @@ struct AttentionStage {
     __device__ __forceinline__ void join(const Wait &wait, const decode_attention::Chunks &chunks) const {
         using namespace decode_attention;
         constexpr int AT_ONCE = 16;
-        const int head_count = stage.head_count_kv * stage.layer.group, groups = head_count * (D / ACTIVATION_GROUP);
+        const int head_count = p.head_count_kv * p.group, groups = head_count * (D / ACTIVATION_GROUP);
         for (int group = blockIdx.x + consumer.warp * gridDim.x; group < groups; group += CONSUMERS * gridDim.x) {
             const int head = group / (D / ACTIVATION_GROUP), d = group % (D / ACTIVATION_GROUP) * WARP + consumer.lane;
             float tops[MAX_SPLITS / WARP], all[MAX_SPLITS / WARP];

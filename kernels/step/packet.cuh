@@ -27,15 +27,14 @@ struct Wait {
     int stage;
     uint64_t *failure;
 
-    // Polls with `arrived()` until it is true. Ends the kernel, and with it all that the process does on the GPU, when
+    // Polls with `poll()` until `arrived()`. Ends the kernel, and with it all that the process does on the GPU, when
     // that takes too long: the host then finds the stage (from 1 on) and the block.
-    template <typename Arrived>
-    __device__ __forceinline__ void until(Arrived arrived) const {
-        if (arrived()) return;
+    template <typename Arrived, typename Poll>
+    __device__ __forceinline__ void until(Arrived arrived, Poll poll) const {
         uint64_t since = 0;
-        for (int polls = 1;; polls++) {
+        for (int polls = 1; !arrived(); polls++) {
             __nanosleep(40);
-            if (arrived()) return;
+            poll();
             if (polls % POLLS_A_LOOK == 0) {
                 const uint64_t now = nanoseconds();
                 if (since == 0) since = now;
@@ -90,16 +89,25 @@ template <int N, typename Has, typename From, typename Use>
 __device__ __forceinline__ void take(const Wait &wait, Has has, From from, Use use) {
     // Registers that are not always written before they are read would be kept for the whole kernel.
     decltype(peek(from(0))) packet[N] = {};
-    wait.until([&] {
-        bool arrived = true;
+    const auto here = [&](int i) { return !has(i) || packet[i].epoch == wait.epoch; };
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            if (has(i)) packet[i] = peek(from(i));
-        }
+    for (int i = 0; i < N; i++) {
+        if (has(i)) packet[i] = peek(from(i));
+    }
+    wait.until(
+        [&] {
+            bool all = true;
 #pragma unroll
-        for (int i = 0; i < N; i++) arrived &= !has(i) || packet[i].epoch == wait.epoch;
-        return arrived;
-    });
+            for (int i = 0; i < N; i++) all &= here(i);
+            return all;
+        },
+        [&] {
+    // Only what lacks: a poll of all by all would take as much from the L2 cache as the weights do.
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                if (!here(i)) packet[i] = peek(from(i));
+            }
+        });
 #pragma unroll
     for (int i = 0; i < N; i++) {
         if (has(i)) use(i, packet[i]);

@@ -14,28 +14,34 @@ enum StepKind { EMBED, QKV, ATTEND, ADD_TO_HIDDEN, GATE, LOGITS };
 struct Slices {
     int units, count;
     uint32_t inverse;  // of `count`
-    bool ragged;       // tiles of a row pair differ in size: then each pair begins an entry
 
     __device__ __forceinline__ explicit Slices(const StepProduct &stage)
         : units(unit_count(stage.columns)),
           count(stage.slices),
-          inverse(stage.slices_inverse),
-          ragged(count > 1 && units % SLICE_UNITS != 0) {}
+          inverse(stage.slices_inverse) {}
+
+    // The row pair that a tile belongs to.
+    __device__ __forceinline__ int pair_of(int tile) const { return count == 1 ? tile : __umulhi(tile, inverse); }
 };
 
 // Asks for a block's share of a matrix, entry by entry.
-__device__ __forceinline__ void stream(Producer &producer, const StepMatrix &matrix, bool ragged) {
+__device__ __forceinline__ void stream(Producer &producer, const StepMatrix &matrix, const Slices &slices) {
+    if (matrix.entry_tiles == 0) return;
     const uint8_t *from = matrix.weights;
-    const int run_bytes = ragged ? matrix.pair_bytes : matrix.pairs * matrix.pair_bytes;
-    const int entry_bytes = matrix.entry_bytes;
-    for (int runs = ragged ? matrix.pairs : 1; runs > 0; runs--) {
-        for (int left = run_bytes; left > 0; left -= entry_bytes) {
-            const int bytes = min(left, entry_bytes);
-            producer.begin(bytes);
-            producer.copy(0, from, bytes);
-            producer.end();
-            from += bytes;
+    const int entry_tiles = matrix.entry_tiles, entry_bytes = matrix.entry_bytes, lacking = matrix.lacking;
+    int tile = 0;
+    for (int left = matrix.bytes; left > 0;) {
+        int bytes = entry_bytes;
+        if (lacking > 0) {
+            bytes -= (slices.pair_of(tile + entry_tiles) - slices.pair_of(tile)) * lacking;
+            tile += entry_tiles;
         }
+        bytes = min(left, bytes);
+        producer.begin(bytes);
+        producer.copy(0, from, bytes);
+        producer.end();
+        from += bytes;
+        left -= bytes;
     }
 }
 
@@ -83,27 +89,33 @@ __device__ __forceinline__ void load_unit(const StepParams &p, int unit, int4 (&
     for (int i = 0; i < 2; i++) scale[i] = __uint_as_float(word[i * GROUP_WORDS + SCALE_WORD]);
 }
 
+// The products of a tile's two rows.
+template <typename Type>
+__device__ __forceinline__ float2 dots(const uint8_t *weights, int n, int lane, const typename Type::Activations &a) {
+    return {Type::dot(weights, n, 0, lane, a), Type::dot(weights, n, 1, lane, a)};
+}
+
 // partial[s][i] of the rows i of a block's share, `pitch` values from one slice to the next.
 template <typename Type>
-__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const Slices &slices, int pairs,
-                                         int partial, int pitch) {
+__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const Slices &slices,
+                                         const StepMatrix &matrix, int partial, int pitch) {
     using Layout = typename Type::Layout;
-    constexpr int TILES = ENTRY_TILES<Layout>, TILE_BYTES = Layout::tile_bytes(SLICE_UNITS);
-    const int tiles = pairs * slices.count, warp_lane = consumer.lane;
-    const int pair_entries = (slices.count + TILES - 1) / TILES;
-    // The last tile of a short row is shorter.
-    const int tile_bytes = slices.units < SLICE_UNITS ? Layout::tile_bytes(slices.units) : TILE_BYTES;
+    constexpr int TILES = ENTRY_TILES<Layout>;
+    const int tiles = matrix.pairs * slices.count, warp_lane = consumer.lane;
+    // A single tile of a short row is shorter.
+    const int tile_bytes = Layout::tile_bytes(min(slices.units, SLICE_UNITS));
+    const int first = consumer.first();
+    int pair = slices.pair_of(first), slice = first - pair * slices.count;
+    const int pair_step = slices.pair_of(CONSUMERS), slice_step = CONSUMERS - pair_step * slices.count;
+    int tile = first % TILES;  // of its entry
+    Place place = Ring::place(p, consumer.entries + first / TILES);
     typename Type::Activations a = {};  // or it would be kept from one call to the next
-    int held = -1;
+    int held = -1, n = 0, lane = 0;
 #pragma unroll 1
-    for (int i = consumer.first(); i < tiles; i += CONSUMERS) {
-        const int pair = slices.count == 1 ? i : __umulhi(i, slices.inverse), slice = i - pair * slices.count;
-        const int in_run = slices.ragged ? slice : i, run = slices.ragged ? slices.count : tiles;
-        const int entry = in_run / TILES, tile = in_run - entry * TILES;
-        const Place place = Ring::place(p, consumer.entries + (slices.ragged ? pair * pair_entries : 0) + entry);
-        const int n = min(slices.units - slice * SLICE_UNITS, SLICE_UNITS);
-        const int lane = min(warp_lane, n - 1);  // lanes without a unit multiply another's by zero
+    for (int i = first; i < tiles; i += CONSUMERS) {
         if (slice != held) {
+            n = min(slices.units - slice * SLICE_UNITS, SLICE_UNITS);
+            lane = min(warp_lane, n - 1);  // lanes without a unit multiply another's by zero
             int4 q[4];
             float scale[2];
             load_unit(p, slice * SLICE_UNITS + lane, q, scale);
@@ -114,21 +126,31 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
             a.prepare(q, scale[0], scale[1]);
             held = slice;
         }
+        int offset = tile * tile_bytes;
+        if (matrix.lacking > 0) offset -= (pair - slices.pair_of(i - tile)) * matrix.lacking;
+        const uint8_t *weights = Ring::entry(place) + offset;
         Ring::wait(place);
-        const uint8_t *weights = Ring::entry(place) + tile * tile_bytes;
-        const float sum0 = Type::dot(weights, n, 0, lane, a), sum1 = Type::dot(weights, n, 1, lane, a);
+        // Where nothing lacks, all places in the tile are constants.
+        const float2 sums =
+            n == SLICE_UNITS ? dots<Type>(weights, SLICE_UNITS, warp_lane, a) : dots<Type>(weights, n, lane, a);
         __syncwarp();
         // The last tile of an entry stands for those that it lacks.
-        if (elect()) Ring::release(place, tile == TILES - 1 || in_run == run - 1 ? SHARES - tile : 1);
+        if (elect()) Ring::release(place, tile == TILES - 1 || i == tiles - 1 ? SHARES - tile : 1);
         const bool upper = warp_lane & 16;
-        float sum = (upper ? sum1 : sum0) + __shfl_xor_sync(~0u, upper ? sum0 : sum1, 16);
+        float sum = (upper ? sums.y : sums.x) + __shfl_xor_sync(~0u, upper ? sums.x : sums.y, 16);
 #pragma unroll
         for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
         if (warp_lane % 16 == 0) {
             shared_at<float>(partial)[slice * pitch + pair * TILE_ROWS + warp_lane / 16] = sum;
         }
+        pair += pair_step, slice += slice_step;
+        if (slice >= slices.count) slice -= slices.count, pair++;
+        tile += CONSUMERS % TILES;
+        const bool next = tile >= TILES;
+        if (next) tile -= TILES;
+        Ring::advance(p, place, CONSUMERS / TILES + next);
     }
-    consumer.pass(tiles, slices.ragged ? pairs * pair_entries : (tiles + TILES - 1) / TILES);
+    consumer.pass(tiles, (tiles + TILES - 1) / TILES);
 }
 
 // Rows of floats come straight from memory, and have one slice.
@@ -147,7 +169,7 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
                                          const StepMatrix &matrix, int partial) {
     switch (matrix.type) {
 #define MULTIPLY(NAME, TYPE, NUMBER) \
-    case NUMBER: multiply<TYPE>(p, consumer, Slices(stage), matrix.pairs, partial, stage.rows); break;
+    case NUMBER: multiply<TYPE>(p, consumer, Slices(stage), matrix, partial, stage.rows); break;
         QUANTIZED_TYPES(MULTIPLY)
 #undef MULTIPLY
         default:

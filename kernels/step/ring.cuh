@@ -5,9 +5,9 @@
 // is asked for at a time as keeps the memory busy, since whatever else a block reads waits in line behind it.
 //
 // A barrier's parity tells two phases apart, not three: a consumer may wait for entry e only when entry e - slots is
-// known to have come. All of a stage have when the next one begins. Within a stage it has waited for one not long before
-// e, since warps take turns, and all more than `in_flight` before that one have come: the ring needs as many slots as
-// both together (`stride` of src/cuda/launches/step.rs).
+// known to have come. All of a stage have when the next one begins. Within a stage it has waited for one not long
+// before e, since warps take turns, and all more than `in_flight` before that one have come: the ring needs as many
+// slots as both together (`stride` of src/cuda/launches/step.rs).
 #pragma once
 
 #include "../copy.cuh"
@@ -27,9 +27,9 @@ struct Place {
 };
 
 // Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), a norm's
-// scale, the ring, and what StepParams places behind it.
-constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, SCALE_AT = 1024,
-              RING_AT = 1152;
+// scale, the jobs of attention, the ring, and what StepParams places behind it.
+constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, SCALE_AT = 1152,
+              JOBS_AT = 1168, PRODUCER_JOBS_AT = 1216, RING_AT = 1280;
 
 // A barrier of all consumers of a block.
 __device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory"); }
@@ -60,6 +60,11 @@ struct Ring {
         const int round = __umulhi(entry, p.slots_inverse);
         return {static_cast<int>(entry) - round * p.slots, round};
     }
+    // The place of the entry that comes `entries` (less than all slots) after the one at `place`.
+    __device__ static __forceinline__ void advance(const StepParams &p, Place &place, int entries) {
+        place.slot += entries;
+        if (place.slot >= p.slots) place.slot -= p.slots, place.round++;
+    }
     __device__ static __forceinline__ const uint8_t *entry(const Place &place) {
         return shared_at<const uint8_t>(RING_AT) + place.slot * SLOT_BYTES;
     }
@@ -85,15 +90,12 @@ struct Producer {
 
     __device__ __forceinline__ explicit Producer(const StepParams &p) : p(p), policy(read_once()) {}
 
-    __device__ __forceinline__ void advance(Place &place) const {
-        if (++place.slot == p.slots) place = {0, place.round + 1};
-    }
     // Waits for room, and announces the next entry's bytes.
     __device__ __forceinline__ void begin(int bytes) {
         if (next.round > 0) Ring::empty(next.slot).wait(next.round & 1 ^ 1);
         if (entry >= p.in_flight) {
             Ring::wait(oldest);
-            advance(oldest);
+            Ring::advance(p, oldest, 1);
         }
         expect_bytes(Ring::full(next.slot), bytes);
     }
@@ -109,7 +111,7 @@ struct Producer {
     }
     __device__ __forceinline__ void end() {
         entry++;
-        advance(next);
+        Ring::advance(p, next, 1);
     }
 };
 

@@ -199,19 +199,21 @@ params! {
     }
 
     /// A block's share of a matrix, in the step kernel.
-    StepMatrix: 40 {
+    StepMatrix: 48 {
         0 weights: CUdeviceptr,
         8 bias: CUdeviceptr,
         16 tensor_type: i32,
         20 pairs: i32,
         24 rows: i32,
         28 first_row: i32,
-        32 pair_bytes: i32,
-        36 entry_bytes: i32,
+        32 bytes: i32,
+        36 entry_tiles: i32,
+        40 entry_bytes: i32,
+        44 lacking: i32,
     }
 
     /// A stage of the step kernel but attention, as one block does it.
-    StepProduct: 160 {
+    StepProduct: 192 {
         0 kind: i32,
         4 columns: i32,
         8 matrices: i32,
@@ -220,18 +222,17 @@ params! {
         24 rows: i32,
         28 floats: i32,
         32 matrix: [StepMatrix; 3],
-        152 slices: i32,
-        156 slices_inverse: u32,
+        176 slices: i32,
+        180 slices_inverse: u32,
+        184 padding: u64,
     }
 
     /// Attention as a stage of the step kernel.
-    StepAttention: 160 {
+    StepAttention: 192 {
         0 kind: i32,
-        4 head_count_kv: i32,
-        8 splits: i32,
-        12 unused: i32,
-        16 layer: AttentionLayer,
-        88 padding: [u64; 9],
+        4 unused: i32,
+        8 layer: AttentionLayer,
+        80 padding: [u64; 14],
     }
 
     /// A vector between two stages of the step kernel.
@@ -241,7 +242,7 @@ params! {
     }
 
     /// `step_*`.
-    StepParams: 136 {
+    StepParams: 152 {
         0 stages: CUdeviceptr,
         8 epochs: CUdeviceptr,
         16 inputs: CUdeviceptr,
@@ -262,6 +263,10 @@ params! {
         124 squares: i32,
         128 unquantized: i32,
         132 row_sums: i32,
+        136 head_count_kv: i32,
+        140 group: i32,
+        144 splits: i32,
+        148 unused: i32,
     }
 
     /// `gate_tokens`.

@@ -9,7 +9,7 @@ use super::{
     decode::{attention_layer, norm_behind},
     device::{Device, Launch, PinnedBuffer},
     kv_cache::KvCache,
-    launches::{STEP_STAGE_BYTES, StepLinear, StepStage, decode_attention_splits, step},
+    launches::{STEP_STAGE_BYTES, StepLinear, StepStage, step},
     lowering::{Group, token_groups},
     params::StepParams,
     scratch::{Scratch, StepScratch},
@@ -43,11 +43,14 @@ impl Step {
         let mut attentions = decoder.layers.iter().map(|layer| &layer.attention);
         let attention = attentions.next().context("there are no layers")?;
         ensure!(
-            attentions.all(|other| other.head_dim == attention.head_dim),
-            "the layers' heads differ in size"
+            attentions.all(|other| {
+                (other.head_dim, other.head_count, other.head_count_kv)
+                    == (attention.head_dim, attention.head_count, attention.head_count_kv)
+            }),
+            "the layers' heads differ in size or number"
         );
         let (names, stages): (Vec<_>, Vec<_>) =
-            lower(device, decoder, weights, cache)?.into_iter().unzip();
+            lower(decoder, weights, cache)?.into_iter().unzip();
         let step_scratch = StepScratch::new(device, decoder)?;
         let failure = device.allocate_pinned(size_of::<u64>())?;
         let params = StepParams {
@@ -86,7 +89,6 @@ pub fn stages_bytes(device: &Device, decoder: &Decoder) -> usize {
 
 /// The stages, and what messages call them.
 fn lower(
-    device: &Device,
     decoder: &Decoder,
     weights: &DeviceWeights,
     cache: &KvCache,
@@ -115,13 +117,7 @@ fn lower(
                 let matrices = [linear(q), linear(k), linear(v)];
                 let stage = StepStage::Qkv { matrices, epsilon };
                 stages.push((q.weights.name().to_owned(), stage));
-                let attention = heads.attention;
-                let (head_count_kv, group) = (attention.head_count_kv, attention.group());
-                let stage = StepStage::Attend {
-                    head_count_kv,
-                    splits: decode_attention_splits(device, head_count_kv, group),
-                    layer: attention_layer(weights, cache, heads),
-                };
+                let stage = StepStage::Attend(attention_layer(weights, cache, heads));
                 stages.push((format!("attention of layer {}", heads.layer), stage));
             }
             Group::Gate { gate, up } => {

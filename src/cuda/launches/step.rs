@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{GROUP, WARP, for_head_dim};
+use super::{GROUP, WARP, decode_attention_splits, for_head_dim};
 use crate::{
     cuda::{
         device::{Device, Launch, Parameter},
@@ -30,12 +30,7 @@ pub enum StepStage {
         matrices: [StepLinear; 3],
         epsilon: f32,
     },
-    Attend {
-        head_count_kv: usize,
-        /// Pieces of the context that are worked on side by side, at most.
-        splits: usize,
-        layer: AttentionLayer,
-    },
+    Attend(AttentionLayer),
     /// `x += W a`, and x times the norm's weights, f32 (rows).
     Add { matrix: Matrix, norm: CUdeviceptr },
     /// `silu(gate rms_norm(x)) * (up rms_norm(x))`
@@ -73,7 +68,7 @@ mod kind {
 const THREADS: usize = 13 * WARP;
 
 /// `RING_AT`, `SLOT_BYTES`, `MAX_SLOTS` and `SHARES` of `kernels/step/ring.cuh`.
-const RING_AT: usize = 1152;
+const RING_AT: usize = 1280;
 const SLOT_BYTES: usize = 10_112;
 const MAX_SLOTS: usize = 24;
 const SHARES: usize = 8;
@@ -85,9 +80,10 @@ const UNIT_BYTES: usize = UNIT + 2 * 4;
 const IN_FLIGHT: usize = 4;
 
 /// Entries of the ring from one that a warp waits for to the next, at most: it takes every 12th tile, at least 2 of which
-/// make an entry, of up to 3 matrices; or what is cached of every 8th 16 tokens, which is an entry or two.
+/// make an entry, and up to 3 matrices begin a new one; or what is cached of every 8th 16 tokens, keys and values
+/// together or keys before values.
 const fn stride(head_dim: usize) -> usize {
-    if head_dim > 128 { 16 } else { 9 }
+    if head_dim > 128 { 15 } else { 8 }
 }
 
 impl StepStage {
@@ -130,18 +126,12 @@ impl StepStage {
                     matrices.push(matrix);
                 }
             }
-            Self::Attend {
-                head_count_kv,
-                splits,
-                layer,
-            } => {
+            Self::Attend(layer) => {
                 return Ok(bytemuck::cast(StepAttention {
                     kind: kind::ATTEND,
-                    head_count_kv: head_count_kv as i32,
-                    splits: splits as i32,
                     unused: 0,
                     layer,
-                    padding: [0; 9],
+                    padding: [0; 14],
                 }));
             }
             Self::Add { matrix, norm } => {
@@ -173,7 +163,7 @@ impl StepStage {
         product.slices = slices as i32;
         product.slices_inverse = inverse(slices);
         product.rows = matrices.iter().map(|matrix| 2 * matrix.pairs).sum();
-        product.floats = matrices.iter().any(|matrix| matrix.entry_bytes == 0) as i32;
+        product.floats = matrices.iter().any(|matrix| matrix.entry_tiles == 0) as i32;
         product.matrices = matrices.len() as i32;
         product.matrix[..matrices.len()].copy_from_slice(&matrices);
         Ok(product)
@@ -229,9 +219,13 @@ fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
     let kernel_type = KernelType::of(weights.tensor_type)?;
     let pair_bytes = kernel_type.pair_bytes(weights.columns);
     let first_row = 2 * pairs.start;
-    let whole_tile = kernel_type.pair_bytes(WARP * UNIT);
-    let entry_tiles = (SLOT_BYTES / whole_tile).min(SHARES);
-    let tile_bytes = kernel_type.tile_bytes(weights.columns).unwrap_or(0);
+    let slice = WARP * UNIT;
+    let entry_tiles = (SLOT_BYTES / kernel_type.pair_bytes(slice)).min(SHARES);
+    let (entry_tiles, tile_bytes) = match kernel_type.tile_bytes(weights.columns) {
+        Some(tile_bytes) => (entry_tiles, tile_bytes),
+        None => (0, 0),
+    };
+    let lacking = (weights.columns.div_ceil(slice) * tile_bytes).saturating_sub(pair_bytes);
     Ok(StepMatrix {
         weights: weights.address + (pairs.start * pair_bytes) as u64,
         bias: match bias {
@@ -242,12 +236,14 @@ fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
         pairs: pairs.len() as i32,
         rows: (2 * pairs.end).min(weights.rows).saturating_sub(first_row) as i32,
         first_row: first_row as i32,
-        pair_bytes: pair_bytes as i32,
+        bytes: (pairs.len() * pair_bytes) as i32,
+        entry_tiles: entry_tiles as i32,
         entry_bytes: (entry_tiles * tile_bytes) as i32,
+        lacking: lacking as i32,
     })
 }
 
-/// The step kernel's launch, and what is to lie at `params.stages`: the stages of each block, (stages, blocks). Of `params`
+/// The step kernel's launch for layers whose heads are those of `attention`, and what is to lie at `params.stages`: the stages of each block, (stages, blocks). Of `params`
 /// it fills in what follows from the stages.
 ///
 /// # Errors
@@ -273,7 +269,8 @@ pub fn step(
             of_blocks.push(stage.of_block(block, blocks)?);
         }
     }
-    let needs = SharedNeeds::new(&of_blocks, attention.head_dim);
+    let (head_count_kv, group) = (attention.head_count_kv, attention.group());
+    let needs = SharedNeeds::new(&of_blocks, attention_bytes(attention.head_dim, group));
     let most = device.shared_bytes_per_block() - function.static_shared_bytes;
     let slots = (most.saturating_sub(RING_AT + needs.bytes()) / SLOT_BYTES).min(MAX_SLOTS);
     let least_slots = stride(attention.head_dim) + IN_FLIGHT;
@@ -289,6 +286,9 @@ pub fn step(
         slots: slots as i32,
         slots_inverse: inverse(slots),
         in_flight: IN_FLIGHT as i32,
+        head_count_kv: head_count_kv as i32,
+        group: group as i32,
+        splits: decode_attention_splits(device, head_count_kv, group) as i32,
         ..needs.place(RING_AT + slots * SLOT_BYTES, params)
     };
     let launch = Launch {
@@ -316,8 +316,11 @@ struct SharedNeeds {
 }
 
 impl SharedNeeds {
-    fn new(stages: &[StepProduct], head_dim: usize) -> Self {
-        let mut needs = Self::default();
+    fn new(stages: &[StepProduct], attention: usize) -> Self {
+        let mut needs = Self {
+            attention,
+            ..Self::default()
+        };
         for stage in stages {
             let columns = stage.columns as usize;
             match stage.kind {
@@ -325,11 +328,7 @@ impl SharedNeeds {
                     let hidden = stage.matrix[0].rows as usize * size_of::<f32>();
                     needs.hidden = needs.hidden.max(hidden);
                 }
-                kind::ATTEND => {
-                    let attention: StepAttention = bytemuck::cast(*stage);
-                    let bytes = attention_bytes(head_dim, attention.layer.group as usize);
-                    needs.attention = needs.attention.max(bytes);
-                }
+                kind::ATTEND => {}
                 _ => {
                     let units = columns.div_ceil(UNIT);
                     let sums = stage.rows as usize * stage.slices as usize * size_of::<f32>();
@@ -379,7 +378,7 @@ fn attention_bytes(head_dim: usize, group: usize) -> usize {
         _ => group.min(HEADS).div_ceil(2),
     };
     let (query, newest) = (32 * head_dim, 2 * 2 * head_dim);
-    let sums = 2 * WARPS * HEADS * size_of::<f32>() + size_of::<CUdeviceptr>();
+    let sums = (2 * WARPS + 2) * HEADS * size_of::<f32>() + size_of::<CUdeviceptr>();
     let rows = (WARPS + 1) * head_dim * size_of::<f32>();
     let joining = WARPS * joined * (head_dim + 1) * size_of::<f32>();
     query + newest + sums + rows + joining
