@@ -21,7 +21,7 @@ use sharpi::{
 };
 
 fn main() {
-    let tests: [Test; 20] = [
+    let tests: [Test; 22] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
             graph_and_direct_logits_are_the_same_bits,
@@ -37,6 +37,14 @@ fn main() {
         (
             "a_stream_that_is_left_leaves_nothing_behind",
             a_stream_that_is_left_leaves_nothing_behind,
+        ),
+        (
+            "a_thousand_texts_can_be_left_anywhere",
+            a_thousand_texts_can_be_left_anywhere,
+        ),
+        (
+            "a_hundred_thousand_steps_write_one_text",
+            a_hundred_thousand_steps_write_one_text,
         ),
         (
             "a_failed_capture_loses_no_token",
@@ -386,6 +394,40 @@ fn a_stream_that_is_left_leaves_nothing_behind() -> TestResult {
         check(
             again == expected,
             format!("after {stop_after}: {again:?} for {expected:?}"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Left at a random token each, in one session.
+fn a_thousand_texts_can_be_left_anywhere() -> TestResult {
+    let model = demo();
+    let prompt = made_up_tokens(9, model.decoder.vocab_size);
+    let mut session = Session::new(Box::new(backend(&model, false)));
+    let whole = generated(&mut session, &model, &prompt, &SAMPLED, Some(0), 301)?;
+    for (text, random) in made_up_tokens(1000, 60).into_iter().enumerate() {
+        let stop_after = 2 + random as usize;
+        let part = generated(&mut session, &model, &prompt, &SAMPLED, None, stop_after)?;
+        check(
+            part == whole[..stop_after],
+            format!("text {text}, stopped after {stop_after}: {part:?}"),
+        )?;
+    }
+    Ok(())
+}
+
+/// The same text over and over, as the host wrote it.
+fn a_hundred_thousand_steps_write_one_text() -> TestResult {
+    let model = demo();
+    let prompt = made_up_tokens(9, model.decoder.vocab_size);
+    let mut session = Session::new(Box::new(backend(&model, false)));
+    let whole = generated(&mut session, &model, &prompt, &SAMPLED, Some(0), 301)?;
+    check(whole.len() == 300, format!("{} tokens", whole.len()))?;
+    for text in 0..100_000 / 300 + 1 {
+        let again = generated(&mut session, &model, &prompt, &SAMPLED, None, 301)?;
+        check(
+            again == whole,
+            format!("text {text} is another one: {again:?}"),
         )?;
     }
     Ok(())

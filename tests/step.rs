@@ -17,7 +17,7 @@ use sharpi::{
 };
 
 fn main() {
-    let tests: [Test; 5] = [
+    let tests: [Test; 6] = [
         (
             "the_demo_models_logits_are_the_same_bits",
             the_demo_models_logits_are_the_same_bits,
@@ -37,6 +37,10 @@ fn main() {
         (
             "a_second_prompt_gives_the_same_bits",
             a_second_prompt_gives_the_same_bits,
+        ),
+        (
+            "a_refused_launch_loses_no_token",
+            a_refused_launch_loses_no_token,
         ),
     ];
     gpu::run(&tests, &[])
@@ -176,4 +180,27 @@ fn contexts_of_any_length_give_the_same_bits() -> TestResult {
         compare(&format!("heads of {head_dim}"), &model, &prompts, 5)?;
     }
     Ok(())
+}
+
+/// More blocks than run at once are refused.
+fn a_refused_launch_loses_no_token() -> TestResult {
+    let model = Model::demo()?;
+    let prompt = made_up_tokens(5, model.decoder.vocab_size);
+    let [mut refused, mut separate] = both_ways(&model)?;
+    let reference = Trace::record(&mut separate, &prompt, 40, None)?;
+    refused.device_handle().set_extra_blocks(1);
+    let fallen_back = Trace::record(&mut refused, &prompt, 40, Some(&reference.tokens))?;
+    let difference = reference.compare(&fallen_back).first_difference;
+    check(
+        difference.is_none(),
+        format!("logits differ first at token {difference:?}"),
+    )?;
+    let report = refused.step_report().expect("CUDA has a report");
+    let reason = report.disabled_reason.clone().unwrap_or_default();
+    check(
+        !report.enabled && reason.contains("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"),
+        format!("{report:?}"),
+    )?;
+    let graph = refused.graph_report().expect("CUDA has a report");
+    check(graph.captures == 1, format!("{graph:?}"))
 }

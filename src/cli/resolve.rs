@@ -222,20 +222,16 @@ fn compute(
         device: args.device,
         threads: args.threads.unwrap_or(0),
         graph_disabled: forbidden(args.no_cuda_graph, "--no-cuda-graph", "SHARPI_CUDA_GRAPH"),
-        step_disabled: step_disabled(args.no_step_kernel),
+        step_disabled: forbidden(
+            args.no_step_kernel,
+            "--no-step-kernel",
+            "SHARPI_STEP_KERNEL",
+        ),
         ubatch: args.ubatch,
         context_len,
         context_flags,
         show_progress: progress::wanted(verbosity),
     }
-}
-
-/// The step kernel runs only where the environment asks for it: separate kernels are the faster way as yet.
-fn step_disabled(given: bool) -> Option<String> {
-    const VARIABLE: &str = "SHARPI_STEP_KERNEL";
-    let asked = env::var_os(VARIABLE).is_some_and(|value| value == "1");
-    forbidden(given, "--no-step-kernel", VARIABLE)
-        .or_else(|| (!asked).then(|| format!("{VARIABLE}=1 asks for it")))
 }
 
 /// What forbids a way of computing: the flag, where it is given, or else the environment's variable.

@@ -142,13 +142,13 @@ impl<'a> Stream<'a> {
 impl TokenStream for Stream<'_> {
     fn next_token(&mut self) -> Result<u32> {
         while self.queued.len() < AHEAD && self.next < self.end {
-            self.queue()?;
+            self.queue().map_err(|error| self.region.explain(error))?;
         }
         let place = self.queued.pop_front();
         let place = place.context("every token of the stream was taken")?;
         self.choice.events[place % AHEAD]
             .synchronize()
-            .map_err(explain)
+            .map_err(|error| self.region.explain(explain(error)))
             .with_context(|| {
                 format!(
                     "computing position {} on {}",

@@ -45,12 +45,15 @@ impl Step {
         ensure!(
             attentions.all(|other| {
                 (other.head_dim, other.head_count, other.head_count_kv)
-                    == (attention.head_dim, attention.head_count, attention.head_count_kv)
+                    == (
+                        attention.head_dim,
+                        attention.head_count,
+                        attention.head_count_kv,
+                    )
             }),
             "the layers' heads differ in size or number"
         );
-        let (names, stages): (Vec<_>, Vec<_>) =
-            lower(decoder, weights, cache)?.into_iter().unzip();
+        let (names, stages): (Vec<_>, Vec<_>) = lower(decoder, weights, cache)?.into_iter().unzip();
         let step_scratch = StepScratch::new(device, decoder)?;
         let failure = device.allocate_pinned(size_of::<u64>())?;
         let params = StepParams {

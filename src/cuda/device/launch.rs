@@ -1,6 +1,10 @@
 //! Kernels and how they are queued.
 
-use std::{ffi::c_void, fmt, sync::Arc};
+use std::{
+    ffi::c_void,
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
 
 use anyhow::{Context, Result};
 use bytemuck::NoUninit;
@@ -114,11 +118,12 @@ impl Device {
                 sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
             attributes[0].value.programmaticStreamSerializationAllowed = 1;
         }
+        let [mut x, y, z] = launch.grid;
         if launch.cooperative {
             attributes[1].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
             attributes[1].value.cooperative = 1;
+            x = x.wrapping_add_signed(self.extra_blocks.load(Ordering::Relaxed));
         }
-        let [x, y, z] = launch.grid;
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,

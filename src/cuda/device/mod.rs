@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -52,6 +52,7 @@ pub struct Device {
     allocations: AtomicUsize,
     dependent_launch: AtomicBool,
     failing_captures: AtomicBool,
+    extra_blocks: AtomicI32,
 }
 
 impl Device {
@@ -97,6 +98,7 @@ impl Device {
             allocations: AtomicUsize::new(0),
             dependent_launch: AtomicBool::new(compute_capability.0 >= 9),
             failing_captures: AtomicBool::new(false),
+            extra_blocks: AtomicI32::new(0),
         }))
     }
 
@@ -134,6 +136,12 @@ impl Device {
     /// made inside it that the driver forbids there, which makes it refuse the rest.
     pub fn set_failing_captures(&self, failing: bool) {
         self.failing_captures.store(failing, Ordering::Relaxed);
+    }
+
+    /// Adds so many blocks to every cooperative launch from now on, so that what happens then can be tested: the driver
+    /// refuses more than can run at once, and kernels wait in vain for one that lacks.
+    pub fn set_extra_blocks(&self, blocks: i32) {
+        self.extra_blocks.store(blocks, Ordering::Relaxed);
     }
 
     /// Calls the driver with this device's context current on the calling thread. Every call that takes the current

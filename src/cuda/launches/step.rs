@@ -32,7 +32,10 @@ pub enum StepStage {
     },
     Attend(AttentionLayer),
     /// `x += W a`, and x times the norm's weights, f32 (rows).
-    Add { matrix: Matrix, norm: CUdeviceptr },
+    Add {
+        matrix: Matrix,
+        norm: CUdeviceptr,
+    },
     /// `silu(gate rms_norm(x)) * (up rms_norm(x))`
     Gate {
         gate: Matrix,
@@ -40,7 +43,10 @@ pub enum StepStage {
         epsilon: f32,
     },
     /// `W rms_norm(x) + bias`
-    Logits { linear: StepLinear, epsilon: f32 },
+    Logits {
+        linear: StepLinear,
+        epsilon: f32,
+    },
 }
 
 /// A matrix and its bias, f32 (rows), or 0.
