@@ -184,7 +184,7 @@ struct Gathered {
 
 // Heads whose sums are joined together: all, where shared memory is enough for them.
 template <int D>
-constexpr int JOINED_HEADS = D > 128 ? HEADS / 2 : HEADS;
+constexpr int JOINED_HEADS = D > 128 ? HEADS / 4 : HEADS;
 
 // The sums of the warps, in shared memory.
 struct WarpSums {
@@ -200,7 +200,7 @@ struct WarpSums {
 template <int D, typename Sync, typename Store>
 __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int warps, int thread, int threads,
                                            WarpSums &sums, Sync sync, Store store) {
-    // A lane has two heads, 2t and 2t + 1: they are joined together, or one after the other.
+    // A lane has two heads, 2t and 2t + 1. In each round every ROUNDSth head is joined.
     constexpr int ROUNDS = HEADS / JOINED_HEADS<D>;
     const int warp = thread / WARP, lane = thread % WARP, g = lane / 4, t = lane % 4;
     if (warp < warps) {
@@ -237,9 +237,9 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
         const int joined = (heads - round + ROUNDS - 1) / ROUNDS;
         if (warp < warps) {
 #pragma unroll
-            for (int i = round; i < (ROUNDS == 1 ? 2 : round + 1); i++) {
+            for (int i = 0; i < 2; i++) {
                 const int head = 2 * t + i;
-                if (head >= heads) continue;
+                if (head >= heads || head % ROUNDS != round) continue;
                 float *to = sums.out + (warp * joined + head / ROUNDS) * (D + 1) + g * 8;
 #pragma unroll
                 for (int j = 0; j < D / 16; j++) {

@@ -418,10 +418,10 @@ struct StepParams {
     uint32_t slots_inverse;  // 2^32 / slots, rounded up
     int in_flight;           // entries of the ring that are asked for and have not come, at most
     // Where in dynamic shared memory, in bytes, lie
-    int hidden;       // float (rows): the block's part of the residual stream
-    int attention;    // AttentionMemory, where products have what follows
-    int vector;       // GroupWords (groups): the vector that a product reads
-    int squares;      // float (groups): where it is a norm's, sums of the squares of what it was made of
+    int hidden;     // float (rows): the block's part of the residual stream
+    int attention;  // AttentionMemory, where products have what follows
+    int vector;     // GroupWords (groups): the vector that a product reads
+    int squares;    // float (3, groups): where it is a norm's, sums of the squares of what it was made of, and padding
     int unquantized;  // float (columns)
     int row_sums;     // float (rows of the block, slices)
     // Of all layers:

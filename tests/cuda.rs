@@ -11,7 +11,7 @@ use common::{
 use sharpi::{
     backend::Backend,
     cpu::CpuBackend,
-    cuda::{CudaBackend, Device, Options},
+    cuda::{CudaBackend, Device, Options, StepKernel},
     engine::{
         GenerateOptions, Observer, Sampler, SamplingParams, Session, TokenEvent, Trace, evaluate,
         generate, made_up_tokens,
@@ -127,6 +127,7 @@ fn backend(model: &Arc<Model>, no_graph: bool) -> CudaBackend {
     let options = Options {
         context_len: Some(2048),
         graph_disabled: no_graph.then(|| "a test".to_owned()),
+        step_kernel: StepKernel::Always,
         ..Options::default()
     };
     open(model, &options).expect("the model runs on CUDA")

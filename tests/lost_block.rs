@@ -6,7 +6,7 @@ mod common;
 use common::gpu::{self, Test, TestResult, check};
 use sharpi::{
     backend::{Backend, Batch},
-    cuda::{CudaBackend, Device, Options},
+    cuda::{CudaBackend, Device, Options, StepKernel},
     model::Model,
 };
 
@@ -20,7 +20,10 @@ fn a_lost_block_is_named() -> TestResult {
     let mut backend = CudaBackend::new(
         Device::open(0)?,
         model.decoder.clone(),
-        &Options::default(),
+        &Options {
+            step_kernel: StepKernel::Always,
+            ..Options::default()
+        },
         &mut |_, _| {},
     )?;
     backend.compute(Batch::decode(&1, 0))?;

@@ -10,7 +10,7 @@ use common::{
 };
 use sharpi::{
     backend::Backend,
-    cuda::{CudaBackend, Device, Options},
+    cuda::{CudaBackend, Device, Options, StepKernel},
     engine::{Trace, made_up_tokens},
     model::{Gguf, Model},
     quant::TensorType,
@@ -58,9 +58,9 @@ fn both_ways(model: &Model) -> anyhow::Result<[CudaBackend; 2]> {
         chunk_len: Some(512),
         ..Options::default()
     };
-    let open = |step_disabled: Option<&str>| {
+    let open = |step_kernel: StepKernel| {
         let options = Options {
-            step_disabled: step_disabled.map(str::to_owned),
+            step_kernel,
             ..options.clone()
         };
         CudaBackend::new(
@@ -70,10 +70,10 @@ fn both_ways(model: &Model) -> anyhow::Result<[CudaBackend; 2]> {
             &mut |_, _| {},
         )
     };
-    let step = open(None)?;
+    let step = open(StepKernel::Always)?;
     let report = step.step_report().expect("CUDA has a report").clone();
     anyhow::ensure!(report.enabled, "no step kernel: {report:?}");
-    Ok([step, open(Some("a test"))?])
+    Ok([step, open(StepKernel::Never("a test".into()))?])
 }
 
 /// Decodes `count` tokens behind each prompt both ways.

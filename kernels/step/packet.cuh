@@ -118,6 +118,7 @@ __device__ __forceinline__ void take(const Wait &wait, Has has, From from, Use u
 // vector was made of, where the vector is a norm's.
 constexpr int GROUP_PACKETS = 4, SQUARES_PACKET = 3;
 constexpr int SCALE_WORD = 8, GROUP_WORDS = 9, SQUARES_WORD = 9;
+constexpr int SQUARES_WORDS = 3;  // a packet's, of which the first counts
 
 // Writes one group, held one value a lane, and `squares`, which all lanes have.
 __device__ __forceinline__ void put_group(const StepVector &to, int group, int lane, float value, float squares,

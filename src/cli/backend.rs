@@ -8,7 +8,7 @@ use super::{args::Device, context, progress::CountBar};
 use crate::{
     backend::Backend,
     cpu::CpuBackend,
-    cuda::{self, CudaBackend, DoesNotFit, Gpus},
+    cuda::{self, CudaBackend, DoesNotFit, Gpus, StepKernel},
     model::Decoder,
 };
 
@@ -20,8 +20,8 @@ pub struct Compute {
     pub threads: usize,
     /// The flag or variable that forbids the CUDA graph, as messages name it; `None`: decoding is captured.
     pub graph_disabled: Option<String>,
-    /// Likewise what forbids the step kernel; `None`: it computes tokens, where it can.
-    pub step_disabled: Option<String>,
+    /// [`StepKernel::Never`] with the flag or variable that forbids it.
+    pub step_kernel: StepKernel,
     /// Tokens of a prompt that a GPU reads at once; `None`: the backend's own choice.
     pub ubatch: Option<usize>,
     /// Tokens of prompt and text; `None`: as many as are sensible.
@@ -110,7 +110,7 @@ pub fn on_gpu(
         context_len: compute.context_len,
         chunk_len: compute.ubatch,
         graph_disabled: compute.graph_disabled.clone(),
-        step_disabled: compute.step_disabled.clone(),
+        step_kernel: compute.step_kernel.clone(),
     };
     context::warn_if_untrained(compute, decoder);
     let mut bar = CountBar::bytes(compute.show_progress, "uploading the weights");

@@ -25,6 +25,7 @@ use super::{
     verify::VerifyRequest,
 };
 use crate::{
+    cuda::StepKernel,
     engine::{Kind, SamplingParams, Workload},
     model::{
         self, ChatTemplate, Decoder, Gguf, Message, Model, Prompt, RopeOptions, TemplateOptions,
@@ -222,15 +223,20 @@ fn compute(
         device: args.device,
         threads: args.threads.unwrap_or(0),
         graph_disabled: forbidden(args.no_cuda_graph, "--no-cuda-graph", "SHARPI_CUDA_GRAPH"),
-        step_disabled: forbidden(
-            args.no_step_kernel,
-            "--no-step-kernel",
-            "SHARPI_STEP_KERNEL",
-        ),
+        step_kernel: step_kernel(args.no_step_kernel),
         ubatch: args.ubatch,
         context_len,
         context_flags,
         show_progress: progress::wanted(verbosity),
+    }
+}
+
+fn step_kernel(forbidden_by_flag: bool) -> StepKernel {
+    const VARIABLE: &str = "SHARPI_STEP_KERNEL";
+    match forbidden(forbidden_by_flag, "--no-step-kernel", VARIABLE) {
+        Some(forbids) => StepKernel::Never(forbids),
+        None if env::var_os(VARIABLE).is_some_and(|value| value == "1") => StepKernel::Always,
+        None => StepKernel::WhereFaster,
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     backend::Backend,
-    cuda::CudaBackend,
+    cuda::{CudaBackend, StepKernel},
     engine::{Comparison, Trace},
     model::{Model, Prompt},
 };
@@ -55,9 +55,11 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
     {
         bail!("no CUDA graph to verify: {reason}");
     }
-    let step = match &compute.step_disabled {
-        None => record_step(&mut cuda, &prompt, &direct.tokens)?,
-        Some(forbids) => {
+    let step = match &compute.step_kernel {
+        StepKernel::WhereFaster | StepKernel::Always => {
+            record_step(&mut cuda, &prompt, &direct.tokens)?
+        }
+        StepKernel::Never(forbids) => {
             tracing::debug!("the step kernel is not compared: {forbids} forbids it");
             None
         }

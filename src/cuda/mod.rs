@@ -67,8 +67,17 @@ pub struct Options {
     pub chunk_len: Option<usize>,
     /// Why decoding must not be captured into a graph, if so; `None`: it is.
     pub graph_disabled: Option<String>,
-    /// Why the step kernel must never compute tokens, if so; `None`: it does, where it can.
-    pub step_disabled: Option<String>,
+    pub step_kernel: StepKernel,
+}
+
+/// When the step kernel computes tokens, where it can.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum StepKernel {
+    #[default]
+    WhereFaster,
+    Always,
+    /// For the reason given.
+    Never(String),
 }
 
 /// Computes logits on a GPU.
@@ -117,9 +126,9 @@ impl CudaBackend {
         let cache = KvCache::new(&device, layout)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
         // Its stages are megabytes: nobody waits for them who will not use them.
-        let step = match &options.step_disabled {
-            Some(reason) => Err(reason.clone()),
-            None => Step::new(&device, &decoder, &weights, &scratch, &cache)
+        let step = match &options.step_kernel {
+            StepKernel::Never(reason) => Err(reason.clone()),
+            _ => Step::new(&device, &decoder, &weights, &scratch, &cache)
                 .map_err(|error| format!("{error:#}")),
         };
         let chunk_scratch = ChunkScratch::new(&device, &decoder, chunk)?;
@@ -127,9 +136,13 @@ impl CudaBackend {
         let choosing = choice.launches(&scratch)?;
         let inputs = device.allocate_pinned((2 + chunk.tokens) * size_of::<i32>())?;
         let logits = device.allocate_pinned(LOGITS_LEN * decoder.vocab_size * size_of::<f32>())?;
+        let slower = match options.step_kernel {
+            StepKernel::WhereFaster => step.as_ref().ok().and_then(Step::slower),
+            _ => None,
+        };
         // SAFETY: each kernel was given its own parameter, and the backend drops the region before the memory.
         let mut region = unsafe { Region::new(&device, launches, step, choosing) };
-        region.set_step(None);
+        region.set_step(slower);
         region.set_graph(options.graph_disabled.clone());
         Ok(Self {
             limits: Limits {

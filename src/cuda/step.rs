@@ -24,9 +24,14 @@ pub struct Step {
     failure: PinnedBuffer,
     /// Of the stages, as messages name them.
     names: Vec<String>,
+    /// Bytes of weights of a block's share of a stage, on average.
+    stage_bytes: usize,
     /// Owns what the launch names.
     _scratch: StepScratch,
 }
+
+/// Bytes of weights of a block's share of a stage from which the step kernel is the faster way (docs/performance.md).
+const FASTER_FROM: usize = 160_000;
 
 impl Step {
     /// Lowers a decoder, and writes its stages to the device.
@@ -64,11 +69,25 @@ impl Step {
         };
         let (launch, stages) = step(device, attention, &stages, params)?;
         step_scratch.upload_stages(bytemuck::cast_slice(&stages))?;
+        let stage_bytes = decoder.bytes_per_token() as usize / stages.len();
         Ok(Self {
             launch,
             failure,
             names,
+            stage_bytes,
             _scratch: step_scratch,
+        })
+    }
+
+    /// Why separate kernels are faster, if they are: between two stages of the step kernel the memory idles for longer than
+    /// it takes to read what the ring holds.
+    pub fn slower(&self) -> Option<String> {
+        (self.stage_bytes < FASTER_FROM).then(|| {
+            format!(
+                "its stages have {} kB of weights a multiprocessor, and below {} kB separate kernels are faster",
+                self.stage_bytes / 1000,
+                FASTER_FROM / 1000
+            )
         })
     }
 

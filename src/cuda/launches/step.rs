@@ -341,7 +341,7 @@ impl SharedNeeds {
                     needs.row_sums = needs.row_sums.max(sums);
                     needs.vector = needs.vector.max(units * UNIT_BYTES);
                     if stage.kind != kind::ADD {
-                        needs.squares = needs.squares.max(units * 2 * size_of::<f32>());
+                        needs.squares = needs.squares.max(units * 2 * 3 * size_of::<f32>());
                     }
                     if stage.floats != 0 {
                         needs.unquantized = needs.unquantized.max(columns * size_of::<f32>());
@@ -381,7 +381,7 @@ fn attention_bytes(head_dim: usize, group: usize) -> usize {
     // `JOINED_HEADS`
     let joined = match head_dim {
         ..=128 => group.min(HEADS),
-        _ => group.min(HEADS).div_ceil(2),
+        _ => group.min(HEADS).div_ceil(4),
     };
     let (query, newest) = (32 * head_dim, 2 * 2 * head_dim);
     let sums = (2 * WARPS + 2) * HEADS * size_of::<f32>() + size_of::<CUdeviceptr>();
