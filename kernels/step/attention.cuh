@@ -123,6 +123,14 @@ struct AttentionStage {
             [&](int i, const ValuePacket &packet) { x[i] = packet.value; });
     }
 
+    // By a warp: gives back an entry once all its reads have ended. They may wait in line for long, as rows of a cache
+    // lie in the same banks, and nothing that is done with them need have begun.
+    __device__ __forceinline__ static void release(const Place &place) {
+        __threadfence_block();
+        __syncwarp();
+        if (elect()) Ring::release(place, SHARES);
+    }
+
     __device__ __forceinline__ void attend(const Wait &wait, const decode_attention::Chunks &chunks,
                                            const Job &job) const {
         using namespace decode_attention;
@@ -188,13 +196,11 @@ struct AttentionStage {
                     memory.query, from, job.end, [&](int tile, int c) { return Cache::load(key_at[tile] + c * 32); },
                     [&] {
                         if (Entry::COUNT == 1) return;
-                        __syncwarp();
-                        if (elect()) Ring::release(keys, SHARES);
+                        release(keys);
                         Ring::wait(values);
                     },
                     [&](int c, int j) { return Cache::load(value_at[j] + c * 64); });
-                __syncwarp();
-                if (elect()) Ring::release(values, SHARES);
+                release(values);
             }
         }
         consumer.pass(0, steps * Entry::COUNT);

@@ -349,7 +349,9 @@ impl SharedNeeds {
                 }
             }
         }
-        needs.hidden = needs.hidden.next_multiple_of(16);
+        for part in [&mut needs.hidden, &mut needs.vector, &mut needs.squares] {
+            *part = part.next_multiple_of(16);
+        }
         needs
     }
 
