@@ -2,9 +2,10 @@
 //! captured into a CUDA graph and replayed.
 //!
 //! `device` is the only folder that talks to the driver about memory, launches and graphs. `lowering.rs` groups a decoder's
-//! operations as kernels do them; `decode.rs` makes of the groups the launches of a token, which `region.rs` captures and
-//! replays, `prompt.rs` those of a chunk of a prompt. `launches` knows their grids by operation, `params.rs` what crosses to a kernel, `tensor_types.rs` what a tensor
-//! type needs, and `kernels/*.cu` computes. `sizing.rs` adds up what `weights.rs`, `scratch.rs` and `kv_cache.rs` take.
+//! operations as kernels do them; `decode.rs` makes of the groups the launches of a token and `step.rs` the one that does the
+//! same, of which `region.rs` captures and replays one or the other; `prompt.rs` makes those of a chunk of a prompt. `launches` knows
+//! their grids by operation, `params.rs` what crosses to a kernel, `tensor_types.rs` what a tensor type needs, and `kernels/*.cu`
+//! computes. `sizing.rs` adds up what `weights.rs`, `scratch.rs` and `kv_cache.rs` take.
 
 mod ceiling;
 mod choice;
