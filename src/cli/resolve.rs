@@ -231,6 +231,7 @@ fn compute(
     }
 }
 
+/// When the step kernel computes tokens: the flag or the variable forbids it, or the variable asks for it in any case.
 fn step_kernel(forbidden_by_flag: bool) -> StepKernel {
     const VARIABLE: &str = "SHARPI_STEP_KERNEL";
     match forbidden(forbidden_by_flag, "--no-step-kernel", VARIABLE) {

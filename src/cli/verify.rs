@@ -38,10 +38,14 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
     let gpu = opening.gpu()?.context("verify runs on a GPU only")?;
     let prompt = prompt(&model, &request.prompt)?;
     check_memory(request.tokens, model.decoder.vocab_size)?;
-    let compute = Compute {
+    let mut compute = Compute {
         context_len: Some(prompt.len() + request.tokens),
         ..request.compute.clone()
     };
+    // What is compared need not be the faster way.
+    if compute.step_kernel == StepKernel::WhereFaster {
+        compute.step_kernel = StepKernel::Always;
+    }
     let mut cuda = backend::on_gpu(gpu, &compute, &model.decoder)?;
     cuda.set_step(Some("verify".to_owned()));
     cuda.set_graph(Some("verify".to_owned()));

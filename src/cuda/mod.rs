@@ -81,6 +81,17 @@ pub enum StepKernel {
     Never(String),
 }
 
+impl StepKernel {
+    /// Why it is not even to be made ready, if so.
+    fn disabled(&self, device: &Device, decoder: &Decoder) -> Option<String> {
+        match self {
+            Self::WhereFaster => step::slower(device, decoder),
+            Self::Always => None,
+            Self::Never(reason) => Some(reason.clone()),
+        }
+    }
+}
+
 /// Computes logits on a GPU.
 pub struct CudaBackend {
     device: Arc<Device>,
@@ -127,9 +138,9 @@ impl CudaBackend {
         let cache = KvCache::new(&device, layout)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
         // Its stages are megabytes: nobody waits for them who will not use them.
-        let step = match &options.step_kernel {
-            StepKernel::Never(reason) => Err(reason.clone()),
-            _ => Step::new(&device, &decoder, &weights, &scratch, &cache)
+        let step = match options.step_kernel.disabled(&device, &decoder) {
+            Some(reason) => Err(reason),
+            None => Step::new(&device, &decoder, &weights, &scratch, &cache)
                 .map_err(|error| format!("{error:#}")),
         };
         let chunk_scratch = ChunkScratch::new(&device, &decoder, chunk)?;
@@ -137,13 +148,9 @@ impl CudaBackend {
         let choosing = choice.launches(&scratch)?;
         let inputs = device.allocate_pinned((2 + chunk.tokens) * size_of::<i32>())?;
         let logits = device.allocate_pinned(LOGITS_LEN * decoder.vocab_size * size_of::<f32>())?;
-        let slower = match options.step_kernel {
-            StepKernel::WhereFaster => step.as_ref().ok().and_then(Step::slower),
-            _ => None,
-        };
         // SAFETY: each kernel was given its own parameter, and the backend drops the region before the memory.
         let mut region = unsafe { Region::new(&device, launches, step, choosing) };
-        region.set_step(slower);
+        region.set_step(None);
         region.set_graph(options.graph_disabled.clone());
         Ok(Self {
             limits: Limits {

@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::Result;
 
 use super::{
-    DEFAULT_CHUNK_LEN, Options, StepKernel,
+    DEFAULT_CHUNK_LEN, Options,
     device::Device,
     launches::Chunk,
     scratch::{Part, decode_parts, prompt_parts, step_parts},
@@ -66,7 +66,7 @@ pub fn choose(
     let mut needs = Vec::new();
     for chunk_len in chunk_lens(options.chunk_len, most) {
         let mut parts = decode_parts(device, decoder);
-        if !matches!(options.step_kernel, StepKernel::Never(_)) {
+        if options.step_kernel.disabled(device, decoder).is_none() {
             parts.extend(step_parts(device, decoder));
         }
         parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);

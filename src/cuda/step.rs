@@ -24,8 +24,6 @@ pub struct Step {
     failure: PinnedBuffer,
     /// Of the stages, as messages name them.
     names: Vec<String>,
-    /// Bytes of weights of a block's share of a stage, on average.
-    stage_bytes: usize,
     /// Owns what the launch names.
     _scratch: StepScratch,
 }
@@ -69,25 +67,11 @@ impl Step {
         };
         let (launch, stages) = step(device, attention, &stages, params)?;
         step_scratch.upload_stages(bytemuck::cast_slice(&stages))?;
-        let stage_bytes = decoder.bytes_per_token() as usize / stages.len();
         Ok(Self {
             launch,
             failure,
             names,
-            stage_bytes,
             _scratch: step_scratch,
-        })
-    }
-
-    /// Why separate kernels are faster, if they are: between two stages of the step kernel the memory idles for longer than
-    /// it takes to read what the ring holds.
-    pub fn slower(&self) -> Option<String> {
-        (self.stage_bytes < FASTER_FROM).then(|| {
-            format!(
-                "its stages have {} kB of weights a multiprocessor, and below {} kB separate kernels are faster",
-                self.stage_bytes / 1000,
-                FASTER_FROM / 1000
-            )
         })
     }
 
@@ -103,10 +87,28 @@ impl Step {
     }
 }
 
+/// Why separate kernels are faster, if they are: between two stages of the step kernel the memory idles for longer than it
+/// takes to read what the ring holds.
+pub fn slower(device: &Device, decoder: &Decoder) -> Option<String> {
+    let stage_bytes = decoder.bytes_per_token() as usize / stage_count(device, decoder);
+    (stage_bytes < FASTER_FROM).then(|| {
+        format!(
+            "its stages have {} kB of weights a multiprocessor, and below {} kB separate kernels are faster",
+            stage_bytes / 1000,
+            FASTER_FROM / 1000
+        )
+    })
+}
+
 /// Bytes of the stages of a decoder.
 pub fn stages_bytes(device: &Device, decoder: &Decoder) -> usize {
+    stage_count(device, decoder) * STEP_STAGE_BYTES
+}
+
+/// Stages of all blocks.
+fn stage_count(device: &Device, decoder: &Decoder) -> usize {
     // Of each layer: queries, keys and values; attention; its output; gate and up; down. Of the model: embedding, logits.
-    (5 * decoder.layers.len() + 2) * device.multiprocessors() * STEP_STAGE_BYTES
+    (5 * decoder.layers.len() + 2) * device.multiprocessors()
 }
 
 /// The stages, and what messages call them.
