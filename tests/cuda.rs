@@ -130,16 +130,7 @@ fn backend(model: &Arc<Model>, no_graph: bool) -> CudaBackend {
         step_kernel: StepKernel::Always,
         ..Options::default()
     };
-    open(model, &options).expect("the model runs on CUDA")
-}
-
-fn open(model: &Arc<Model>, options: &Options) -> anyhow::Result<CudaBackend> {
-    CudaBackend::new(
-        Device::open(0)?,
-        model.decoder.clone(),
-        options,
-        &mut |_, _| {},
-    )
+    gpu::open(model, &options).expect("the model runs on CUDA")
 }
 
 /// A backend that reads prompts `chunk_len` tokens at a time.
@@ -153,7 +144,7 @@ fn chunked(
         chunk_len: Some(chunk_len),
         ..Options::default()
     };
-    open(model, &options)
+    gpu::open(model, &options)
 }
 
 fn golden() -> Vec<serde_json::Value> {
@@ -206,8 +197,8 @@ fn graph_and_direct_logits_are_the_same_bits() -> TestResult {
 fn kernels_that_wait_for_each_other_give_the_same_bits() -> TestResult {
     let models = [
         demo(),
-        random_model("qwen2", TensorType::Q6_K)?,
-        random_model("llama", TensorType::BF16)?,
+        RandomModel::new("qwen2", TensorType::Q6_K).model()?,
+        RandomModel::new("llama", TensorType::BF16).model()?,
     ];
     for model in models {
         let options = Options {
@@ -477,13 +468,6 @@ fn a_failed_capture_loses_no_token() -> TestResult {
     )
 }
 
-fn random_model(architecture: &'static str, tensor_type: TensorType) -> anyhow::Result<Arc<Model>> {
-    let random = RandomModel::new(architecture, tensor_type);
-    let name = format!("{architecture} {}", tensor_type.name());
-    let gguf = Gguf::from_bytes(&name, random.file().to_bytes())?;
-    Ok(Arc::new(Model::from_gguf(gguf)?))
-}
-
 fn a_second_prompt_on_a_session_computes_what_a_fresh_one_does() -> TestResult {
     let model = demo();
     let prompts = [200, 37].map(|len| made_up_tokens(len, model.decoder.vocab_size));
@@ -579,8 +563,7 @@ fn every_tensor_type_and_architecture_follows_the_cpu() -> TestResult {
                     ..RandomModel::new(architecture, tensor_type)
                 };
                 let name = format!("{architecture} {} heads of {head_dim}", tensor_type.name());
-                let model = Gguf::from_bytes(&name, random.file().to_bytes())?;
-                let model = Arc::new(Model::from_gguf(model)?);
+                let model = random.model()?;
                 let context_len = model.decoder.context_length.min(256);
                 let prompt = made_up_tokens(40, model.decoder.vocab_size);
                 let mut cpu = CpuBackend::new(model.decoder.clone(), context_len, 0)?;
@@ -590,7 +573,7 @@ fn every_tensor_type_and_architecture_follows_the_cpu() -> TestResult {
                 };
                 let reference = Trace::record(&mut cpu, &prompt, 20, None)?;
                 let ours = Trace::record(
-                    &mut open(&model, &options)?,
+                    &mut gpu::open(&model, &options)?,
                     &prompt,
                     20,
                     Some(&reference.tokens),
@@ -624,8 +607,7 @@ fn feed_forwards_of_any_length_follow_the_cpu() -> TestResult {
                 ..RandomModel::new("llama", tensor_type)
             };
             let name = format!("{} by {feed_forward_length}", tensor_type.name());
-            let model = Gguf::from_bytes(&name, random.file().to_bytes())?;
-            let model = Arc::new(Model::from_gguf(model)?);
+            let model = random.model()?;
             let mut cpu = CpuBackend::new(model.decoder.clone(), 128, 0)?;
             let mut cuda = chunked(&model, 128, 100)?;
             let prompt = made_up_tokens(70, model.decoder.vocab_size);
@@ -680,7 +662,7 @@ fn a_context_that_does_not_fit_is_refused_with_every_part() -> TestResult {
         context_len: Some(1 << 30),
         ..Options::default()
     };
-    let Err(error) = open(&demo(), &options) else {
+    let Err(error) = gpu::open(&demo(), &options) else {
         return Err("a context of 2^30 tokens was accepted".into());
     };
     let message = format!("{error:#}");
@@ -698,7 +680,7 @@ fn a_type_without_kernels_is_refused_by_name() -> TestResult {
         .file()
         .to_bytes();
     let model = Arc::new(Model::from_gguf(Gguf::from_bytes("odd.gguf", file)?)?);
-    let Err(error) = open(&model, &Options::default()) else {
+    let Err(error) = gpu::open(&model, &Options::default()) else {
         return Err("TQ1_0 has no kernels".into());
     };
     let message = format!("{error:#}");
@@ -769,8 +751,7 @@ fn every_tensor_type_reads_prompts() -> TestResult {
                 ..RandomModel::new(architecture, tensor_type)
             };
             let name = format!("{architecture} {}", tensor_type.name());
-            let model = Gguf::from_bytes(&name, random.file().to_bytes())?;
-            let model = Arc::new(Model::from_gguf(model)?);
+            let model = random.model()?;
             let context_len = model.decoder.context_length.min(256);
             let mut cpu = CpuBackend::new(model.decoder.clone(), context_len, 0)?;
             let mut cuda = chunked(&model, context_len, context_len)?;
@@ -797,8 +778,7 @@ fn every_tensor_type_reads_prompts() -> TestResult {
 /// Float weights meet unquantized activations on both ways, so that only float16's rounding is left.
 fn the_cache_after_reading_is_the_one_after_decoding() -> TestResult {
     let random = RandomModel::new("qwen3", TensorType::F16);
-    let model = Gguf::from_bytes("f16", random.file().to_bytes())?;
-    let model = Arc::new(Model::from_gguf(model)?);
+    let model = random.model()?;
     let prompt = made_up_tokens(100, model.decoder.vocab_size);
     let cache = |cuda: &CudaBackend| -> anyhow::Result<Vec<f32>> {
         Ok(cuda.download_cache()?.into_iter().map(f32::from).collect())

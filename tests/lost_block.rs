@@ -6,7 +6,7 @@ mod common;
 use common::gpu::{self, Test, TestResult, check};
 use sharpi::{
     backend::{Backend, Batch},
-    cuda::{CudaBackend, Device, Options, StepKernel},
+    cuda::{Options, StepKernel},
     model::Model,
 };
 
@@ -17,15 +17,11 @@ fn main() {
 
 fn a_lost_block_is_named() -> TestResult {
     let model = Model::demo()?;
-    let mut backend = CudaBackend::new(
-        Device::open(0)?,
-        model.decoder.clone(),
-        &Options {
-            step_kernel: StepKernel::Always,
-            ..Options::default()
-        },
-        &mut |_, _| {},
-    )?;
+    let options = Options {
+        step_kernel: StepKernel::Always,
+        ..Options::default()
+    };
+    let mut backend = gpu::open(&model, &options)?;
     backend.compute(Batch::decode(&1, 0))?;
     backend.set_graph(Some("a captured launch keeps its blocks".into()));
     backend.device_handle().set_extra_blocks(-1);

@@ -2,17 +2,15 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::{
     gguf_writer::RandomModel,
     gpu::{self, TYPES, Test, TestResult, check},
 };
 use sharpi::{
     backend::Backend,
-    cuda::{CudaBackend, Device, Options, StepKernel},
+    cuda::{CudaBackend, Options, StepKernel},
     engine::{Trace, made_up_tokens},
-    model::{Gguf, Model},
+    model::Model,
     quant::TensorType,
 };
 
@@ -46,11 +44,6 @@ fn main() {
     gpu::run(&tests, &[])
 }
 
-fn random_model(random: &RandomModel) -> anyhow::Result<Arc<Model>> {
-    let gguf = Gguf::from_bytes("random", random.file().to_bytes())?;
-    Ok(Arc::new(Model::from_gguf(gguf)?))
-}
-
 /// Backends that compute by the step kernel and by separate kernels.
 fn both_ways(model: &Model) -> anyhow::Result<[CudaBackend; 2]> {
     let options = Options {
@@ -63,12 +56,7 @@ fn both_ways(model: &Model) -> anyhow::Result<[CudaBackend; 2]> {
             step_kernel,
             ..options.clone()
         };
-        CudaBackend::new(
-            Device::open(0)?,
-            model.decoder.clone(),
-            &options,
-            &mut |_, _| {},
-        )
+        gpu::open(model, &options)
     };
     let step = open(StepKernel::Always)?;
     let report = step.step_report().expect("CUDA has a report").clone();
@@ -114,11 +102,12 @@ fn every_tensor_type_and_architecture_gives_the_same_bits() -> TestResult {
         for architecture in ["qwen3", "qwen2", "llama"] {
             for (head_dim, tied) in [(64, true), (128, false), (256, true)] {
                 let case = format!("{architecture} {} heads of {head_dim}", tensor_type.name());
-                let model = random_model(&RandomModel {
+                let model = RandomModel {
                     head_dim,
                     tied,
                     ..RandomModel::new(architecture, tensor_type)
-                })?;
+                }
+                .model()?;
                 let prompt = made_up_tokens(3, model.decoder.vocab_size);
                 compare(&case, &model, &[prompt], 20)?;
             }
@@ -145,7 +134,7 @@ fn matrices_of_any_shape_give_the_same_bits() -> TestResult {
                 "{} {hidden_size} x {feed_forward_length}, {head_count} heads of {head_dim} over {head_count_kv}",
                 tensor_type.name()
             );
-            let model = random_model(&RandomModel {
+            let model = RandomModel {
                 hidden_size,
                 feed_forward_length,
                 head_count,
@@ -154,7 +143,8 @@ fn matrices_of_any_shape_give_the_same_bits() -> TestResult {
                 layers: 1,
                 context_length: 512,
                 ..RandomModel::new("qwen3", tensor_type)
-            })?;
+            }
+            .model()?;
             let prompts = [1, 250].map(|len| made_up_tokens(len, model.decoder.vocab_size));
             compare(&case, &model, &prompts, 12)?;
         }
@@ -166,13 +156,14 @@ fn matrices_of_any_shape_give_the_same_bits() -> TestResult {
 /// tokens, at 16,384 and at the end of 32,768.
 fn contexts_of_any_length_give_the_same_bits() -> TestResult {
     for head_dim in [64, 128, 256] {
-        let model = random_model(&RandomModel {
+        let model = RandomModel {
             head_dim,
             head_count: 16,
             head_count_kv: 4,
             context_length: 32_768,
             ..RandomModel::new("qwen3", TensorType::Q4_K)
-        })?;
+        }
+        .model()?;
         let places = (1..=32).map(|i| i * 128).chain([16_384, 32_764]);
         let prompts: Vec<Vec<u32>> = places
             .map(|place| made_up_tokens(place - 2, model.decoder.vocab_size))

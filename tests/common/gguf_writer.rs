@@ -1,8 +1,13 @@
 //! Writes small GGUF files, honest ones and lying ones. Block sizes and type ids are written down here a second time,
 //! from ggml's own headers, so that a mistake in the library cannot hide in its tests.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
-use sharpi::quant::TensorType;
+use sharpi::{
+    model::{Gguf, Model},
+    quant::TensorType,
+};
 
 /// A metadata value, in the types that the tests need.
 #[derive(Clone, Debug, PartialEq)]
@@ -412,6 +417,11 @@ impl RandomModel {
             tied: true,
             seed: 1,
         }
+    }
+
+    pub fn model(&self) -> anyhow::Result<Arc<Model>> {
+        let gguf = Gguf::from_bytes("a random model", self.file().to_bytes())?;
+        Ok(Arc::new(Model::from_gguf(gguf)?))
     }
 
     pub fn file(&self) -> GgufFile {

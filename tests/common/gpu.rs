@@ -4,7 +4,8 @@ use std::env;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use sharpi::{
-    cuda::{self, Gpus},
+    cuda::{self, CudaBackend, Device, Gpus, Options},
+    model::Model,
     quant::TensorType,
 };
 
@@ -62,4 +63,14 @@ pub fn check(holds: bool, message: impl Into<String>) -> TestResult {
     } else {
         Err(message.into().into())
     }
+}
+
+/// A backend on the first GPU.
+pub fn open(model: &Model, options: &Options) -> anyhow::Result<CudaBackend> {
+    CudaBackend::new(
+        Device::open(0)?,
+        model.decoder.clone(),
+        options,
+        &mut |_, _| {},
+    )
 }
