@@ -420,7 +420,7 @@ struct StepParams {
     // Where in dynamic shared memory, in bytes, lie
     int hidden;     // float (rows): the block's part of the residual stream
     int attention;  // AttentionMemory, where products have what follows
-    int vector;     // GroupWords (groups): the vector that a product reads
+    int vector;     // uint32_t (9, groups): the vector that a product reads, integers and scale of each group
     int squares;    // float (3, groups): where it is a norm's, sums of the squares of what it was made of, and padding
     int unquantized;  // float (columns)
     int row_sums;     // float (rows of the block, slices)

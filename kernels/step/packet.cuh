@@ -94,6 +94,7 @@ __device__ __forceinline__ void take(const Wait &wait, Has has, From from, Use u
     for (int i = 0; i < N; i++) {
         if (has(i)) packet[i] = peek(from(i));
     }
+    // Polls only what lacks: a poll of all by all would take as much from the L2 cache as the weights do.
     wait.until(
         [&] {
             bool all = true;
@@ -102,7 +103,6 @@ __device__ __forceinline__ void take(const Wait &wait, Has has, From from, Use u
             return all;
         },
         [&] {
-    // Only what lacks: a poll of all by all would take as much from the L2 cache as the weights do.
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 if (!here(i)) packet[i] = peek(from(i));
@@ -116,9 +116,10 @@ __device__ __forceinline__ void take(const Wait &wait, Has has, From from, Use u
 
 // Packets of one group of 32 quantized values: 8 words of integers, the scale, and the sum of the squares of what the
 // vector was made of, where the vector is a norm's.
-constexpr int GROUP_PACKETS = 4, SQUARES_PACKET = 3;
-constexpr int SCALE_WORD = 8, GROUP_WORDS = 9, SQUARES_WORD = 9;
-constexpr int SQUARES_WORDS = 3;  // a packet's, of which the first counts
+constexpr int GROUP_PACKETS = 4, PACKET_WORDS = 3;
+constexpr int SCALE_WORD = 8, SQUARES_WORD = 9;
+constexpr int GROUP_WORDS = SQUARES_WORD;                    // without the squares
+constexpr int SQUARES_PACKET = SQUARES_WORD / PACKET_WORDS;  // has them alone, and padding
 
 // Writes one group, held one value a lane, and `squares`, which all lanes have.
 __device__ __forceinline__ void put_group(const StepVector &to, int group, int lane, float value, float squares,

@@ -187,8 +187,9 @@ __device__ __forceinline__ void gather(const StepParams &p, const Consumer &cons
     const int groups = (columns + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
     const int part = consumer.thread % GROUP_PACKETS;  // of a group: the same in all of a thread's packets
     const bool wanted = part < SQUARES_PACKET || normed;
-    uint32_t *to = part < SQUARES_PACKET ? shared_at<uint32_t>(p.vector) + 3 * part : shared_at<uint32_t>(p.squares);
-    const int pitch = part < SQUARES_PACKET ? GROUP_WORDS : SQUARES_WORDS;
+    uint32_t *to =
+        part < SQUARES_PACKET ? shared_at<uint32_t>(p.vector) + PACKET_WORDS * part : shared_at<uint32_t>(p.squares);
+    const int pitch = part < SQUARES_PACKET ? GROUP_WORDS : PACKET_WORDS;
     for (int first = consumer.thread; first < groups * GROUP_PACKETS; first += AT_ONCE * CONSUMER_THREADS) {
         const uint4 *packets = from.groups + first;
         take<AT_ONCE>(
@@ -197,7 +198,7 @@ __device__ __forceinline__ void gather(const StepParams &p, const Consumer &cons
             [&](int i, const Packet &packet) {
                 const int group = (first + i * CONSUMER_THREADS) / GROUP_PACKETS;
 #pragma unroll
-                for (int j = 0; j < 3; j++) to[group * pitch + j] = packet.word[j];
+                for (int j = 0; j < PACKET_WORDS; j++) to[group * pitch + j] = packet.word[j];
             });
     }
     // The second half of a last unit that has none.
@@ -220,7 +221,7 @@ __device__ __forceinline__ void gather(const StepParams &p, const Consumer &cons
 __device__ __forceinline__ float rms_scale(int squares, int lane, int columns, float epsilon) {
     float sum = 0.f;
     for (int i = lane; i < columns / ACTIVATION_GROUP; i += WARP)
-        sum += shared_at<const float>(squares)[i * SQUARES_WORDS];
+        sum += shared_at<const float>(squares)[i * PACKET_WORDS];
     return rsqrtf(warp_sum(sum) / columns + epsilon);
 }
 
