@@ -133,9 +133,6 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
         // Where nothing lacks, all places in the tile are constants.
         const float2 sums =
             n == SLICE_UNITS ? dots<Type>(weights, SLICE_UNITS, warp_lane, a) : dots<Type>(weights, n, lane, a);
-        __syncwarp();
-        // The last tile of an entry stands for those that it lacks.
-        if (elect()) Ring::release(place, tile == TILES - 1 || i == tiles - 1 ? SHARES - tile : 1);
         const bool upper = warp_lane & 16;
         float sum = (upper ? sums.y : sums.x) + __shfl_xor_sync(~0u, upper ? sums.x : sums.y, 16);
 #pragma unroll
@@ -143,6 +140,9 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
         if (warp_lane % 16 == 0) {
             shared_at<float>(partial)[slice * pitch + pair * TILE_ROWS + warp_lane / 16] = sum;
         }
+        // Behind a store of what all lanes' reads of the tile have led to: so they have ended. The last tile of an
+        // entry stands for those that it lacks.
+        if (elect()) Ring::release(place, tile == TILES - 1 || i == tiles - 1 ? SHARES - tile : 1);
         pair += pair_step, slice += slice_step;
         if (slice >= slices.count) slice -= slices.count, pair++;
         tile += CONSUMERS % TILES;
