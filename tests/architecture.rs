@@ -4,7 +4,7 @@
 mod common;
 
 use std::{
-    ops::{Deref, DerefMut},
+    ops::{ControlFlow, Deref, DerefMut},
     sync::Arc,
 };
 
@@ -19,7 +19,7 @@ use sharpi::{
     backend::Backend,
     cpu::CpuBackend,
     cuda::{CudaBackend, Device, Options},
-    engine::made_up_tokens,
+    engine::{Session, made_up_tokens},
     model::{
         Architecture, Decoder, Gguf, Model, RopeOptions,
         arch::Source,
@@ -218,6 +218,17 @@ fn main() {
             Trial::test(name, move || the_cpu_computes(architecture))
         })
         .into();
+    let on_cpu: [Test; 2] = [
+        (
+            "a_session_goes_back_further_than_a_ring_remembers",
+            a_session_goes_back,
+        ),
+        (
+            "layers_that_share_are_skipped_where_nobody_looks",
+            skipping_changes_nothing,
+        ),
+    ];
+    trials.extend(on_cpu.map(|(name, test)| Trial::test(name, test)));
     let on_gpu: [Test; 2] = [
         ("cuda_follows_the_cpu_on_patchwork", cuda_follows_the_cpu),
         ("cuda_refuses_crossbreed_by_name", cuda_refuses_crossbreed),
@@ -235,6 +246,68 @@ fn the_cpu_computes(architecture: Architecture) -> TestResult {
     let error = greatest_error(&expected, &logits(&mut cpu, &tokens)?);
     eprintln!("{}: largest error {error:.1e}", architecture.name);
     check(error < 1e-5, format!("off by {error:e} of the usual size"))
+}
+
+/// Longer than the ring of a layer whose window is 5 tokens.
+const LONG: usize = 400;
+
+fn long_cpu(model: &Model) -> Result<CpuBackend> {
+    CpuBackend::new(model.decoder.clone(), LONG, 2)
+}
+
+fn a_session_goes_back() -> TestResult {
+    let model = model(CROSSBREED, TensorType::F32)?;
+    let tokens = made_up_tokens(LONG, model.decoder.vocab_size);
+    let session = || anyhow::Ok(Session::new(Box::new(long_cpu(&model)?)));
+    let mut quiet = |_, _| ControlFlow::Continue(());
+    let mut wanderer = session()?;
+    let last = wanderer.prefill(&tokens, &mut quiet)?;
+    let last = last.expect("nobody interrupts").to_vec();
+    let expected = textbook::logits(&model, &tokens);
+    let expected = &expected[expected.len() - last.len()..];
+    let error = greatest_error(expected, &last);
+    check(
+        error < 1e-5,
+        format!("the ring is off by {error:e} of the usual size"),
+    )?;
+
+    for back in [LONG - 1, LONG - 130, 60, 3, 1] {
+        check(
+            wanderer.backend().remembers(back) == (back > LONG - 140),
+            format!(
+                "{back} tokens of {LONG} should need reading again where the ring has lost them"
+            ),
+        )?;
+        let mut fresh = session()?;
+        fresh.prefill(&tokens[..back], &mut quiet)?;
+        let next = fresh.decode(tokens[back])?.to_vec();
+        wanderer.rewind(back);
+        check(
+            wanderer.decode(tokens[back])? == next,
+            format!("other logits after going back to {back} tokens"),
+        )?;
+        wanderer.prefill(&tokens, &mut quiet)?;
+    }
+    // A prompt that shares its beginning with the last one.
+    let mut other = tokens[..100].to_vec();
+    other.extend([7, 8, 9]);
+    let expected = session()?.prefill(&other, &mut quiet)?.map(<[f32]>::to_vec);
+    let logits = wanderer.prefill(&other, &mut quiet)?;
+    check(
+        logits == expected.as_deref(),
+        "other logits after a shared beginning",
+    )
+}
+
+/// The last layer shares keys and values: for tokens without logits it is of no use.
+fn skipping_changes_nothing() -> TestResult {
+    let model = model(CROSSBREED, TensorType::F32)?;
+    let tokens = made_up_tokens(100, model.decoder.vocab_size);
+    let all = common::read_all(&mut long_cpu(&model)?, &tokens, 0)?.to_vec();
+    let last = common::read(&mut long_cpu(&model)?, &tokens, 0)?.to_vec();
+    check(all.ends_with(&last), "skipping changes the logits")?;
+    let skipped = |tokens| model.decoder.operations(tokens) / tokens as f64;
+    check(skipped(100) < 0.9 * skipped(1), "nothing is skipped")
 }
 
 /// Float16 weights meet float16 activations where a prompt is read, and a float16 cache.

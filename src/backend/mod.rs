@@ -6,7 +6,7 @@ mod sampling;
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
-pub use kv_layout::{KvFormat, KvLayer, KvLayout};
+pub use kv_layout::{KvFormat, KvLayer, KvLayout, Written};
 pub use sampling::{SamplingParams, StreamStart, TokenStream, not_finite};
 
 /// Tokens to compute together.
@@ -69,11 +69,17 @@ pub trait Backend {
 
     fn limits(&self) -> Limits;
 
+    /// Whether all that a token at `position` sees is still in the KV cache: layers with a sliding window forget what is far
+    /// behind the last position that was computed.
+    fn remembers(&self, _position: usize) -> bool {
+        true
+    }
+
     /// Computes a batch and caches its keys and values. Those of every position before it must be cached; those from its
     /// position on are forgotten.
     ///
     /// # Errors
-    /// A batch that the limits do not allow, and whatever the device meets.
+    /// A batch that the limits do not allow or of whose context something is forgotten, and whatever the device meets.
     fn compute(&mut self, batch: Batch) -> Result<Results<'_>>;
 
     /// Whether the device can choose tokens so by itself.
@@ -155,6 +161,10 @@ impl<'a> Batch<'a> {
         }
     }
 
+    pub fn positions(&self) -> std::ops::Range<usize> {
+        self.position..self.position + self.tokens.len()
+    }
+
     /// The batch's tokens that get results, by their index.
     pub fn wanted(&self) -> std::ops::Range<usize> {
         let len = self.tokens.len();
@@ -165,8 +175,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Refuses a batch that a backend of these limits cannot take.
-    pub fn check(&self, limits: Limits) -> Result<()> {
+    /// Refuses a batch that a backend of these limits cannot take, or which sees what the backend does not remember.
+    pub fn check(&self, limits: Limits, remembered: bool) -> Result<()> {
         let Limits {
             context_len,
             chunk_len,
@@ -188,6 +198,11 @@ impl<'a> Batch<'a> {
                 .checked_add(len)
                 .is_some_and(|end| end <= context_len),
             "{len} tokens from position {} on do not fit into a context of {context_len}",
+            self.position
+        );
+        ensure!(
+            remembered,
+            "what the token at position {} sees is no longer in the KV cache",
             self.position
         );
         let unknown = |token: &&u32| **token as usize >= vocab_size;

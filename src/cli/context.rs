@@ -6,6 +6,7 @@ use indicatif::HumanBytes;
 use super::{backend::Compute, system};
 use crate::{
     backend::{KvFormat, KvLayout},
+    cpu,
     model::Decoder,
 };
 
@@ -15,12 +16,16 @@ use crate::{
 /// # Errors
 /// A context that this machine's memory could never hold.
 pub fn choose(compute: &Compute, decoder: &Decoder) -> Result<usize> {
-    let per_token = kv_bytes_per_token(decoder);
+    let layout = KvLayout::new(decoder, usize::MAX, cpu::CHUNK_LEN, KvFormat::F32);
+    // Where every layer has a sliding window, a longer context takes no more.
+    let per_token = layout.bytes_per_token().max(1) as u64;
+    let fits = |bytes: u64| bytes.saturating_sub(layout.ring_bytes() as u64) / per_token;
     let Some(asked) = compute.context_len else {
-        return Ok(automatic(decoder.context_length, per_token));
+        let room = system::available_memory_bytes().map_or(u64::MAX, |bytes| fits(bytes / 2));
+        return Ok(automatic(decoder.context_length, room));
     };
     if let Some(total) = system::total_memory_bytes() {
-        let most = total / per_token;
+        let most = fits(total);
         if asked as u64 > most {
             bail!(
                 "a context of {asked} tokens ({}): its KV cache takes {} a token, and this machine has {} of memory: at \
@@ -49,8 +54,7 @@ pub fn warn_if_untrained(compute: &Compute, decoder: &Decoder) {
     }
 }
 
-fn automatic(trained: usize, per_token: u64) -> usize {
-    let room = system::available_memory_bytes().map_or(u64::MAX, |bytes| bytes / 2 / per_token);
+fn automatic(trained: usize, room: u64) -> usize {
     let context_len = trained
         .min(usize::try_from(room).unwrap_or(usize::MAX))
         .max(1);
@@ -60,8 +64,4 @@ fn automatic(trained: usize, per_token: u64) -> usize {
         );
     }
     context_len
-}
-
-fn kv_bytes_per_token(decoder: &Decoder) -> u64 {
-    KvLayout::new(decoder, 1, KvFormat::F32).bytes_per_token() as u64
 }

@@ -106,14 +106,13 @@ impl KvCache {
         let cache = cache.expect("an owner has a cache");
         let keys = cache.slots / LANES * cache.head_dim;
         let values = cache.slots * cache.head_dim.div_ceil(LANES);
-        let first = layer.slot(positions.start);
         attend(
             query,
             &cache.keys.lanes()[head_kv * keys..][..keys],
             &cache.values.lanes()[head_kv * values..][..values],
             scoring,
-            first,
-            first + positions.len(),
+            layer.slot(positions.start),
+            positions.len(),
             scores,
             out,
         );
@@ -141,21 +140,23 @@ impl LayerCache {
 }
 
 vectorized! {
-    /// Over the slots from `first` to before `end`.
+    /// Over `count` slots from `first` on: behind the last one comes the first of all.
     fn attend(
         query: &[f32],
         keys: &[Lanes],
         values: &[Lanes],
         scoring: Scoring,
         first: usize,
-        end: usize,
+        count: usize,
         scores: &mut [Lanes],
         out: &mut [f32],
     ) {
         let Scoring { scale, softcap } = scoring;
         let first_block = first / LANES;
-        let scores = &mut scores[..end.div_ceil(LANES) - first_block];
-        let mut keys = keys[first_block * query.len()..].chunks_exact(query.len());
+        let scores = &mut scores[..(first % LANES + count).div_ceil(LANES)];
+        let (before, behind) = keys.split_at(first_block * query.len());
+        let [behind, before] = [behind, before].map(|keys| keys.chunks_exact(query.len()));
+        let mut keys = behind.chain(before);
         let (tiles, rest) = scores.as_chunks_mut::<TILE>();
         for scores in tiles {
             score(query, scale, &mut keys, scores);
@@ -164,7 +165,7 @@ vectorized! {
             score(query, scale, &mut keys, std::array::from_mut(scores));
         }
         // Other lanes hold keys that are not seen, or none.
-        let seen = first - first_block * LANES..end - first_block * LANES;
+        let seen = first % LANES..first % LANES + count;
         let numbers = bytemuck::cast_slice_mut::<Lanes, f32>(scores);
         if let Some(cap) = softcap {
             elementwise::softcap(&mut numbers[seen.clone()], cap);
@@ -189,14 +190,15 @@ vectorized! {
         let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[seen];
         let scale = 1.0 / sums.sum();
         let stride = query.len().div_ceil(LANES);
-        let values = &values[first * stride..];
+        let (before, behind) = values.split_at(first * stride);
+        let (weights, weights_before) = weights.split_at(weights.len().min(behind.len() / stride));
+        let parts = [(weights, behind), (weights_before, before)];
         for (start, out) in (0..stride).step_by(TILE).zip(out.chunks_mut(TILE * LANES)) {
-            let values = values.chunks_exact(stride).map(|value| &value[start..]);
             if stride - start >= TILE {
-                average::<TILE>(weights, values, scale, out);
+                average::<TILE>(parts, stride, start, scale, out);
             } else {
                 for (lane, out) in out.chunks_mut(LANES).enumerate() {
-                    average::<1>(weights, values.clone().map(|value| &value[lane..]), scale, out);
+                    average::<1>(parts, stride, start + lane, scale, out);
                 }
             }
         }
@@ -223,19 +225,23 @@ fn score<'a, const B: usize>(
     *scores = registers.map(|lanes| Lanes(lanes.0.map(|score| score * scale)));
 }
 
-/// The first `out.len()` of `L` lanes of the values, weighted, summed and scaled.
+/// Of weights and values, each `stride` lanes, in two parts: the first `out.len()` of `L` lanes from `start` on, weighted,
+/// summed and scaled.
 #[inline(always)]
-fn average<'a, const L: usize>(
-    weights: &[f32],
-    values: impl Iterator<Item = &'a [Lanes]>,
+fn average<const L: usize>(
+    parts: [(&[f32], &[Lanes]); 2],
+    stride: usize,
+    start: usize,
     scale: f32,
     out: &mut [f32],
 ) {
     let mut registers = [Lanes::ZERO; L];
-    for (weight, value) in weights.iter().zip(values) {
-        let value = &value[..L];
-        for lane in 0..L {
-            registers[lane].add_scaled(*weight, &value[lane]);
+    for (weights, values) in parts {
+        for (weight, value) in weights.iter().zip(values.chunks_exact(stride)) {
+            let value = &value[start..start + L];
+            for lane in 0..L {
+                registers[lane].add_scaled(*weight, &value[lane]);
+            }
         }
     }
     for (out, sum) in out
@@ -250,6 +256,60 @@ fn average<'a, const L: usize>(
 mod tests {
     use super::*;
     use crate::cpu::simd::tests::{assert_same_bits, noise};
+
+    #[test]
+    fn a_ring_gives_the_bits_of_a_full_cache() {
+        const HEAD_DIM: usize = 40;
+        const RING: usize = 64;
+        const ALL: usize = 3 * RING;
+        const STRIDE: usize = HEAD_DIM.div_ceil(LANES);
+        let lanes = |count: usize| -> Vec<Lanes> {
+            let noise = noise(count * LANES);
+            noise.as_chunks().0.iter().copied().map(Lanes).collect()
+        };
+        let (keys, values) = (lanes(ALL / LANES * HEAD_DIM), lanes(ALL * STRIDE));
+        let out = |keys: &[Lanes], values: &[Lanes], first: usize, count: usize| {
+            let scoring = Scoring {
+                scale: 0.1,
+                softcap: None,
+            };
+            let mut scores = vec![Lanes::ZERO; ALL / LANES];
+            let mut out = vec![0.0; HEAD_DIM];
+            let query = noise(HEAD_DIM);
+            attend(
+                &query,
+                keys,
+                values,
+                scoring,
+                first,
+                count,
+                &mut scores,
+                &mut out,
+            );
+            out
+        };
+        for position in [RING - 1, RING, 70, 95, 96, 100, 2 * RING, ALL - 1] {
+            for window in [1, 3, 16, 33, 48] {
+                // Blocks of a ring hold the last positions that were written: those up to the end of this one's.
+                let mut ring = (lanes(RING / LANES * HEAD_DIM), lanes(RING * STRIDE));
+                for block in 0..=position / LANES {
+                    let slot = block % (RING / LANES);
+                    let key = keys[block * HEAD_DIM..][..HEAD_DIM].iter();
+                    ring.0
+                        .splice(slot * HEAD_DIM..(slot + 1) * HEAD_DIM, key.copied());
+                    let len = LANES * STRIDE;
+                    let value = values[block * len..][..len].iter();
+                    ring.1.splice(slot * len..(slot + 1) * len, value.copied());
+                }
+                let first = position + 1 - window;
+                assert_eq!(
+                    out(&ring.0, &ring.1, first % RING, window),
+                    out(&keys, &values, first, window),
+                    "window {window} at {position}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn the_vector_width_changes_no_bit() {
@@ -274,7 +334,7 @@ mod tests {
                     softcap: Some(2.0),
                 },
                 FIRST,
-                END,
+                END - FIRST,
                 &mut scores,
                 &mut out,
             );

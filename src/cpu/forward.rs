@@ -15,7 +15,7 @@ use crate::{
     backend::Batch,
     model::{
         decoder::{Activation, Attention, Decoder, Linear, Norm, Rope},
-        ops::{Op, Var, needs},
+        ops::{Op, SUPPRESSED, Var, needs},
     },
 };
 
@@ -78,12 +78,14 @@ fn greatest_lengths(decoder: &Decoder) -> [usize; Var::Logits as usize + 1] {
             Op::Linear { linear, out, .. } => (out, linear.weights.rows()),
             Op::Attend { layer, out, .. } => (out, decoder.layers[*layer].attention.q_dim()),
             Op::Gate { gate, out, .. } => (out, lengths[*gate as usize]),
+            Op::Copy { range, out, .. } => (out, range.len()),
             Op::HeadNorm { .. }
             | Op::Rope { .. }
             | Op::Store { .. }
             | Op::Add { .. }
             | Op::Scale { .. }
             | Op::Softcap { .. }
+            | Op::Suppress { .. }
             | Op::Select => continue,
         };
         lengths[*out as usize] = len;
@@ -260,6 +262,14 @@ impl Pass<'_> {
                 }
                 self.activations.put(*out, matrix);
             }
+            Op::Copy { x, range, out } => {
+                let mut matrix = self.activations.take(*out, range.len(), &self.tokens);
+                for i in self.tokens.clone() {
+                    let part = &self.activations.get(*x).row(i)[range.clone()];
+                    matrix.row_mut(i).copy_from_slice(part);
+                }
+                self.activations.put(*out, matrix);
+            }
             Op::Add { x, to } => {
                 let len = self.activations.get(*to).len();
                 let mut matrix = self.activations.take(*to, len, &self.tokens);
@@ -282,6 +292,14 @@ impl Pass<'_> {
                 let matrix = &mut self.activations.vars[*x as usize];
                 for i in self.tokens.clone() {
                     elementwise::softcap(matrix.row_mut(i), *cap);
+                }
+            }
+            Op::Suppress { tokens } => {
+                let logits = &mut self.activations.logits;
+                for logits in logits.chunks_exact_mut(self.decoder.vocab_size) {
+                    for &token in &tokens[..] {
+                        logits[token as usize] = SUPPRESSED;
+                    }
                 }
             }
             Op::Select => self.tokens = self.batch.wanted(),

@@ -25,12 +25,12 @@ use self::{
     simd::{LANES, Lanes},
 };
 use crate::{
-    backend::{Backend, Batch, KvFormat, KvLayout, Limits, Results},
+    backend::{Backend, Batch, KvFormat, KvLayout, Limits, Results, Written},
     model::Decoder,
 };
 
 /// Tokens that share one reading of the weights.
-const CHUNK_LEN: usize = 128;
+pub const CHUNK_LEN: usize = 128;
 
 /// A worker's own memory.
 struct Scratch {
@@ -47,6 +47,7 @@ pub struct CpuBackend {
     context_len: usize,
     workers: Workers,
     cache: KvCache,
+    written: Written,
     activations: Activations,
     device: String,
 }
@@ -59,7 +60,7 @@ impl CpuBackend {
     ///
     /// Where there is no memory for the context or the threads cannot be started.
     pub fn new(decoder: Arc<Decoder>, context_len: usize, threads: usize) -> Result<Self> {
-        let layout = KvLayout::new(&decoder, context_len, KvFormat::F32);
+        let layout = KvLayout::new(&decoder, context_len, CHUNK_LEN, KvFormat::F32);
         let bytes_per_token = layout.bytes_per_token();
         let no_memory = || {
             format!(
@@ -81,6 +82,7 @@ impl CpuBackend {
             context_len,
             workers,
             cache,
+            written: Written::default(),
             activations,
             device,
             decoder,
@@ -106,8 +108,13 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn remembers(&self, position: usize) -> bool {
+        self.cache.layout().remembers(position, self.written)
+    }
+
     fn compute(&mut self, batch: Batch) -> Result<Results<'_>> {
-        batch.check(self.limits())?;
+        batch.check(self.limits(), self.remembers(batch.position))?;
+        self.written.add(batch.positions());
         let logits = forward(
             &self.decoder,
             &self.workers,

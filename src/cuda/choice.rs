@@ -13,7 +13,7 @@ use super::{
     region::Region,
     scratch::Scratch,
 };
-use crate::backend::{SamplingParams, StreamStart, TokenStream, not_finite};
+use crate::backend::{SamplingParams, StreamStart, TokenStream, Written, not_finite};
 
 /// Tokens that are queued before the oldest is waited for: while the host deals with one, the device has another.
 const AHEAD: usize = 3;
@@ -102,6 +102,7 @@ pub fn covers(sampling: &SamplingParams) -> bool {
 pub struct Stream<'a> {
     choice: &'a mut Choice,
     region: &'a mut Region,
+    written: &'a mut Written,
     /// Places in the text of tokens that are queued, the oldest first.
     queued: VecDeque<usize>,
     /// The place of the next token to queue, and the end of the text.
@@ -114,6 +115,7 @@ impl<'a> Stream<'a> {
     pub fn new(
         choice: &'a mut Choice,
         region: &'a mut Region,
+        written: &'a mut Written,
         scratch: &Scratch,
         start: &StreamStart,
     ) -> Result<Self> {
@@ -121,6 +123,7 @@ impl<'a> Stream<'a> {
         Ok(Self {
             choice,
             region,
+            written,
             queued: VecDeque::with_capacity(AHEAD),
             next: start.text.len(),
             end: start.text.len() + start.uniforms.len(),
@@ -129,6 +132,7 @@ impl<'a> Stream<'a> {
 
     fn queue(&mut self) -> Result<()> {
         self.region.run_and_choose()?;
+        self.written.add(self.next - 1..self.next);
         self.choice.events[self.next % AHEAD]
             .record(self.choice.device.stream())
             .map_err(explain)

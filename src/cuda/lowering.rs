@@ -305,9 +305,11 @@ fn name(op: &Op) -> &'static str {
         Op::Store { .. } => "store",
         Op::Attend { .. } => "attend",
         Op::Gate { .. } => "gate",
+        Op::Copy { .. } => "copy",
         Op::Add { .. } => "add",
         Op::Scale { .. } => "scale",
         Op::Softcap { .. } => "softcap",
+        Op::Suppress { .. } => "suppress",
         Op::Select => "select",
     }
 }

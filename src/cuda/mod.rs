@@ -43,7 +43,7 @@ use self::{
 use crate::{
     backend::{
         Backend, Batch, GraphReport, KvFormat, KvLayout, Limits, Phase, Results, SamplingParams,
-        StepReport, StreamStart, TokenStream,
+        StepReport, StreamStart, TokenStream, Written,
     },
     model::Decoder,
 };
@@ -103,6 +103,7 @@ pub struct CudaBackend {
     chunk_scratch: ChunkScratch,
     limits: Limits,
     cache: KvCache,
+    written: Written,
     choice: Choice,
     /// i32 (2 + chunk_len): token, position; the chunk's tokens
     inputs: PinnedBuffer,
@@ -134,7 +135,7 @@ impl CudaBackend {
             start.elapsed()
         );
         let scratch = Scratch::new(&device, &decoder)?;
-        let layout = KvLayout::new(&decoder, context_len, KvFormat::F16);
+        let layout = KvLayout::new(&decoder, context_len, chunk.tokens, KvFormat::F16);
         let cache = KvCache::new(&device, layout)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
         // Its stages are megabytes: nobody waits for them who will not use them.
@@ -165,6 +166,7 @@ impl CudaBackend {
             scratch,
             chunk_scratch,
             cache,
+            written: Written::default(),
             choice,
             inputs,
             logits,
@@ -251,8 +253,13 @@ impl Backend for CudaBackend {
         self.limits
     }
 
+    fn remembers(&self, position: usize) -> bool {
+        self.cache.layout().remembers(position, self.written)
+    }
+
     fn compute(&mut self, batch: Batch) -> Result<Results<'_>> {
-        batch.check(self.limits)?;
+        batch.check(self.limits, self.remembers(batch.position))?;
+        self.written.add(batch.positions());
         let bytes = batch.wanted().len() * self.limits.vocab_size * size_of::<f32>();
         let queued = self.queue(&batch).and_then(|()| {
             if bytes == 0 {
@@ -291,9 +298,16 @@ impl Backend for CudaBackend {
             start.sampling
         );
         let (&token, cached) = start.text.split_last().context("a text has tokens")?;
-        Batch::decode(&token, cached.len()).check(self.limits)?;
+        let remembered = self.remembers(cached.len());
+        Batch::decode(&token, cached.len()).check(self.limits, remembered)?;
         self.upload_inputs(token, cached.len())?;
-        let stream = Stream::new(&mut self.choice, &mut self.region, &self.scratch, start)?;
+        let stream = Stream::new(
+            &mut self.choice,
+            &mut self.region,
+            &mut self.written,
+            &self.scratch,
+            start,
+        )?;
         Ok(Box::new(stream))
     }
 

@@ -32,6 +32,8 @@ pub struct Needs {
     pub chunk_len: usize,
     pub weights: usize,
     pub scratch: usize,
+    /// Of the KV cache, what does not grow with the context: layers with sliding windows.
+    pub kv_rings: usize,
     pub kv_per_token: usize,
 }
 
@@ -62,7 +64,6 @@ pub fn choose(
 ) -> Result<(Chunk, usize)> {
     let trained = decoder.context_length;
     let most = options.context_len.unwrap_or(trained).max(1);
-    let kv_per_token = KvLayout::new(decoder, 1, KvFormat::F16).bytes_per_token();
     let mut needs = Vec::new();
     for chunk_len in chunk_lens(options.chunk_len, most) {
         let mut parts = decode_parts(device, decoder);
@@ -70,12 +71,14 @@ pub fn choose(
             parts.extend(step_parts(device, decoder));
         }
         parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);
+        let layout = KvLayout::new(decoder, usize::MAX, chunk_len, KvFormat::F16);
         needs.push((
             Needs {
                 chunk_len,
                 weights,
                 scratch: parts.iter().map(|part| part.bytes).sum(),
-                kv_per_token,
+                kv_rings: layout.ring_bytes(),
+                kv_per_token: layout.bytes_per_token(),
             },
             parts,
         ));
@@ -85,9 +88,17 @@ pub fn choose(
     for Part { name, bytes } in &needs[index].1 {
         tracing::debug!("{name}: {bytes} bytes");
     }
+    let Needs {
+        chunk_len: tokens,
+        kv_rings,
+        kv_per_token,
+        ..
+    } = all[index];
     let kv_bytes = context_len * kv_per_token;
     tracing::debug!("KV cache: {kv_bytes} bytes, {kv_per_token} a token");
-    let tokens = all[index].chunk_len;
+    if kv_rings > 0 {
+        tracing::debug!("KV cache of layers with sliding windows: {kv_rings} bytes");
+    }
     Ok((Chunk { tokens }, context_len))
 }
 
@@ -132,8 +143,10 @@ fn fit(
 impl Needs {
     /// The longest context that fits into `free` bytes.
     fn longest(&self, free: usize) -> usize {
-        let fixed = self.weights.saturating_add(self.scratch);
-        free.saturating_sub(fixed.saturating_add(RESERVE)) / self.kv_per_token
+        let fixed = [self.weights, self.scratch, self.kv_rings, RESERVE];
+        let fixed = fixed.into_iter().fold(0, usize::saturating_add);
+        // Where every layer has a sliding window, a longer context takes no more.
+        free.saturating_sub(fixed) / self.kv_per_token.max(1)
     }
 }
 
@@ -147,11 +160,15 @@ impl fmt::Display for DoesNotFit {
         } = self;
         // A context that nobody has memory for must not become a small number.
         let cache = context_len.saturating_mul(needs.kv_per_token);
+        let rings = match needs.kv_rings {
+            0 => String::new(),
+            rings => format!(", and {} for layers with sliding windows", Megabytes(rings)),
+        };
         write!(
             f,
             "a context of {context_len} tokens does not fit on the GPU\n  \
              weights   {:>12}\n  \
-             KV cache  {:>12}, {} bytes a token\n  \
+             KV cache  {:>12}, {} bytes a token{rings}\n  \
              scratch   {:>12}, most of it to read {} tokens of a prompt at once\n  \
              free      {:>12}, of which the driver keeps {}",
             Megabytes(needs.weights).to_string(),
@@ -192,6 +209,7 @@ mod tests {
             chunk_len,
             weights: 4 * GIB,
             scratch: chunk_len << 18,
+            kv_rings: 0,
             kv_per_token: 1 << 17,
         };
         chunk_lens.iter().map(needs).collect()

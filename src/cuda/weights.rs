@@ -168,9 +168,11 @@ impl<'a> Layout<'a> {
                 Op::Store { .. }
                 | Op::Attend { .. }
                 | Op::Gate { .. }
+                | Op::Copy { .. }
                 | Op::Add { .. }
                 | Op::Scale { .. }
                 | Op::Softcap { .. }
+                | Op::Suppress { .. }
                 | Op::Select => {}
             }
         }

@@ -225,7 +225,7 @@ mod tests {
         }
 
         fn compute(&mut self, batch: Batch) -> Result<Results<'_>> {
-            batch.check(self.limits())?;
+            batch.check(self.limits(), true)?;
             assert_eq!(batch.want, Want::All, "an evaluation needs every position");
             let rows = batch.tokens.iter().enumerate();
             let row = |(i, &token)| self.row(token, batch.position + i);

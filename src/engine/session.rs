@@ -60,6 +60,18 @@ impl Session {
         self.tokens.truncate(len);
     }
 
+    /// Reads all tokens again, where the cache has forgotten what the next one sees of them.
+    fn recall(&mut self) -> Result<()> {
+        if !self.backend.remembers(self.tokens.len()) {
+            let chunk_len = self.backend.limits().chunk_len;
+            for (i, chunk) in self.tokens.chunks(chunk_len).enumerate() {
+                let batch = Batch::prompt(chunk, i * chunk_len, Want::Nothing);
+                self.backend.compute(batch)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the KV cache hold exactly `prompt` and returns the logits after its last token. What the cache already
     /// shares with the prompt is not computed again.
     ///
@@ -87,7 +99,10 @@ impl Session {
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b);
         // The last token is always computed: its logits are the result.
         let shared = shared.count().min(prompt.len() - 1);
-        self.rewind(shared);
+        self.rewind(match self.backend.remembers(shared) {
+            true => shared,
+            false => 0,
+        });
 
         while prompt.len() - self.tokens.len() > limits.chunk_len {
             if progress(self.tokens.len(), prompt.len()).is_break() {
@@ -123,6 +138,7 @@ impl Session {
             cached == self.tokens,
             "a stream goes on behind the tokens of its session"
         );
+        self.recall()?;
         Ok(SessionStream {
             stream: self.backend.stream(start)?,
             tokens: &mut self.tokens,
@@ -140,6 +156,7 @@ impl Session {
             position < self.backend.limits().context_len,
             "the context of {position} tokens is full"
         );
+        self.recall()?;
         let results = self.backend.compute(Batch::decode(&token, position))?;
         self.tokens.push(token);
         Ok(results.logits)

@@ -24,6 +24,7 @@ pub struct Decoder {
 pub struct Layer {
     pub attention: Attention,
     pub feed_forward: FeedForward,
+    pub token_input: Option<TokenInput>,
     /// What the residual stream is multiplied with behind the layer.
     pub output_scale: Option<f32>,
 }
@@ -67,8 +68,8 @@ pub enum KeyValues {
 pub struct OwnKeyValues {
     /// (hidden_size, kv_dim)
     pub k: Linear,
-    /// (hidden_size, kv_dim)
-    pub v: Linear,
+    /// (hidden_size, kv_dim); `None`: values are what keys are before their norm
+    pub v: Option<Linear>,
     /// Of keys before they are rotated: of each head, (head_dim), or of all heads as one vector, (kv_dim)
     pub k_norm: Option<Norm>,
     /// Of each value head, (head_dim)
@@ -88,6 +89,29 @@ pub struct FeedForward {
     pub down: Linear,
     /// Of the output before it is added, (hidden_size)
     pub output_norm: Option<Norm>,
+}
+
+/// What a layer takes of the token itself, behind the feed-forward: the residual stream
+/// `+= norm(projection (activation(gate x) * input))`, where `input` is the layer's part of [`TokenInputs`].
+pub struct TokenInput {
+    /// (hidden_size, width)
+    pub gate: Linear,
+    pub activation: Activation,
+    /// (width, hidden_size)
+    pub projection: Linear,
+    /// (hidden_size)
+    pub norm: Norm,
+}
+
+/// What a token gives to every layer, (width, layers): `(sqrt(width) * table[token] + norm(projection x / sqrt(hidden_size)))
+/// / sqrt(2)`, with x the token's embedding and a norm of each layer's part. Gemma 3n and 4 call them per-layer embeddings.
+pub struct TokenInputs {
+    /// (width * layers, vocab_size)
+    pub table: Tensor,
+    /// (hidden_size, width * layers)
+    pub projection: Linear,
+    /// (width)
+    pub norm: Norm,
 }
 
 /// A function of one number.

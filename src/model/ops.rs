@@ -5,10 +5,13 @@
 //! another variable than those it reads, but for a norm, which may be in place. A backend may do several operations at
 //! once, as long as what the list says comes out.
 
-use std::sync::Arc;
+use std::{f32::consts::FRAC_1_SQRT_2, ops::Range, sync::Arc};
 
 use super::{
-    decoder::{Activation, Attention, FeedForward, KeyValues, Layer, Linear, Norm, Rope},
+    decoder::{
+        Activation, Attention, FeedForward, KeyValues, Layer, Linear, Norm, Rope, TokenInput,
+        TokenInputs,
+    },
     gguf::Tensor,
 };
 
@@ -27,14 +30,16 @@ pub enum Var {
     Value,
     /// (q_dim): what the heads gathered
     Attended,
-    /// (feed_forward_length)
+    /// (feed_forward_length), or a layer's part of [`Var::TokenInputs`], as the next two
     Gate,
-    /// (feed_forward_length)
     Up,
-    /// (feed_forward_length)
     Gated,
     /// (hidden_size): what is about to be added to the residual stream
     Branch,
+    /// (width * layers): the token's row of the table that [`Var::TokenInputs`] is made of
+    TokenRow,
+    /// (width * layers): what the token gives to each layer
+    TokenInputs,
     /// (vocab_size)
     Logits,
 }
@@ -66,12 +71,20 @@ pub enum Op {
         activation: Activation,
         out: Var,
     },
+    /// `out = x[range]`
+    Copy {
+        x: Var,
+        range: Range<usize>,
+        out: Var,
+    },
     /// `to += x`
     Add { x: Var, to: Var },
     /// `x *= factor`
     Scale { x: Var, factor: f32 },
     /// `x = cap * tanh(x / cap)`
     Softcap { x: Var, cap: f32 },
+    /// The logits of `tokens` become [`SUPPRESSED`]
+    Suppress { tokens: Arc<[u32]> },
     /// From here on, only the tokens whose logits are wanted count
     Select,
 }
@@ -88,9 +101,11 @@ impl Op {
             | Self::Store { .. }
             | Self::Attend { .. }
             | Self::Gate { .. }
+            | Self::Copy { .. }
             | Self::Add { .. }
             | Self::Scale { .. }
             | Self::Softcap { .. }
+            | Self::Suppress { .. }
             | Self::Select => None,
         }
     }
@@ -102,8 +117,10 @@ impl Op {
             | Self::HeadNorm { x, .. }
             | Self::Linear { x, .. }
             | Self::Rope { x, .. }
+            | Self::Copy { x, .. }
             | Self::Scale { x, .. }
             | Self::Softcap { x, .. } => *x == var,
+            Self::Suppress { .. } => var == Var::Logits,
             Self::Store { key, value, .. } => *key == var || *value == var,
             Self::Attend { query, .. } => *query == var,
             Self::Gate { gate, up, .. } => *gate == var || *up == var,
@@ -118,13 +135,15 @@ impl Op {
             | Self::Norm { out, .. }
             | Self::Linear { out, .. }
             | Self::Attend { out, .. }
-            | Self::Gate { out, .. } => *out == var,
+            | Self::Gate { out, .. }
+            | Self::Copy { out, .. } => *out == var,
             Self::HeadNorm { .. }
             | Self::Rope { .. }
             | Self::Store { .. }
             | Self::Add { .. }
             | Self::Scale { .. }
             | Self::Softcap { .. }
+            | Self::Suppress { .. }
             | Self::Select => false,
         }
     }
@@ -149,42 +168,64 @@ pub struct Ends {
     pub embedding: Tensor,
     /// What its rows are multiplied with.
     pub embedding_scale: Option<f32>,
+    pub token_inputs: Option<TokenInputs>,
     /// (hidden_size)
     pub output_norm: Norm,
     /// (hidden_size, vocab_size)
     pub output: Tensor,
     /// Logits become `softcap * tanh(logit / softcap)`.
     pub softcap: Option<f32>,
+    /// Tokens that the model never gives, (their number)
+    pub suppressed: Arc<[u32]>,
 }
+
+/// A logit whose token has no probability at all, and which is a number nevertheless, as all logits must be.
+pub const SUPPRESSED: f32 = -1e30;
 
 /// The order of Llama and those after it: attention, then the feed-forward, each a branch from the residual stream that is
 /// added to it, with the norms before and behind the branch that the layer has.
+///
+/// Behind the last layer that caches anything, tokens whose logits nobody wants are of no use.
 pub fn residual_order(layers: &[Layer], ends: &Ends) -> Vec<Op> {
-    let scale = |factor| Op::Scale {
-        x: Var::Hidden,
-        factor,
-    };
+    let owns = |layer: &Layer| matches!(layer.attention.kv, KeyValues::Own(_));
+    let selected = layers.iter().rposition(owns).map_or(0, |last| last + 1);
+    let scale_hidden = |factor| scale(Var::Hidden, factor);
     let mut ops = vec![Op::Embed {
         table: ends.embedding.clone(),
         out: Var::Hidden,
     }];
-    ops.extend(ends.embedding_scale.map(scale));
+    ops.extend(ends.embedding_scale.map(scale_hidden));
+    if let Some(inputs) = &ends.token_inputs {
+        token_inputs(&mut ops, inputs);
+    }
     for (index, layer) in layers.iter().enumerate() {
+        if index == selected {
+            ops.push(Op::Select);
+        }
         attention(&mut ops, index, &layer.attention);
         feed_forward(&mut ops, &layer.feed_forward);
-        ops.extend(layer.output_scale.map(scale));
+        if let Some(input) = &layer.token_input {
+            token_input(&mut ops, index, input);
+        }
+        ops.extend(layer.output_scale.map(scale_hidden));
+    }
+    if selected == layers.len() {
+        ops.push(Op::Select);
     }
     let output = Linear {
         weights: ends.output.clone(),
         bias: None,
     };
-    ops.push(Op::Select);
     ops.push(norm(Var::Hidden, &ends.output_norm, Var::Normed));
     ops.push(linear(Var::Normed, &output, Var::Logits));
     ops.extend(ends.softcap.map(|cap| Op::Softcap {
         x: Var::Logits,
         cap,
     }));
+    if !ends.suppressed.is_empty() {
+        let tokens = ends.suppressed.clone();
+        ops.push(Op::Suppress { tokens });
+    }
     ops
 }
 
@@ -198,7 +239,14 @@ fn attention(ops: &mut Vec<Op>, layer: usize, attention: &Attention) {
     ops.push(linear(input, &attention.q, Var::Query));
     if let KeyValues::Own(own) = &attention.kv {
         ops.push(linear(input, &own.k, Var::Key));
-        ops.push(linear(input, &own.v, Var::Value));
+        ops.push(match &own.v {
+            Some(v) => linear(input, v, Var::Value),
+            None => Op::Copy {
+                x: Var::Key,
+                range: 0..attention.kv_dim(),
+                out: Var::Value,
+            },
+        });
     }
     ops.extend(head_norm(Var::Query, &attention.q_norm));
     ops.push(rope(Var::Query));
@@ -235,6 +283,51 @@ fn feed_forward(ops: &mut Vec<Op>, feed_forward: &FeedForward) {
     add_branch(ops, &feed_forward.output_norm);
 }
 
+fn token_inputs(ops: &mut Vec<Op>, inputs: &TokenInputs) {
+    let (width, hidden_size) = (
+        inputs.norm.weight.len(),
+        inputs.projection.weights.row_len(),
+    );
+    ops.extend([
+        Op::Embed {
+            table: inputs.table.clone(),
+            out: Var::TokenRow,
+        },
+        scale(Var::TokenRow, (width as f32).sqrt()),
+        linear(Var::Hidden, &inputs.projection, Var::TokenInputs),
+        scale(Var::TokenInputs, (hidden_size as f32).sqrt().recip()),
+        Op::HeadNorm {
+            x: Var::TokenInputs,
+            norm: inputs.norm.clone(),
+        },
+        Op::Add {
+            x: Var::TokenRow,
+            to: Var::TokenInputs,
+        },
+        scale(Var::TokenInputs, FRAC_1_SQRT_2),
+    ]);
+}
+
+fn token_input(ops: &mut Vec<Op>, layer: usize, input: &TokenInput) {
+    let width = input.gate.weights.rows();
+    ops.extend([
+        linear(Var::Hidden, &input.gate, Var::Gate),
+        Op::Copy {
+            x: Var::TokenInputs,
+            range: layer * width..(layer + 1) * width,
+            out: Var::Up,
+        },
+        Op::Gate {
+            gate: Var::Gate,
+            up: Var::Up,
+            activation: input.activation,
+            out: Var::Gated,
+        },
+        linear(Var::Gated, &input.projection, Var::Branch),
+    ]);
+    add_branch(ops, &Some(input.norm.clone()));
+}
+
 /// What a branch reads: the residual stream, or its norm.
 fn branch_input(ops: &mut Vec<Op>, input_norm: &Option<Norm>) -> Var {
     match input_norm {
@@ -257,6 +350,10 @@ fn add_branch(ops: &mut Vec<Op>, output_norm: &Option<Norm>) {
         x: Var::Branch,
         to: Var::Hidden,
     });
+}
+
+fn scale(x: Var, factor: f32) -> Op {
+    Op::Scale { x, factor }
 }
 
 fn norm(x: Var, norm: &Norm, out: Var) -> Op {

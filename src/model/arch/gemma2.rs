@@ -13,23 +13,24 @@ pub const GEMMA2: Architecture = Architecture {
     describe,
 };
 
+/// Every second layer sees everything, where a file does not say.
+const PERIOD: usize = 2;
+
 fn describe(source: &Source) -> Result<Decoder> {
     let shape = source.shape()?;
     let mut ends = source.ends(&shape)?;
     ends.embedding_scale = Some((shape.hidden_size as f32).sqrt());
     ends.softcap = source.nonzero("final_logit_softcapping")?;
     let rope = source.rope(RopeStyle::Neox, shape.head_dim)?.into();
-    let scale = match source.nonzero("attention.scale")? {
-        Some(scale) => scale,
-        None => usual_scale(&shape),
-    };
+    let scale = source.attention_scale(usual_scale(&shape))?;
     let softcap = source.nonzero("attn_logit_softcapping")?;
     let window = source.window(&shape)?;
+    let sliding = source.sliding_layers(&shape, PERIOD)?;
     source.decoder(&shape, &ends, |tensors| {
         let mut attention = tensors.attention(&rope)?;
         attention.scale = scale * rope.score_factor(shape.head_dim);
         attention.softcap = softcap;
-        attention.window = window.filter(|_| tensors.index() % 2 == 0);
+        attention.window = window.filter(|_| sliding[tensors.index()]);
         tensors.post_norm(tensors.pre_norm(attention, tensors.feed_forward(Activation::GeluTanh)?)?)
     })
 }

@@ -3,6 +3,8 @@
 //! A new one is a file beside these and its line in [`ALL`].
 
 mod gemma2;
+mod gemma3;
+mod gemma4;
 mod granite;
 mod llama;
 mod olmo2;
@@ -32,6 +34,8 @@ pub struct Architecture {
 /// Those that a file may name.
 pub const ALL: &[Architecture] = &[
     gemma2::GEMMA2,
+    gemma3::GEMMA3,
+    gemma4::GEMMA4,
     granite::GRANITE,
     llama::LLAMA,
     olmo2::OLMO2,

@@ -23,6 +23,7 @@ fn describe(source: &Source) -> Result<Decoder> {
         tensors.post_norm(Layer {
             attention,
             feed_forward: tensors.feed_forward(Activation::Silu)?,
+            token_input: None,
             output_scale: None,
         })
     })

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::super::{
     decoder::{
         Activation, Attention, Decoder, FeedForward, KeyValues, Layer, Linear, Norm, OwnKeyValues,
-        Rope, RopeScaling, RopeStyle, Vector, Yarn,
+        Rope, RopeScaling, RopeStyle, TokenInput, TokenInputs, Vector, Yarn,
     },
     gguf::{Gguf, Tensor, describe, quoted},
     ops::{self, Ends},
@@ -100,7 +100,16 @@ impl<'a> Source<'a> {
         let hidden_size = self.size("embedding_length")?;
         let block_count = self.size_up_to("block_count", 1 << 12)?;
         let head_count = self.size_of_each_layer("attention.head_count", block_count)?;
-        let head_dim = self.head_dim(hidden_size, head_count[0])?;
+        let head_dim = self.head_dim(["attention.key_length", "attention.value_length"], || {
+            let head_count = head_count[0];
+            ensure!(
+                hidden_size.is_multiple_of(head_count) && hidden_size / head_count <= MAX_HEAD_DIM,
+                "metadata keys \"{}\" and \"{}\" are {hidden_size} and {head_count}, which gives no head length up to {MAX_HEAD_DIM}",
+                self.full("embedding_length"),
+                self.full("attention.head_count"),
+            );
+            Ok(hidden_size / head_count)
+        })?;
         Ok(Shape {
             context_length: self.size_up_to("context_length", MAX_CONTEXT)?,
             block_count,
@@ -120,7 +129,7 @@ impl<'a> Source<'a> {
         Ok(Rope {
             style,
             base: self.rope_base()?,
-            dimensions: self.rope_dimensions(head_dim)?,
+            dimensions: self.rope_dimensions("rope.dimension_count", head_dim)?,
             factors: None,
             scaling,
             attn_factor: self.attn_factor(scaling)?.unwrap_or(1.0),
@@ -160,6 +169,120 @@ impl<'a> Source<'a> {
         let window = window.and_then(|window| usize::try_from(window).ok());
         let context_len = self.rope.context_len.unwrap_or(shape.context_length);
         Ok(window.filter(|window| (1..context_len).contains(window)))
+    }
+
+    /// Of each layer, whether it has a sliding window: by an array in the file, or all but every `period`th. The file's own
+    /// period, 0 for windows in all layers, goes before `period`. None has where the file names no window.
+    pub fn sliding_layers(&self, shape: &Shape, period: usize) -> Result<Vec<bool>> {
+        const KEY: &str = "attention.sliding_window_pattern";
+        let key = self.full(KEY);
+        let layers = shape.block_count;
+        let window = self.gguf.u64(&self.full("attention.sliding_window"))?;
+        let sliding = match self.gguf.get(&key) {
+            Some(Value::Array(sliding)) => {
+                ensure!(
+                    sliding.len() == layers,
+                    "metadata key \"{key}\" is an array of {} elements, expected one for each of the {layers} layers",
+                    sliding.len()
+                );
+                let is_sliding = |(layer, value): (usize, &Value)| match (value, value.as_u64()) {
+                    (Value::Bool(sliding), _) => Ok(*sliding),
+                    (_, Some(number @ (0 | 1))) => Ok(number == 1),
+                    _ => bail!(
+                        "metadata key \"{key}\" is {} for layer {layer}, expected true or false",
+                        describe(value)
+                    ),
+                };
+                sliding
+                    .iter()
+                    .enumerate()
+                    .map(is_sliding)
+                    .collect::<Result<_>>()?
+            }
+            _ => {
+                let period = match self.gguf.u64(&key)? {
+                    Some(period) => usize::try_from(period).unwrap_or(usize::MAX),
+                    None => period,
+                };
+                let is_sliding = |layer: usize| period == 0 || (layer + 1) % period != 0;
+                (0..layers).map(is_sliding).collect()
+            }
+        };
+        Ok(match window {
+            None | Some(0) => vec![false; layers],
+            Some(_) => sliding,
+        })
+    }
+
+    /// The rotation of sliding layers, whose heads have `head_dim` values: that of the others with a base of its own and
+    /// positions as they are, since a window needs no scaling.
+    pub fn sliding_rope(&self, rope: &Rope, head_dim: usize) -> Result<Rope> {
+        const BASE: &str = "rope.freq_base_swa";
+        let base = self.float(BASE)?.unwrap_or(10_000.0);
+        ensure!(
+            base >= 1.0,
+            "metadata key \"{}\" is {base}, expected 1 or more",
+            self.full(BASE)
+        );
+        Ok(Rope {
+            style: rope.style,
+            base,
+            dimensions: self.rope_dimensions("rope.dimension_count_swa", head_dim)?,
+            factors: None,
+            scaling: RopeScaling::None,
+            attn_factor: 1.0,
+        })
+    }
+
+    /// What scores are multiplied with by the file, or `usual`; a rotation's factor comes on top.
+    pub fn attention_scale(&self, usual: f32) -> Result<f32> {
+        Ok(self.nonzero("attention.scale")?.unwrap_or(usual))
+    }
+
+    /// How many of the last layers have no keys and values of their own.
+    pub fn shared_kv_layers(&self, shape: &Shape) -> Result<usize> {
+        let key = self.full("attention.shared_kv_layers");
+        let sharing = self.gguf.u64(&key)?.unwrap_or(0);
+        match usize::try_from(sharing) {
+            Ok(sharing) if sharing < shape.block_count => Ok(sharing),
+            _ => bail!(
+                "metadata key \"{key}\" is {sharing}, expected less than the {} layers",
+                shape.block_count
+            ),
+        }
+    }
+
+    /// Gives `ends` what a token gives to every layer, where the file has it.
+    pub fn add_token_inputs(&self, shape: &Shape, ends: &mut Ends) -> Result<()> {
+        let Some(width) = self.token_input_width()? else {
+            return Ok(());
+        };
+        let all = width * shape.block_count;
+        ends.token_inputs = Some(TokenInputs {
+            table: self
+                .tensor("per_layer_token_embd.weight", &[all, shape.vocab_size])?
+                .clone(),
+            projection: Linear {
+                weights: self
+                    .tensor("per_layer_model_proj.weight", &[shape.hidden_size, all])?
+                    .clone(),
+                bias: None,
+            },
+            norm: Norm {
+                weight: self.vector("per_layer_proj_norm.weight", width)?,
+                epsilon: shape.norm_epsilon,
+            },
+        });
+        Ok(())
+    }
+
+    /// Values that a token gives to a layer; 0 stands for none.
+    fn token_input_width(&self) -> Result<Option<usize>> {
+        const KEY: &str = "embedding_length_per_layer_input";
+        match self.gguf.u64(&self.full(KEY))? {
+            None | Some(0) => Ok(None),
+            Some(_) => self.optional_size(KEY, MAX_LEN),
+        }
     }
 
     /// A number that is not 0, which converters write for none.
@@ -205,13 +328,26 @@ impl<'a> Source<'a> {
         Ok(Ends {
             embedding: embedding.clone(),
             embedding_scale: None,
+            token_inputs: None,
             output_norm: Norm {
                 weight: self.vector("output_norm.weight", shape.hidden_size)?,
                 epsilon: shape.norm_epsilon,
             },
             output: output.clone(),
             softcap: None,
+            suppressed: [].into(),
         })
+    }
+
+    /// Tokens that the model never gives. Who reads the vocabulary warns of others that a file names.
+    pub fn suppressed_tokens(&self, shape: &Shape) -> Arc<[u32]> {
+        let tokens = self.gguf.array("tokenizer.ggml.suppress_tokens");
+        let tokens = tokens.ok().flatten().unwrap_or_default().iter();
+        let known = |token: &Value| {
+            let id = token.as_u64().filter(|id| *id < shape.vocab_size as u64);
+            id.map(|id| id as u32)
+        };
+        tokens.filter_map(known).collect()
     }
 
     /// What `layer` says of each layer, between `ends` in [`ops::residual_order`].
@@ -336,35 +472,37 @@ impl<'a> Source<'a> {
         Ok(counts)
     }
 
-    fn head_dim(&self, hidden_size: usize, head_count: usize) -> Result<usize> {
-        const KEY: &str = "attention.key_length";
-        const VALUE_KEY: &str = "attention.value_length";
-        let head_dim = match self.optional_size(KEY, MAX_HEAD_DIM)? {
+    /// Values of a head, the same for keys and values: by the first of these keys, or `default`.
+    fn head_dim(
+        &self,
+        [key, value_key]: [&str; 2],
+        default: impl FnOnce() -> Result<usize>,
+    ) -> Result<usize> {
+        let head_dim = match self.optional_size(key, MAX_HEAD_DIM)? {
             Some(head_dim) => head_dim,
-            None => {
-                ensure!(
-                    hidden_size.is_multiple_of(head_count)
-                        && hidden_size / head_count <= MAX_HEAD_DIM,
-                    "metadata keys \"{}\" and \"{}\" are {hidden_size} and {head_count}, which gives no head length up to {MAX_HEAD_DIM}",
-                    self.full("embedding_length"),
-                    self.full("attention.head_count"),
-                );
-                hidden_size / head_count
-            }
+            None => default()?,
         };
         ensure!(
             head_dim.is_multiple_of(2),
             "metadata key \"{}\" is {head_dim}, expected an even number (it rotates in pairs)",
-            self.full(KEY)
+            self.full(key)
         );
-        if let Some(value_length) = self.optional_size(VALUE_KEY, MAX_HEAD_DIM)? {
+        if let Some(value_length) = self.optional_size(value_key, MAX_HEAD_DIM)? {
             ensure!(
                 value_length == head_dim,
                 "metadata key \"{}\" is {value_length}, expected the key length {head_dim}",
-                self.full(VALUE_KEY)
+                self.full(value_key)
             );
         }
         Ok(head_dim)
+    }
+
+    /// Values of a head of sliding layers.
+    pub fn sliding_head_dim(&self) -> Result<usize> {
+        const KEY: &str = "attention.key_length_swa";
+        self.head_dim([KEY, "attention.value_length_swa"], || {
+            Err(anyhow!(missing(&self.full(KEY))))
+        })
     }
 
     fn norm_epsilon(&self) -> Result<f32> {
@@ -392,13 +530,12 @@ impl<'a> Source<'a> {
         Ok(base)
     }
 
-    fn rope_dimensions(&self, head_dim: usize) -> Result<usize> {
-        const KEY: &str = "rope.dimension_count";
-        let count = self.optional_size(KEY, usize::MAX)?.unwrap_or(head_dim);
+    fn rope_dimensions(&self, key: &str, head_dim: usize) -> Result<usize> {
+        let count = self.optional_size(key, usize::MAX)?.unwrap_or(head_dim);
         ensure!(
             count.is_multiple_of(2) && count <= head_dim,
             "metadata key \"{}\" is {count}, expected an even number up to the head length {head_dim}",
-            self.full(KEY)
+            self.full(key)
         );
         Ok(count)
     }
@@ -527,7 +664,7 @@ impl LayerSource<'_> {
         self.layer
     }
 
-    /// Attention with the biases that the file has and without norms, every layer with keys and values of its own.
+    /// Attention with the biases that the file has and without norms, with keys and values of its own.
     pub fn attention(&self, rope: &Arc<Rope>) -> Result<Attention> {
         let shape = self.shape;
         let (hidden, head_dim) = (shape.hidden_size, shape.head_dim);
@@ -543,24 +680,38 @@ impl LayerSource<'_> {
                 self.linear("attn_v", [hidden, kv_dim])?,
             ],
         };
+        let own = OwnKeyValues {
+            k,
+            v: Some(v),
+            k_norm: None,
+            v_norm: None,
+        };
+        self.attention_over(KeyValues::Own(Box::new(own)), q, rope, head_dim)
+    }
+
+    /// Attention with heads of `head_dim` values over `kv`, without norms.
+    pub fn attention_over(
+        &self,
+        kv: KeyValues,
+        q: Linear,
+        rope: &Arc<Rope>,
+        head_dim: usize,
+    ) -> Result<Attention> {
+        let head_count = self.shape.head_count[self.layer];
+        let output_shape = [head_count * head_dim, self.shape.hidden_size];
         Ok(Attention {
             norm: None,
             q,
-            kv: KeyValues::Own(Box::new(OwnKeyValues {
-                k,
-                v,
-                k_norm: None,
-                v_norm: None,
-            })),
+            kv,
             q_norm: None,
             rope: rope.clone(),
             scale: rope.score_factor(head_dim) / (head_dim as f32).sqrt(),
             softcap: None,
             window: None,
             head_count,
-            head_count_kv,
+            head_count_kv: self.shape.head_count_kv[self.layer],
             head_dim,
-            output: self.linear("attn_output", [q_dim, hidden])?,
+            output: self.linear("attn_output", output_shape)?,
             output_norm: None,
         })
     }
@@ -571,7 +722,9 @@ impl LayerSource<'_> {
         attention.q.bias = Some(self.bias("attn_q", q_dim)?);
         if let KeyValues::Own(own) = &mut attention.kv {
             own.k.bias = Some(self.bias("attn_k", kv_dim)?);
-            own.v.bias = Some(self.bias("attn_v", kv_dim)?);
+            if let Some(v) = &mut own.v {
+                v.bias = Some(self.bias("attn_v", kv_dim)?);
+            }
         }
         Ok(())
     }
@@ -618,6 +771,7 @@ impl LayerSource<'_> {
                 norm: Some(self.norm("ffn_norm", self.shape.hidden_size)?),
                 ..feed_forward
             },
+            token_input: None,
             output_scale: None,
         })
     }
@@ -635,6 +789,33 @@ impl LayerSource<'_> {
             },
             ..layer
         })
+    }
+
+    /// What the layer takes of the token itself, where the file has it.
+    pub fn token_input(&self, activation: Activation) -> Result<Option<TokenInput>> {
+        let Some(width) = self.source.token_input_width()? else {
+            return Ok(None);
+        };
+        let hidden = self.shape.hidden_size;
+        Ok(Some(TokenInput {
+            gate: self.linear("inp_gate", [hidden, width])?,
+            activation,
+            projection: self.linear("proj", [width, hidden])?,
+            norm: self.norm("post_norm", hidden)?,
+        }))
+    }
+
+    /// A number in a tensor of its own, where the file has it.
+    pub fn optional_scalar(&self, name: &str) -> Result<Option<f32>> {
+        let name = self.full(name, "weight");
+        let scalar = self.source.optional_vector(&name, 1)?;
+        Ok(scalar.map(|scalar| scalar[0]))
+    }
+
+    /// Leaves tensors aside that the file may have and the layer has no use for.
+    pub fn ignore(&self, names: &[&str]) {
+        let names = names.iter().map(|name| self.full(name, "weight"));
+        self.source.used.borrow_mut().tensors.extend(names);
     }
 
     /// Matrices (columns, rows of each) that lie one after another in one.
@@ -665,6 +846,12 @@ impl LayerSource<'_> {
                 .clone(),
             bias: self.optional_bias(name, shape[1])?,
         })
+    }
+
+    /// The matrix, where the file has it.
+    pub fn optional_linear(&self, name: &str, shape: [usize; 2]) -> Result<Option<Linear>> {
+        let there = self.source.gguf.tensor(&self.full(name, "weight"));
+        there.map(|_| self.linear(name, shape)).transpose()
     }
 
     fn optional_bias(&self, name: &str, len: usize) -> Result<Option<Vector>> {
