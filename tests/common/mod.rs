@@ -51,13 +51,24 @@ pub fn qwen25_coder_path() -> Option<PathBuf> {
     )
 }
 
+/// Gemma 3 270M, the pretrained model: at `SHARPI_GEMMA3`, or where `tests/fetch-gemma3.sh` puts it.
+pub fn gemma3_path() -> Option<PathBuf> {
+    fetched("SHARPI_GEMMA3", "gemma-3-270m-q4_k_m.gguf")
+}
+
+/// A small Gemma 4 of random weights, where `tests/make-gemma4.sh` writes it.
+pub fn gemma4_path(name: &str) -> Option<PathBuf> {
+    below_test_models(&format!("gemma4/{name}.gguf"))
+}
+
 /// A file that `variable` of the environment names, or else one of this name below `target/test-models`, if it is there.
 fn fetched(variable: &str, name: &str) -> Option<PathBuf> {
-    let fetched = || {
-        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-models");
-        Some(models.join(name)).filter(|path| path.exists())
-    };
     std::env::var_os(variable)
         .map(PathBuf::from)
-        .or_else(fetched)
+        .or_else(|| below_test_models(name))
+}
+
+fn below_test_models(name: &str) -> Option<PathBuf> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-models");
+    Some(models.join(name)).filter(|path| path.exists())
 }
