@@ -68,7 +68,7 @@ fn templates() -> Vec<(&'static str, &'static str)> {
 const CHATML: &str = "{% for message in messages if message['role'] %}<|im_start|>{{ message['role'] }}\n\
                       {{ message['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant";
 
-/// A conversation of `data/qwen3-chat.json`.
+/// A conversation of `data/qwen3-chat.json` and others.
 #[derive(Deserialize)]
 struct Vector {
     name: String,
@@ -216,6 +216,24 @@ fn qwen3_prompts_equal_those_of_transformers() {
             "{}",
             vector.name
         );
+    }
+}
+
+/// The reference rendered a published template. This one stands for it in this project's own words; the 270M model, which
+/// tests/fetch-gemma3.sh brings, has none.
+#[test]
+fn gemma3_prompts_equal_those_of_transformers() {
+    let (_, template) = templates()
+        .into_iter()
+        .find(|(name, _)| *name == "gemma3-parts")
+        .expect("the test data");
+    let chat = Chat::bytes(template);
+    let vectors: Vec<Vector> =
+        serde_json::from_str(include_str!("data/gemma3-chat.json")).expect("the test data");
+    for vector in vectors {
+        let expected = vector.text.replace("<bos>", "<|endoftext|>");
+        let prompt = chat.render(&vector.messages);
+        assert_eq!(prompt.text(), expected, "{}", vector.name);
     }
 }
 
