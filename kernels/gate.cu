@@ -1,9 +1,11 @@
-// The gated product of a chunk of tokens whose gate and up matrices differ in type, after a product of each:
+// The gated product where it is not part of the products before it: of a chunk of tokens whose gate and up matrices
+// differ in type, and of what a layer takes of the tokens themselves:
 //
-//   out[token] = silu(gate[token]) * up[token] * factor, as TokenTiles
+//   out[token] = activate(gate[token]) * up[token] * factor, as TokenTiles; gate_token: quantized, without the factor
 //
 // Bound: bytes; each input is read once. Grid: (columns rounded up to 128) / 4 threads in blocks of 256 along x, tokens
-// along y.
+// along y; gate_token: a thread a value, 256 a block.
+#include "activate.cuh"
 #include "token_tiles.cuh"
 
 namespace {
@@ -17,9 +19,11 @@ __device__ __forceinline__ void gate(const GateParams &p) {
     float4 v = {};
     if (c < columns) {
         const float4 g = load4<ALIGNED>(p.gate + size_t(token) * columns, c, columns);
-        const float4 u = load4<ALIGNED>(p.up + size_t(token) * columns, c, columns);
+        const float4 u = load4<ALIGNED>(p.up + size_t(token) * p.up_stride, c, columns);
+        const float rms = p.rms ? p.rms[token] : 1.f;
         const auto gated = [&](float a, float b) {
-            return fminf(fmaxf(a / (1.f + __expf(-a)) * b * p.factor, -65504.f), 65504.f);
+            a *= rms;
+            return fminf(fmaxf(a / (1.f + __expf(-sigmoid_input(p.gelu, a))) * b * p.factor, -65504.f), 65504.f);
         };
         v = {gated(g.x, u.x), gated(g.y, u.y), gated(g.z, u.z), gated(g.w, u.w)};
     }
@@ -29,9 +33,17 @@ __device__ __forceinline__ void gate(const GateParams &p) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(256) gate_tokens(const __grid_constant__ GateParams p) {
-    if (p.columns % 4 == 0) {
+    if (p.columns % 4 == 0 && p.up_stride % 4 == 0) {
         gate<true>(p);
     } else {
         gate<false>(p);
     }
+}
+extern "C" __global__ void __launch_bounds__(256) gate_token(const __grid_constant__ GateTokenParams p) {
+    wait_for_predecessor();
+    launch_dependents();
+    const int column = blockIdx.x * blockDim.x + threadIdx.x;
+    if (column >= round_up(p.columns, ACTIVATION_GROUP)) return;
+    const bool exists = column < p.columns;
+    store_group(p.out, column / ACTIVATION_GROUP, exists ? activate(p.gelu, p.gate[column]) * p.up[column] : 0.f);
 }

@@ -2,9 +2,10 @@
 //
 //   store   out[token, row] = W[row] . x[token] (+ bias[row])
 //   add     out[token, row] += factor * W[row] . x[token]
-//   gate    out[token, row] = silu(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as TokenTiles
+//   gate    out[token, row] = activate(Wg[row] . x[token]) * (Wu[row] . x[token]) * factor, as TokenTiles
 #pragma once
 
+#include "activate.cuh"
 #include "copy.cuh"
 #include "mma.cuh"
 #include "token_tiles.cuh"
@@ -96,7 +97,7 @@ __device__ __forceinline__ void apply_epilogue(const GemmParams &p, int index, i
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 const float gate = sum[i][j], up = sum[i][2 + j];
-                y[j] = inside ? finite_half(__fdividef(gate, 1.f + __expf(-gate)) * up * p.factor) : 0.f;
+                y[j] = inside ? finite_half(activate(p.gelu, gate) * up * p.factor) : 0.f;
             }
             // Rows r and r + 2 stand side by side: this lane takes both for one of its two tokens.
             const float other = __shfl_xor_sync(~0u, odd ? y[0] : y[1], 8);

@@ -11,6 +11,6 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_store(cons
 extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_add(const __grid_constant__ GemvParams p) {
     gemv<ADD>(p);
 }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_swiglu(const __grid_constant__ GemvParams p) {
-    gemv<SWIGLU>(p);
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_gate(const __grid_constant__ GemvParams p) {
+    gemv<GATE>(p);
 }

@@ -2,7 +2,7 @@
 //
 //   STORE   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix
 //   ADD     x += y; then x * (the next norm's weights), quantized: output and down projections
-//   SWIGLU  silu(y of gate) * (y of up), quantized
+//   GATE  activate(y of gate) * (y of up), quantized
 //
 // A file that includes this one defines GEMV_TYPES first: the list of quantized types that its entry points tell apart,
 // as QUANTIZED_TYPES of types/all.cuh. An entry point for one type alone names it (`Only`) instead.
@@ -21,6 +21,7 @@
 // sum for each row; after one barrier they are added in slice order.
 #pragma once
 
+#include "activate.cuh"
 #include "types/all.cuh"
 
 #include <type_traits>
@@ -84,7 +85,7 @@ struct WarpRole {
 struct SharedMemory {
     // Dynamic shared memory, in this order.
     uint8_t *ring;   // (warps * ring_bytes)
-    float *partial;  // (slices, rows of the block's tiles; gemv_swiglu: of both matrices)
+    float *partial;  // (slices, rows of the block's tiles; gemv_gate: of both matrices)
 
     int ring_bytes;
     CopyBarrier *arrived;  // of this warp: (MAX_DEPTH), for the first stream and for a second one
@@ -299,7 +300,7 @@ struct RmsScale {
 
 namespace {
 
-enum Epilogue { STORE, ADD, SWIGLU };
+enum Epilogue { STORE, ADD, GATE };
 
 template <Epilogue EPILOGUE, typename Only = void>
 __device__ __forceinline__ void gemv(const GemvParams &p) {
@@ -316,7 +317,7 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
     const int shares = (matrix.rows + GRAIN * TILE_ROWS - 1) / (GRAIN * TILE_ROWS);
     const int begin = share(shares, block, matrix.blocks) * GRAIN,
               count = share(shares, block + 1, matrix.blocks) * GRAIN - begin;
-    const bool interleaved = EPILOGUE == SWIGLU && (!std::is_void_v<Only> || matrix.type == up_type);
+    const bool interleaved = EPILOGUE == GATE && (!std::is_void_v<Only> || matrix.type == up_type);
 
     const WarpRole role(p.columns);
     const SharedMemory shared(role, p.ring_bytes);
@@ -367,8 +368,7 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
             const float gate = scale * total(matrix.type, role, shared.partial, tiles.rows(), at);
             const float up = scale * total(up_type, role, up_partial, tiles.rows(), interleaved ? at + TILE_ROWS : at);
             const int row = begin * TILE_ROWS + i;
-            store_group(p.next, row / ACTIVATION_GROUP,
-                        row < matrix.rows ? __fdividef(gate, 1.f + __expf(-gate)) * up : 0.f);
+            store_group(p.next, row / ACTIVATION_GROUP, row < matrix.rows ? activate(p.gelu, gate) * up : 0.f);
         }
     }
 }

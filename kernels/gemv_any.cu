@@ -6,6 +6,6 @@
 extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_any_store(const __grid_constant__ GemvParams p) {
     gemv<STORE>(p);
 }
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_any_swiglu(const __grid_constant__ GemvParams p) {
-    gemv<SWIGLU>(p);
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1) gemv_any_gate(const __grid_constant__ GemvParams p) {
+    gemv<GATE>(p);
 }

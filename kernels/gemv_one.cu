@@ -11,5 +11,5 @@
 #define ENTRY_POINTS(NAME, TYPE, NUMBER)          \
     ENTRY_POINT(gemv_##NAME##_store, TYPE, STORE) \
     ENTRY_POINT(gemv_##NAME##_add, TYPE, ADD)     \
-    ENTRY_POINT(gemv_##NAME##_swiglu, TYPE, SWIGLU)
+    ENTRY_POINT(gemv_##NAME##_gate, TYPE, GATE)
 QUANTIZED_TYPES(ENTRY_POINTS)

@@ -30,8 +30,8 @@ struct EmbedParams {
     const uint8_t *weights;  // (columns, vocabulary)
     const int *token;        // (tokens)
     float *x;                // (columns, tokens)
-    const float *norm;       // (columns), the first layer's; null for a chunk of tokens, of which only x is wanted
-    Activation next;         // (columns): x * norm, of one token
+    const float *norm;       // (columns), the first layer's; or null for ones
+    Activation next;         // (columns): x * norm, of one token; null for a chunk of tokens
     float *next_squares;     // (columns / 32): sums of x^2, of one token
     int type;
     int columns;  // a multiple of 32
@@ -69,19 +69,19 @@ FIELD(GemvMatrix, rows, 28);
 FIELD(GemvMatrix, blocks, 32);
 FIELD(GemvMatrix, unused, 36);
 
-// gemv_store, gemv_add, gemv_swiglu
+// gemv_store, gemv_add, gemv_gate
 struct GemvParams {
-    GemvMatrix matrix[3];  // gemv_store: one to three; gemv_add: one; gemv_swiglu: gate and up, of as many rows
+    GemvMatrix matrix[3];  // gemv_store: one to three; gemv_add: one; gemv_gate: gate and up, of as many rows
     Activation a;          // (columns)
     const float *squares;  // (columns / 32): `a` is x * norm weight, these are the sums of x^2, and y is divided by x's
                            // rms; or null
-    Activation next;       // (rows): output of gemv_add (x * next_norm) and gemv_swiglu
+    Activation next;       // (rows): output of gemv_add (x * next_norm) and gemv_gate
     const float *next_norm;  // (rows), gemv_add
     float *next_squares;     // (rows / 32), gemv_add: sums of x^2
     float epsilon;
     int columns;
     int ring_bytes;  // of shared memory for each warp's stream of weights
-    int unused;
+    int gelu;        // gemv_gate: GELU in the place of SiLU (activate.cuh)
 };
 static_assert(sizeof(GemvParams) == 208, "GemvParams");
 FIELD(GemvParams, matrix, 0);
@@ -93,7 +93,7 @@ FIELD(GemvParams, next_squares, 184);
 FIELD(GemvParams, epsilon, 192);
 FIELD(GemvParams, columns, 196);
 FIELD(GemvParams, ring_bytes, 200);
-FIELD(GemvParams, unused, 204);
+FIELD(GemvParams, gelu, 204);
 
 // A matrix of a gemm_* launch.
 struct GemmMatrix {
@@ -124,7 +124,7 @@ struct GemmParams {
     int padded_tokens;  // rounded up to a multiple of 8
     int columns;
     int stages;  // token tiles in shared memory
-    int unused;
+    int gelu;    // Gate: GELU in the place of SiLU (activate.cuh)
 };
 static_assert(sizeof(GemmParams) == 160, "GemmParams");
 FIELD(GemmParams, matrix, 0);
@@ -139,7 +139,7 @@ FIELD(GemmParams, tokens, 140);
 FIELD(GemmParams, padded_tokens, 144);
 FIELD(GemmParams, columns, 148);
 FIELD(GemmParams, stages, 152);
-FIELD(GemmParams, unused, 156);
+FIELD(GemmParams, gelu, 156);
 
 // What attention of one token takes of its layer.
 struct AttentionLayer {
@@ -264,21 +264,109 @@ FIELD(FlashAttentionParams, group, 68);
 // norm_tokens
 struct NormParams {
     const float *x;       // (columns, tokens)
-    const float *weight;  // (columns)
+    const float *weight;  // (columns), or null for ones
     half *out;            // TokenTiles (columns, padded_tokens)
+    float *rms;           // (tokens): what each token was divided by; or null
     float epsilon;
     int columns;
     int padded_tokens;  // rounded up to a multiple of 8
     int unused;
 };
-static_assert(sizeof(NormParams) == 40, "NormParams");
+static_assert(sizeof(NormParams) == 48, "NormParams");
 FIELD(NormParams, x, 0);
 FIELD(NormParams, weight, 8);
 FIELD(NormParams, out, 16);
-FIELD(NormParams, epsilon, 24);
-FIELD(NormParams, columns, 28);
-FIELD(NormParams, padded_tokens, 32);
-FIELD(NormParams, unused, 36);
+FIELD(NormParams, rms, 24);
+FIELD(NormParams, epsilon, 32);
+FIELD(NormParams, columns, 36);
+FIELD(NormParams, padded_tokens, 40);
+FIELD(NormParams, unused, 44);
+
+// add_branch_tokens
+struct AddBranchTokensParams {
+    float *x;             // (columns, tokens)
+    const float *branch;  // (columns, tokens)
+    const float *norm;    // (columns) or null
+    float epsilon;
+    float factor;  // of the branch, before its norm
+    float scale;   // of the sum
+    int columns;
+};
+static_assert(sizeof(AddBranchTokensParams) == 40, "AddBranchTokensParams");
+FIELD(AddBranchTokensParams, x, 0);
+FIELD(AddBranchTokensParams, branch, 8);
+FIELD(AddBranchTokensParams, norm, 16);
+FIELD(AddBranchTokensParams, epsilon, 24);
+FIELD(AddBranchTokensParams, factor, 28);
+FIELD(AddBranchTokensParams, scale, 32);
+FIELD(AddBranchTokensParams, columns, 36);
+
+// add_branch
+struct AddBranchParams {
+    float *x;                // (columns)
+    const float *branch;     // (columns), or null where nothing is to be added
+    const float *norm;       // (columns) or null
+    const float *next_norm;  // (columns), or null for ones
+    Activation next;         // (columns): x * next_norm
+    float *next_squares;     // (columns / 32): sums of x^2
+    float epsilon;
+    float scale;  // of the sum
+    int columns;  // a multiple of 32
+    int unused;
+};
+static_assert(sizeof(AddBranchParams) == 80, "AddBranchParams");
+FIELD(AddBranchParams, x, 0);
+FIELD(AddBranchParams, branch, 8);
+FIELD(AddBranchParams, norm, 16);
+FIELD(AddBranchParams, next_norm, 24);
+FIELD(AddBranchParams, next, 32);
+FIELD(AddBranchParams, next_squares, 56);
+FIELD(AddBranchParams, epsilon, 64);
+FIELD(AddBranchParams, scale, 68);
+FIELD(AddBranchParams, columns, 72);
+FIELD(AddBranchParams, unused, 76);
+
+// token_inputs
+struct TokenInputsParams {
+    const uint8_t *table;  // (width * layers, vocabulary)
+    const int *token;      // (tokens)
+    float *projected;      // (width * layers, tokens): the projection's product; becomes the inputs
+    const float *rms;      // (tokens): a factor of each token's projection; or null
+    const float *norm;     // (width)
+    float row_scale, projection_scale, sum_scale;
+    float epsilon;
+    int type;
+    int width;
+};
+static_assert(sizeof(TokenInputsParams) == 64, "TokenInputsParams");
+FIELD(TokenInputsParams, table, 0);
+FIELD(TokenInputsParams, token, 8);
+FIELD(TokenInputsParams, projected, 16);
+FIELD(TokenInputsParams, rms, 24);
+FIELD(TokenInputsParams, norm, 32);
+FIELD(TokenInputsParams, row_scale, 40);
+FIELD(TokenInputsParams, projection_scale, 44);
+FIELD(TokenInputsParams, sum_scale, 48);
+FIELD(TokenInputsParams, epsilon, 52);
+FIELD(TokenInputsParams, type, 56);
+FIELD(TokenInputsParams, width, 60);
+
+// finish_logits
+struct FinishLogitsParams {
+    float *logits;          // (vocabulary, tokens)
+    const int *suppressed;  // (suppressed_count)
+    float softcap;          // 0 for none
+    float suppressed_logit;
+    int vocabulary;
+    int suppressed_count;
+};
+static_assert(sizeof(FinishLogitsParams) == 32, "FinishLogitsParams");
+FIELD(FinishLogitsParams, logits, 0);
+FIELD(FinishLogitsParams, suppressed, 8);
+FIELD(FinishLogitsParams, softcap, 16);
+FIELD(FinishLogitsParams, suppressed_logit, 20);
+FIELD(FinishLogitsParams, vocabulary, 24);
+FIELD(FinishLogitsParams, suppressed_count, 28);
 
 // How choose_* choose; lies in device memory, since it changes from text to text and launches do not.
 struct ChoiceSettings {
@@ -459,21 +547,42 @@ FIELD(StepParams, unused, 148);
 // gate_tokens
 struct GateParams {
     const float *gate;  // (columns, tokens)
-    const float *up;    // (columns, tokens)
+    const float *up;    // (up_stride, tokens), of which columns count
+    const float *rms;   // (tokens): a factor of each token's gate; or null
     half *out;          // TokenTiles (columns, padded_tokens)
     float factor;
     int columns;
+    int up_stride;
     int padded_tokens;  // rounded up to a multiple of 8
+    int gelu;           // GELU in the place of SiLU (activate.cuh)
     int unused;
 };
-static_assert(sizeof(GateParams) == 40, "GateParams");
+static_assert(sizeof(GateParams) == 56, "GateParams");
 FIELD(GateParams, gate, 0);
 FIELD(GateParams, up, 8);
-FIELD(GateParams, out, 16);
-FIELD(GateParams, factor, 24);
-FIELD(GateParams, columns, 28);
-FIELD(GateParams, padded_tokens, 32);
-FIELD(GateParams, unused, 36);
+FIELD(GateParams, rms, 16);
+FIELD(GateParams, out, 24);
+FIELD(GateParams, factor, 32);
+FIELD(GateParams, columns, 36);
+FIELD(GateParams, up_stride, 40);
+FIELD(GateParams, padded_tokens, 44);
+FIELD(GateParams, gelu, 48);
+FIELD(GateParams, unused, 52);
+
+// gate_token
+struct GateTokenParams {
+    const float *gate;  // (columns)
+    const float *up;    // (columns)
+    Activation out;     // (columns)
+    int columns;
+    int gelu;  // GELU in the place of SiLU (activate.cuh)
+};
+static_assert(sizeof(GateTokenParams) == 48, "GateTokenParams");
+FIELD(GateTokenParams, gate, 0);
+FIELD(GateTokenParams, up, 8);
+FIELD(GateTokenParams, out, 16);
+FIELD(GateTokenParams, columns, 40);
+FIELD(GateTokenParams, gelu, 44);
 
 // float_to_half
 struct ConvertParams {

@@ -206,7 +206,7 @@ fn mean_nll(model: &Arc<Model>, golden: &Golden, tolerance: f64) -> Result<()> {
         let next = &golden.prompt_ids[chunk * chunk_len + 1..];
         let logits = common::read_all(&mut backend, tokens, chunk * chunk_len)?;
         for (logits, &id) in logits.chunks_exact(vocab_size).zip(next) {
-            sum -= logprob(&suppress(model, logits), id);
+            sum -= logprob(logits, id);
         }
     }
     let mean = sum / (golden.prompt_ids.len() - 1) as f64;
@@ -233,7 +233,7 @@ fn greedy_tokens(model: &Arc<Model>, golden: &Golden, _: f64) -> Result<()> {
             "token {i} is {best:?} for {id}, whose margin is {margin}"
         );
         let position = golden.prompt_ids.len() + i;
-        logits = suppress(model, common::decode(&mut backend, id, position)?);
+        logits = common::decode(&mut backend, id, position)?.to_vec();
     }
     Ok(())
 }
@@ -251,19 +251,9 @@ fn forward(model: &Model, backend: &mut CpuBackend, tokens: &[u32]) -> Result<Ve
     let chunk_len = backend.limits().chunk_len;
     let mut logits = Vec::new();
     for (chunk, tokens) in tokens.chunks(chunk_len).enumerate() {
-        logits = suppress(model, common::read(backend, tokens, chunk * chunk_len)?);
+        logits = common::read(backend, tokens, chunk * chunk_len)?.to_vec();
     }
     Ok(logits)
-}
-
-/// The logits after one token without those of tokens that the file says are never to be chosen: in the reference these
-/// are impossible, here it is the sampler that leaves them out.
-fn suppress(model: &Model, logits: &[f32]) -> Vec<f32> {
-    let mut logits = logits.to_vec();
-    for &id in model.tokenizer.suppressed() {
-        logits[id as usize] = f32::NEG_INFINITY;
-    }
-    logits
 }
 
 /// Log-softmax in float64.

@@ -12,16 +12,17 @@ use super::{
     device::{Device, Launch},
     kv_cache::KvCache,
     launches::{
-        Linear, decode_attention, decode_attention_splits, embed_token, gemv_add, gemv_store,
-        gemv_swiglu,
+        BranchSum, Chunk, Linear, Normed, add_branch, decode_attention, decode_attention_splits,
+        embed_token, finish_logits, gate_token, gemv_add, gemv_gate, gemv_store, token_inputs,
     },
-    lowering::{Group, Heads, token_groups},
-    params::{AttentionLayer, DecodeAttentionParams},
+    lowering::{Branch, Finish, Group, Heads, KeyValueProducts, TokenInputs, token_groups},
+    params::{Activation, AttentionLayer, DecodeAttentionParams, TokenInputsParams},
     scratch::Scratch,
+    tensor_types::KernelType,
     weights::DeviceWeights,
 };
 use crate::model::{
-    Decoder,
+    Decoder, Tensor,
     decoder::{self, Norm, RopeStyle},
 };
 
@@ -40,64 +41,194 @@ pub fn lower(
     cache: &KvCache,
 ) -> Result<Vec<Launch>> {
     let (x, normed, activation) = (scratch.hidden, scratch.normed, scratch.activation);
+    let columns = decoder.hidden_size;
     let store = |linear: &decoder::Linear, out| Linear {
         weights: weights.matrix(&linear.weights),
         bias: weights.vector(linear.bias.as_ref()),
         out,
     };
+    // `out = W x`, of x as it is.
+    let product = |tensor: &Tensor, activation, out| {
+        let linear = Linear {
+            weights: weights.matrix(tensor),
+            bias: 0,
+            out,
+        };
+        gemv_store(device, &[linear], as_it_is(activation), 0.0)
+    };
+    let one = Chunk { tokens: 1 };
     let groups = token_groups(decoder)?;
     let mut launches = Vec::new();
     // Of the norm that made what is read.
     let mut epsilon = 0.0;
     for (i, group) in groups.iter().enumerate() {
-        let norm = || norm_behind(groups.get(i + 1), weights);
+        let next_norm = || norm_behind(groups.get(i + 1), weights);
         match group {
             Group::Embed { table, scale } => {
                 let table = weights.matrix(table);
                 let token = scratch.inputs;
-                let norm = norm()?;
+                let norm = next_norm()?;
                 launches.push(embed_token(device, table, *scale, token, x, norm, normed)?);
             }
+            Group::TokenInputs(inputs) => {
+                let out = scratch.token_inputs;
+                launches.push(product(inputs.projection, normed.activation, out)?);
+                let params = token_inputs_params(inputs, weights, scratch.inputs, out, 0)?;
+                launches.push(token_inputs(device, decoder.layers.len(), params, one)?);
+                let norm = next_norm()?;
+                launches.push(add_branch(
+                    device,
+                    x,
+                    0,
+                    BranchSum::default(),
+                    columns,
+                    norm,
+                    normed,
+                )?);
+            }
             Group::Norm(norm) => match groups[..i].last() {
-                Some(Group::Embed { .. } | Group::AddAttended(_) | Group::AddGated(_)) => {
-                    epsilon = norm.epsilon;
-                }
+                Some(
+                    Group::Embed { .. }
+                    | Group::TokenInputs(_)
+                    | Group::AddAttended(_)
+                    | Group::AddGated(_),
+                ) => epsilon = norm.epsilon,
                 _ => bail!(NORMS),
             },
-            Group::Attention { q, k, v, heads } => {
-                let qkv = [
-                    store(q, scratch.q),
-                    store(k, scratch.k),
-                    store(v, scratch.v),
-                ];
+            Group::Attention { q, kv, heads } => {
+                let mut qkv = vec![store(q, scratch.q)];
+                if let Some(KeyValueProducts { k, v }) = kv {
+                    qkv.push(store(k, scratch.k));
+                    qkv.extend(v.map(|v| store(v, scratch.v)));
+                }
                 launches.push(gemv_store(device, &qkv, normed, epsilon)?);
                 // Directly behind the GEMV: it reads the position and the cache before it waits.
-                launches.push(attention(device, weights, scratch, cache, heads)?);
+                let kv = kv.as_ref();
+                launches.push(attention(device, weights, scratch, cache, heads, kv)?);
             }
-            Group::Gate { gate, up } => {
+            Group::Gate {
+                gate,
+                up,
+                activation: function,
+            } => {
                 let (gate, up) = (weights.matrix(gate), weights.matrix(up));
-                launches.push(gemv_swiglu(device, gate, up, normed, epsilon, activation)?);
+                launches.push(gemv_gate(
+                    device, gate, up, *function, normed, epsilon, activation,
+                )?);
             }
-            Group::AddAttended(matrix) | Group::AddGated(matrix) => {
-                let matrix = weights.matrix(matrix);
-                launches.push(gemv_add(device, matrix, activation, x, norm()?, normed)?);
+            Group::GateInputs {
+                gate,
+                part,
+                activation: function,
+            } => {
+                launches.push(product(gate, normed.activation, scratch.gate)?);
+                let part_at = scratch.token_inputs + (part.start * size_of::<f32>()) as u64;
+                launches.push(gate_token(
+                    device,
+                    scratch.gate,
+                    part_at,
+                    part.len(),
+                    *function,
+                    activation,
+                )?);
+            }
+            Group::AddAttended(branch) | Group::AddGated(branch) => {
+                let norm = next_norm()?;
+                if branch.is_plain() && norm != 0 {
+                    let matrix = weights.matrix(branch.matrix);
+                    launches.push(gemv_add(device, matrix, activation, x, norm, normed)?);
+                } else {
+                    let sum = branch_sum(branch, weights);
+                    launches.push(product(branch.matrix, activation, scratch.branch)?);
+                    launches.push(add_branch(
+                        device,
+                        x,
+                        scratch.branch,
+                        sum,
+                        columns,
+                        norm,
+                        normed,
+                    )?);
+                }
             }
             Group::Select => {}
-            Group::Logits(linear) => {
+            Group::Logits { linear, finish } => {
                 let logits = store(linear, scratch.logits);
                 launches.push(gemv_store(device, &[logits], normed, epsilon)?);
+                launches.extend(finishing(device, weights, finish, logits, one)?);
             }
         }
     }
     Ok(launches)
 }
-
-/// The weights of the norm that `next` is: what writes the residual stream writes for the norm behind it as well.
+/// The weights of the norm behind what writes the residual stream, which writes for it as well; 0 where what reads it takes it
+/// as it is.
 pub fn norm_behind(next: Option<&Group>, weights: &DeviceWeights) -> Result<CUdeviceptr> {
     match next {
         Some(Group::Norm(Norm { weight, .. })) => Ok(weights.vector(Some(weight))),
+        Some(Group::TokenInputs(_) | Group::GateInputs { .. }) => Ok(0),
         _ => bail!(NORMS),
     }
+}
+
+/// What a product reads that no norm is in front of.
+fn as_it_is(activation: Activation) -> Normed {
+    Normed {
+        activation,
+        squares: 0,
+    }
+}
+
+/// What becomes of a branch whose product is `branch.matrix`'s.
+pub fn branch_sum(branch: &Branch, weights: &DeviceWeights) -> BranchSum {
+    BranchSum {
+        norm: weights.vector(branch.norm.map(|norm| &norm.weight)),
+        epsilon: branch.norm.map_or(0.0, |norm| norm.epsilon),
+        scale: branch.scale.unwrap_or(1.0),
+    }
+}
+
+/// What makes `projected` the inputs that `token` gives to every layer. `rms`: f32 (tokens) that the projection is multiplied
+/// with, or 0.
+pub fn token_inputs_params(
+    inputs: &TokenInputs,
+    weights: &DeviceWeights,
+    token: CUdeviceptr,
+    projected: CUdeviceptr,
+    rms: CUdeviceptr,
+) -> Result<TokenInputsParams> {
+    let table = weights.matrix(inputs.table);
+    Ok(TokenInputsParams {
+        table: table.address,
+        token,
+        projected,
+        rms,
+        norm: weights.vector(Some(&inputs.norm.weight)),
+        row_scale: inputs.row_scale,
+        projection_scale: inputs.projection_scale,
+        sum_scale: inputs.sum_scale,
+        epsilon: inputs.norm.epsilon,
+        tensor_type: KernelType::of(table.tensor_type)?.id,
+        width: inputs.norm.weight.len() as i32,
+    })
+}
+
+/// What is to be done with the logits behind their product, if anything.
+pub fn finishing(
+    device: &Device,
+    weights: &DeviceWeights,
+    finish: &Finish,
+    logits: Linear,
+    chunk: Chunk,
+) -> Result<Option<Launch>> {
+    let count = finish.suppressed.map_or(0, |tokens| tokens.len());
+    if finish.softcap.is_none() && count == 0 {
+        return Ok(None);
+    }
+    let suppressed = weights.tokens(finish.suppressed);
+    let (softcap, rows) = (finish.softcap.unwrap_or(0.0), logits.weights.rows);
+    let launch = finish_logits(device, logits.out, softcap, suppressed, count, rows, chunk)?;
+    Ok(Some(launch))
 }
 
 /// One layer's attention as a launch.
@@ -107,13 +238,14 @@ fn attention(
     scratch: &Scratch,
     cache: &KvCache,
     heads: &Heads,
+    kv: Option<&KeyValueProducts>,
 ) -> Result<Launch> {
     let attention = heads.attention;
     let splits = decode_attention_splits(device, attention.head_count_kv, attention.group());
     let params = DecodeAttentionParams {
         q: scratch.q,
-        k: scratch.k,
-        v: scratch.v,
+        k: kv.map_or(0, |_| scratch.k),
+        v: kv.map_or(0, |kv| kv.v.map_or(scratch.k, |_| scratch.v)),
         layer: attention_layer(weights, cache, heads),
         position: scratch.position(),
         partial: scratch.attention_partial,

@@ -58,6 +58,9 @@ pub use weights::Matrix;
 /// (docs/performance.md).
 pub const DEFAULT_CHUNK_LEN: usize = 2048;
 
+/// Numbers that a batch is told by.
+const INPUTS: usize = 3;
+
 /// How to run a model on a GPU.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -105,7 +108,7 @@ pub struct CudaBackend {
     cache: KvCache,
     written: Written,
     choice: Choice,
-    /// i32 (2 + chunk_len): token, position; the chunk's tokens
+    /// i32 (3 + chunk_len): token, position, and in a chunk that of the first whose logits are wanted; the chunk's tokens
     inputs: PinnedBuffer,
     /// f32 (vocab_size, LOGITS_LEN)
     logits: PinnedBuffer,
@@ -147,7 +150,7 @@ impl CudaBackend {
         let chunk_scratch = ChunkScratch::new(&device, &decoder, chunk)?;
         let choice = Choice::new(&device, decoder.vocab_size, context_len)?;
         let choosing = choice.launches(&scratch)?;
-        let inputs = device.allocate_pinned((2 + chunk.tokens) * size_of::<i32>())?;
+        let inputs = device.allocate_pinned((INPUTS + chunk.tokens) * size_of::<i32>())?;
         let logits = device.allocate_pinned(LOGITS_LEN * decoder.vocab_size * size_of::<f32>())?;
         // SAFETY: each kernel was given its own parameter, and the backend drops the region before the memory.
         let mut region = unsafe { Region::new(&device, launches, step, choosing) };
@@ -198,7 +201,7 @@ impl CudaBackend {
     fn queue(&mut self, batch: &Batch) -> Result<()> {
         match batch.phase {
             Phase::Decode => {
-                self.upload_inputs(batch.tokens[0], batch.position)?;
+                self.upload_inputs(batch.tokens[0], batch.position, batch.position)?;
                 self.region.run()
             }
             Phase::Prompt => self.queue_prompt(batch),
@@ -207,9 +210,10 @@ impl CudaBackend {
 
     fn queue_prompt(&mut self, batch: &Batch) -> Result<()> {
         let bytes = bytemuck::cast_slice::<u32, u8>(batch.tokens);
-        let head = 2 * size_of::<i32>();
+        let head = INPUTS * size_of::<i32>();
         self.inputs[head..][..bytes.len()].copy_from_slice(bytes);
-        self.upload_inputs(batch.tokens[0], batch.position)?;
+        let wanted = batch.position + batch.wanted().start;
+        self.upload_inputs(batch.tokens[0], batch.position, wanted)?;
         let source = &self.inputs[head..][..bytes.len()];
         // SAFETY: `compute` waits for the stream before the inputs are written again.
         unsafe { self.chunk_scratch.memory().upload_later(0, source)? };
@@ -231,10 +235,11 @@ impl CudaBackend {
         })
     }
 
-    /// Queues the upload of a token's id and position.
-    fn upload_inputs(&mut self, token: u32, position: usize) -> Result<()> {
-        let input = &mut self.inputs[..2 * size_of::<i32>()];
-        input.copy_from_slice(bytemuck::bytes_of(&[token, position as u32]));
+    /// Queues the upload of a token's id and position, and of the first position whose logits are wanted.
+    fn upload_inputs(&mut self, token: u32, position: usize, wanted: usize) -> Result<()> {
+        let inputs = [token, position as u32, wanted as u32];
+        let input = &mut self.inputs[..INPUTS * size_of::<i32>()];
+        input.copy_from_slice(bytemuck::bytes_of(&inputs));
         // SAFETY: `compute` and a stream's end wait for the device before the inputs are written again.
         unsafe { self.scratch.memory().upload_later(0, input) }
     }
@@ -300,7 +305,7 @@ impl Backend for CudaBackend {
         let (&token, cached) = start.text.split_last().context("a text has tokens")?;
         let remembered = self.remembers(cached.len());
         Batch::decode(&token, cached.len()).check(self.limits, remembered)?;
-        self.upload_inputs(token, cached.len())?;
+        self.upload_inputs(token, cached.len(), cached.len())?;
         let stream = Stream::new(
             &mut self.choice,
             &mut self.region,

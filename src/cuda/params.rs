@@ -44,7 +44,7 @@ params! {
         76 unused: i32,
     }
 
-    /// Of `gemv_store`, `gemv_add` and `gemv_swiglu`.
+    /// Of `gemv_store`, `gemv_add` and `gemv_gate`.
     GemvMatrix: 40 {
         0 weights: CUdeviceptr,
         8 bias: CUdeviceptr,
@@ -55,7 +55,7 @@ params! {
         36 unused: i32,
     }
 
-    /// `gemv_store`, `gemv_add` and `gemv_swiglu`.
+    /// `gemv_store`, `gemv_add` and `gemv_gate`.
     GemvParams: 208 {
         0 matrix: [GemvMatrix; 3],
         120 a: Activation,
@@ -66,7 +66,7 @@ params! {
         192 epsilon: f32,
         196 columns: i32,
         200 ring_bytes: i32,
-        204 unused: i32,
+        204 gelu: i32,
     }
 
     /// Of `gemm_*` and `gemm_strips_*`.
@@ -92,7 +92,7 @@ params! {
         144 padded_tokens: i32,
         148 columns: i32,
         152 stages: i32,
-        156 unused: i32,
+        156 gelu: i32,
     }
 
     /// Of `decode_attention_*` and the step kernel.
@@ -162,14 +162,65 @@ params! {
     }
 
     /// `norm_tokens`.
-    NormParams: 40 {
+    NormParams: 48 {
         0 x: CUdeviceptr,
         8 weight: CUdeviceptr,
         16 out: CUdeviceptr,
+        24 rms: CUdeviceptr,
+        32 epsilon: f32,
+        36 columns: i32,
+        40 padded_tokens: i32,
+        44 unused: i32,
+    }
+
+    /// `add_branch_tokens`.
+    AddBranchTokensParams: 40 {
+        0 x: CUdeviceptr,
+        8 branch: CUdeviceptr,
+        16 norm: CUdeviceptr,
         24 epsilon: f32,
-        28 columns: i32,
-        32 padded_tokens: i32,
-        36 unused: i32,
+        28 factor: f32,
+        32 scale: f32,
+        36 columns: i32,
+    }
+
+    /// `add_branch`.
+    AddBranchParams: 80 {
+        0 x: CUdeviceptr,
+        8 branch: CUdeviceptr,
+        16 norm: CUdeviceptr,
+        24 next_norm: CUdeviceptr,
+        32 next: Activation,
+        56 next_squares: CUdeviceptr,
+        64 epsilon: f32,
+        68 scale: f32,
+        72 columns: i32,
+        76 unused: i32,
+    }
+
+    /// `token_inputs`.
+    TokenInputsParams: 64 {
+        0 table: CUdeviceptr,
+        8 token: CUdeviceptr,
+        16 projected: CUdeviceptr,
+        24 rms: CUdeviceptr,
+        32 norm: CUdeviceptr,
+        40 row_scale: f32,
+        44 projection_scale: f32,
+        48 sum_scale: f32,
+        52 epsilon: f32,
+        56 tensor_type: i32,
+        60 width: i32,
+    }
+
+    /// `finish_logits`.
+    FinishLogitsParams: 32 {
+        0 logits: CUdeviceptr,
+        8 suppressed: CUdeviceptr,
+        16 softcap: f32,
+        20 suppressed_logit: f32,
+        24 vocabulary: i32,
+        28 suppressed_count: i32,
     }
 
     /// How a text's tokens are chosen, in device memory.
@@ -270,14 +321,26 @@ params! {
     }
 
     /// `gate_tokens`.
-    GateParams: 40 {
+    GateParams: 56 {
         0 gate: CUdeviceptr,
         8 up: CUdeviceptr,
-        16 out: CUdeviceptr,
-        24 factor: f32,
-        28 columns: i32,
-        32 padded_tokens: i32,
-        36 unused: i32,
+        16 rms: CUdeviceptr,
+        24 out: CUdeviceptr,
+        32 factor: f32,
+        36 columns: i32,
+        40 up_stride: i32,
+        44 padded_tokens: i32,
+        48 gelu: i32,
+        52 unused: i32,
+    }
+
+    /// `gate_token`.
+    GateTokenParams: 48 {
+        0 gate: CUdeviceptr,
+        8 up: CUdeviceptr,
+        16 out: Activation,
+        40 columns: i32,
+        44 gelu: i32,
     }
 
     /// `float_to_half`.

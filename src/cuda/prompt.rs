@@ -6,13 +6,14 @@ use anyhow::Result;
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
+    decode::{branch_sum, finishing, token_inputs_params},
     device::{Device, Launch},
     kv_cache::KvCache,
     launches::{
-        Chunk, Epilogue, GATE_SCALE, Linear, embed_tokens, flash_attention, float_to_half,
-        gate_tokens, gemm, norm_tokens, rope_tokens,
+        Chunk, Epilogue, GATE_SCALE, Gate, Linear, add_branch_tokens, embed_tokens,
+        flash_attention, float_to_half, gate_tokens, gemm, norm_tokens, rope_tokens, token_inputs,
     },
-    lowering::{Group, Heads, groups},
+    lowering::{Branch, Group, Heads, KeyValueProducts, groups},
     params::{FlashAttentionParams, RopeParams},
     scratch::{ChunkScratch, Scratch},
     tensor_types::{COPY_TYPE, KernelType},
@@ -21,9 +22,9 @@ use super::{
 use crate::{
     backend::Want,
     model::{
-        Decoder,
-        decoder::{self, RopeStyle},
-        ops::Op,
+        Decoder, Tensor,
+        decoder::{self, Activation, RopeStyle},
+        ops::{Op, Var},
     },
     quant::TensorType,
 };
@@ -41,9 +42,26 @@ pub struct Prompt<'a> {
 /// Where launches go, one after another: they start while the next are still being put together.
 type Queue<'a> = &'a mut dyn FnMut(Launch) -> Result<()>;
 
+/// The tokens of a chunk that count, from one on to the last.
+#[derive(Clone, Copy)]
+struct Counted {
+    chunk: Chunk,
+    /// The first one's index in the whole chunk.
+    first: usize,
+    /// The address of the first one's position, i32
+    position: CUdeviceptr,
+}
+
+impl Counted {
+    /// Where what they have begins in `all`, f32 (len, tokens of the whole chunk).
+    fn part_of(&self, all: CUdeviceptr, len: usize) -> CUdeviceptr {
+        all + (self.first * len * size_of::<f32>()) as u64
+    }
+}
+
 impl Prompt<'_> {
     /// Hands `launch` every launch for `chunk.tokens` tokens, the last of which is at position `context_end - 1`. Their ids
-    /// and the first one's position lie in device memory.
+    /// and the positions of the first one and of the first one wanted lie in device memory.
     ///
     /// # Errors
     /// Operations for which there is no launch, and what `launch` meets.
@@ -55,49 +73,79 @@ impl Prompt<'_> {
             scratch,
             ..
         } = self;
-        let store = |linear: &decoder::Linear, out| Linear {
-            weights: weights.matrix(&linear.weights),
-            bias: weights.vector(linear.bias.as_ref()),
-            out,
+        let mut counted = Counted {
+            chunk,
+            first: 0,
+            position: self.decode.position(),
         };
-        // The tokens that count, and where the first of them lies in the residual stream.
-        let (mut counted, mut x) = (chunk, scratch.hidden);
         for group in groups(decoder)? {
             match group {
                 Group::Embed { table, scale } => {
                     let table = weights.matrix(table);
-                    let tokens = scratch.tokens;
+                    let (tokens, x) = (scratch.tokens, scratch.hidden);
                     launch(embed_tokens(device, table, scale, tokens, x, chunk)?)?;
                 }
-                Group::Norm(norm) => launch(norm_tokens(
-                    device,
-                    x,
-                    weights.vector(Some(&norm.weight)),
-                    scratch.normed,
-                    norm.epsilon,
-                    decoder.hidden_size,
-                    counted,
-                )?)?,
-                Group::Attention { q, k, v, heads } => {
-                    let qkv = [
-                        store(q, scratch.q),
-                        store(k, scratch.k),
-                        store(v, scratch.v),
-                    ];
-                    self.store(launch, &qkv, scratch.normed, chunk)?;
-                    self.attention(launch, &heads, chunk, context_end)?;
+                Group::TokenInputs(inputs) => {
+                    self.read_as_it_is(launch, inputs.norm.epsilon, counted)?;
+                    let product = self.product(inputs.projection, scratch.token_inputs);
+                    self.store(launch, &[product], scratch.normed, chunk)?;
+                    let params = token_inputs_params(
+                        &inputs,
+                        weights,
+                        scratch.tokens,
+                        scratch.token_inputs,
+                        scratch.rms,
+                    )?;
+                    let layers = decoder.layers.len();
+                    launch(token_inputs(device, layers, params, chunk)?)?;
                 }
-                Group::Gate { gate, up } => {
+                Group::Norm(norm) => {
+                    let weight = weights.vector(Some(&norm.weight));
+                    self.norm(launch, weight, 0, norm.epsilon, counted)?;
+                }
+                Group::Attention { q, kv, heads } => {
+                    let mut qkv = vec![self.linear(q, scratch.q)];
+                    if let Some(KeyValueProducts { k, v }) = kv {
+                        qkv.push(self.linear(k, scratch.k));
+                        qkv.extend(v.map(|v| self.linear(v, scratch.v)));
+                    }
+                    self.store(launch, &qkv, scratch.normed, counted.chunk)?;
+                    self.attention(launch, &heads, kv.as_ref(), counted, context_end)?;
+                }
+                Group::Gate {
+                    gate,
+                    up,
+                    activation,
+                } => {
                     let (gate, up) = (weights.matrix(gate), weights.matrix(up));
-                    self.gate(launch, gate, up, chunk)?;
+                    self.gate(launch, gate, up, activation, counted.chunk)?;
                 }
-                Group::AddAttended(matrix) => {
-                    let matrix = weights.matrix(matrix);
-                    self.add(launch, matrix, scratch.attended, 1.0, chunk)?;
+                Group::GateInputs {
+                    gate,
+                    part,
+                    activation,
+                } => {
+                    // Any epsilon will do: what is divided by is multiplied with again.
+                    self.read_as_it_is(launch, 1e-6, counted)?;
+                    let product = self.product(gate, scratch.gate);
+                    self.store(launch, &[product], scratch.normed, counted.chunk)?;
+                    let all = part.len() * decoder.layers.len();
+                    let up = counted.part_of(scratch.token_inputs, all);
+                    let gate = Gate {
+                        gate: scratch.gate,
+                        up: up + (part.start * size_of::<f32>()) as u64,
+                        up_stride: all,
+                        rms: scratch.rms,
+                        columns: part.len(),
+                        activation,
+                    };
+                    launch(gate_tokens(device, gate, scratch.gated, counted.chunk)?)?;
                 }
-                Group::AddGated(matrix) => {
-                    let matrix = weights.matrix(matrix);
-                    self.add(launch, matrix, scratch.gated, GATE_SCALE, chunk)?;
+                Group::AddAttended(branch) => {
+                    self.add(launch, &branch, scratch.attended, 1.0, counted)?;
+                }
+                Group::AddGated(branch) => {
+                    self.add(launch, &branch, scratch.gated, GATE_SCALE, counted)?;
                 }
                 Group::Select => {
                     let first = match want {
@@ -105,16 +153,68 @@ impl Prompt<'_> {
                         Want::Last => chunk.tokens - 1,
                         Want::All => 0,
                     };
-                    counted.tokens = chunk.tokens - first;
-                    x += (first * decoder.hidden_size * size_of::<f32>()) as u64;
+                    counted = Counted {
+                        chunk: Chunk {
+                            tokens: chunk.tokens - first,
+                        },
+                        first,
+                        position: self.decode.wanted_position(),
+                    };
                 }
-                Group::Logits(linear) => {
-                    let logits = store(linear, self.decode.logits);
-                    self.store(launch, &[logits], scratch.normed, counted)?;
+                Group::Logits { linear, finish } => {
+                    let logits = self.linear(linear, self.decode.logits);
+                    self.store(launch, &[logits], scratch.normed, counted.chunk)?;
+                    let finish = finishing(device, weights, &finish, logits, counted.chunk)?;
+                    finish.into_iter().try_for_each(&mut *launch)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// `out = W x + bias`
+    fn linear(&self, linear: &decoder::Linear, out: CUdeviceptr) -> Linear {
+        Linear {
+            bias: self.weights.vector(linear.bias.as_ref()),
+            ..self.product(&linear.weights, out)
+        }
+    }
+
+    /// `out = W x`
+    fn product(&self, weights: &Tensor, out: CUdeviceptr) -> Linear {
+        Linear {
+            weights: self.weights.matrix(weights),
+            bias: 0,
+            out,
+        }
+    }
+
+    /// The residual stream's norm as products read it. `rms` gets what was divided by, where it is not 0.
+    fn norm(
+        &self,
+        launch: Queue,
+        weight: CUdeviceptr,
+        rms: CUdeviceptr,
+        epsilon: f32,
+        counted: Counted,
+    ) -> Result<()> {
+        let columns = self.decoder.hidden_size;
+        launch(norm_tokens(
+            self.device,
+            counted.part_of(self.scratch.hidden, columns),
+            weight,
+            self.scratch.normed,
+            rms,
+            epsilon,
+            columns,
+            counted.chunk,
+        )?)
+    }
+
+    /// The residual stream for a product without a norm in front: divided by its root mean square, with which the product is
+    /// to be multiplied, since float16 might not hold it.
+    fn read_as_it_is(&self, launch: Queue, epsilon: f32, counted: Counted) -> Result<()> {
+        self.norm(launch, 0, self.scratch.rms, epsilon, counted)
     }
 
     /// One layer's attention behind its products.
@@ -122,7 +222,8 @@ impl Prompt<'_> {
         &self,
         launch: Queue,
         heads: &Heads,
-        chunk: Chunk,
+        kv: Option<&KeyValueProducts>,
+        counted: Counted,
         context_end: usize,
     ) -> Result<()> {
         let Self {
@@ -134,11 +235,13 @@ impl Prompt<'_> {
         } = self;
         let attention = heads.attention;
         let (head_dim, head_count_kv) = (attention.head_dim, attention.head_count_kv);
-        let position = self.decode.position();
+        let Counted {
+            chunk, position, ..
+        } = counted;
         let rope = RopeParams {
             q: scratch.q,
-            k: scratch.k,
-            v: scratch.v,
+            k: kv.map_or(0, |_| scratch.k),
+            v: kv.map_or(0, |kv| kv.v.map_or(scratch.k, |_| scratch.v)),
             q_norm: weights.vector(heads.q_norm),
             k_norm: weights.vector(heads.k_norm),
             frequencies: weights.frequencies(heads.rope),
@@ -205,25 +308,51 @@ impl Prompt<'_> {
         Ok(())
     }
 
-    /// The residual stream `+= factor * W x`.
+    /// Adds a branch, the product of `factor * x`, to the residual stream.
     fn add(
         &self,
         launch: Queue,
-        weights: Matrix,
+        branch: &Branch,
         x: CUdeviceptr,
         factor: f32,
-        chunk: Chunk,
+        counted: Counted,
     ) -> Result<()> {
+        let Self {
+            device, scratch, ..
+        } = self;
+        let (columns, chunk) = (self.decoder.hidden_size, counted.chunk);
+        let hidden = counted.part_of(scratch.hidden, columns);
+        if !branch.is_plain() {
+            let product = self.product(branch.matrix, scratch.branch);
+            self.store(launch, &[product], x, chunk)?;
+            let sum = branch_sum(branch, self.weights);
+            return launch(add_branch_tokens(
+                device,
+                hidden,
+                scratch.branch,
+                factor,
+                sum,
+                columns,
+                chunk,
+            )?);
+        }
         let product = Linear {
-            weights: self.multipliable(launch, weights)?,
+            weights: self.multipliable(launch, self.weights.matrix(branch.matrix))?,
             bias: 0,
-            out: self.scratch.hidden,
+            out: hidden,
         };
         self.gemm(launch, &[product], x, Epilogue::Add { factor }, chunk)
     }
 
     /// The first half of the feed-forward.
-    fn gate(&self, launch: Queue, gate: Matrix, up: Matrix, chunk: Chunk) -> Result<()> {
+    fn gate(
+        &self,
+        launch: Queue,
+        gate: Matrix,
+        up: Matrix,
+        activation: Activation,
+        chunk: Chunk,
+    ) -> Result<()> {
         let scratch = self.scratch;
         let products = [(gate, scratch.gate), (up, scratch.up)].map(|(weights, out)| Linear {
             weights,
@@ -231,17 +360,19 @@ impl Prompt<'_> {
             out,
         });
         if are_one_product(gate.tensor_type, up.tensor_type) {
-            return self.gemm(launch, &products, scratch.normed, Epilogue::Gate, chunk);
+            let epilogue = Epilogue::Gate { activation };
+            return self.gemm(launch, &products, scratch.normed, epilogue, chunk);
         }
         self.store(launch, &products, scratch.normed, chunk)?;
-        launch(gate_tokens(
-            self.device,
-            scratch.gate,
-            scratch.up,
-            scratch.gated,
-            gate.rows,
-            chunk,
-        )?)
+        let gate = Gate {
+            gate: scratch.gate,
+            up: scratch.up,
+            up_stride: gate.rows,
+            rms: 0,
+            columns: gate.rows,
+            activation,
+        };
+        launch(gate_tokens(self.device, gate, scratch.gated, chunk)?)
     }
 
     fn gemm(
@@ -293,6 +424,13 @@ pub fn has_separate_gate(decoder: &Decoder) -> bool {
         let [gate, up] = [&layer.feed_forward.gate, &layer.feed_forward.up];
         !are_one_product(gate.weights.tensor_type(), up.weights.tensor_type())
     })
+}
+
+/// Whether any branch is normalized or scaled before it is added.
+pub fn has_branch_sums(decoder: &Decoder) -> bool {
+    let scales = |op: &Op| matches!(op, Op::Scale { x: Var::Hidden, .. });
+    let norms = |op: &Op| matches!(op, Op::Norm { x: Var::Branch, .. });
+    decoder.ops.iter().any(|op| scales(op) || norms(op))
 }
 
 /// Bytes of the largest float16 copy that the model needs.

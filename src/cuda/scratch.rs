@@ -37,7 +37,7 @@ pub struct Part {
 /// The buffers of a decode step. Shapes as in [`crate::model::decoder`].
 pub struct Scratch {
     memory: DeviceBuffer,
-    /// i32 (2): the token to compute and its position
+    /// i32 (3): the token to compute and its position; of a chunk, the first one's, and that of the first whose logits are wanted
     pub inputs: CUdeviceptr,
     /// f32 (hidden_size): the residual stream
     pub hidden: CUdeviceptr,
@@ -51,6 +51,12 @@ pub struct Scratch {
     pub normed: Normed,
     /// The output of attention, then of the feed-forward's first half, quantized: as wide as the widest product's input
     pub activation: Activation,
+    /// f32 (hidden_size): what is added to the residual stream, where it is normalized or scaled first
+    pub branch: CUdeviceptr,
+    /// f32 (width * layers): what the token gives to every layer
+    pub token_inputs: CUdeviceptr,
+    /// f32 (width): the gate of a layer's part of it
+    pub gate: CUdeviceptr,
     /// f32 (head_dim + 2, head_count, splits)
     pub attention_partial: CUdeviceptr,
     /// u32, zero between launches
@@ -90,6 +96,9 @@ impl Scratch {
                 squares: next(),
             },
             activation,
+            branch: next(),
+            token_inputs: next(),
+            gate: next(),
             attention_partial: next(),
             attention_counters: next(),
             logits: next(),
@@ -115,13 +124,21 @@ impl Scratch {
     pub fn position(&self) -> CUdeviceptr {
         self.inputs + size_of::<i32>() as u64
     }
+
+    /// The address of an i32: the position of the first of a chunk whose logits are wanted.
+    pub fn wanted_position(&self) -> CUdeviceptr {
+        self.inputs + 2 * size_of::<i32>() as u64
+    }
 }
 
 /// The greatest lengths of activations over all layers.
 struct Lengths {
     q_dim: usize,
     kv_dim: usize,
-    feed_forward: usize,
+    /// Of what is gated: in the feed-forward, or of what a token gives to a layer
+    gated: usize,
+    /// Of what a token gives to a layer
+    token_input: usize,
 }
 
 impl Lengths {
@@ -129,10 +146,14 @@ impl Lengths {
         let feed_forward = layers
             .iter()
             .map(|layer| layer.feed_forward.gate.weights.rows());
+        let inputs = layers.iter().filter_map(|layer| layer.token_input.as_ref());
+        let token_input = inputs.map(|input| input.gate.weights.rows()).max();
+        let token_input = token_input.unwrap_or(0);
         Self {
             q_dim: greatest(layers, Attention::q_dim),
             kv_dim: greatest(layers, Attention::kv_dim),
-            feed_forward: feed_forward.max().unwrap_or(0),
+            gated: feed_forward.max().unwrap_or(0).max(token_input),
+            token_input,
         }
     }
 }
@@ -147,7 +168,7 @@ pub fn decode_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
     let lengths = Lengths::new(&decoder.layers);
     let Lengths { q_dim, kv_dim, .. } = lengths;
     let hidden = decoder.hidden_size.next_multiple_of(UNIT);
-    let widest = q_dim.max(lengths.feed_forward).next_multiple_of(UNIT);
+    let widest = q_dim.max(lengths.gated).next_multiple_of(UNIT);
     let partial = greatest(&decoder.layers, |attention| {
         let (kv, group) = (attention.head_count_kv, attention.group());
         let splits = launches::decode_attention_splits(device, kv, group);
@@ -157,7 +178,7 @@ pub fn decode_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         launches::decode_attention_counters(attention.head_count_kv, attention.group())
     });
     [
-        ("token and position", 2 * 4),
+        ("token and position", 3 * 4),
         ("residual stream", decoder.hidden_size * 4),
         ("queries", q_dim * 4),
         ("keys", kv_dim * 4),
@@ -169,6 +190,12 @@ pub fn decode_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         ("their scales", widest / 32 * 4),
         ("their float values", widest * 4),
         ("sums of squares", hidden / 32 * 4),
+        ("branch", decoder.hidden_size * 4),
+        (
+            "inputs of the token",
+            lengths.token_input * decoder.layers.len() * 4,
+        ),
+        ("their gate", lengths.token_input * 4),
         ("attention partial sums", partial * 4),
         ("attention counters", counters * 4),
         ("logits", LOGITS_LEN * decoder.vocab_size * 4),
@@ -243,7 +270,8 @@ pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
     let Lengths {
         q_dim,
         kv_dim,
-        feed_forward,
+        gated,
+        ..
     } = Lengths::new(&decoder.layers);
     let floats = has_floats(decoder);
     let groups = |length: usize| length.div_ceil(32) * 4 * PACKET;
@@ -251,7 +279,7 @@ pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         true => length.next_multiple_of(32) * VALUE_PACKET,
         false => 0,
     };
-    let (hidden, widest) = (decoder.hidden_size, q_dim.max(feed_forward));
+    let (hidden, widest) = (decoder.hidden_size, q_dim.max(gated));
     let split_heads = |of: fn(&Attention) -> usize| {
         greatest(&decoder.layers, |attention| {
             let (kv, group) = (attention.head_count_kv, attention.group());
@@ -299,10 +327,16 @@ pub struct ChunkScratch {
     pub attended: CUdeviceptr,
     /// f16 (feed_forward_length, tokens), as products read it
     pub gated: CUdeviceptr,
-    /// f32 (feed_forward_length, tokens), where gate and up cannot be one product
+    /// f32 (feed_forward_length, tokens), where gate and up cannot be one product, or of what tokens give to a layer
     pub gate: CUdeviceptr,
-    /// likewise
+    /// f32 (feed_forward_length, tokens), where gate and up cannot be one product
     pub up: CUdeviceptr,
+    /// f32 (hidden_size, tokens): what is added to the residual stream, where it is normalized or scaled first
+    pub branch: CUdeviceptr,
+    /// f32 (width * layers, tokens): what each token gives to every layer
+    pub token_inputs: CUdeviceptr,
+    /// f32 (tokens): what each token was divided by, where a product reads the residual stream as it is
+    pub rms: CUdeviceptr,
     /// A float matrix in f16, where the model has any
     pub half_weights: CUdeviceptr,
     pub gemm_workspace: SplitKWorkspace,
@@ -326,6 +360,9 @@ impl ChunkScratch {
             gated: next(),
             gate: next(),
             up: next(),
+            branch: next(),
+            token_inputs: next(),
+            rms: next(),
             half_weights: next(),
             gemm_workspace: SplitKWorkspace {
                 partial: next(),
@@ -351,10 +388,15 @@ pub fn prompt_parts(device: &Device, decoder: &Decoder, chunk: Chunk) -> Result<
     let Lengths {
         q_dim,
         kv_dim,
-        feed_forward,
+        gated,
+        token_input,
     } = Lengths::new(&decoder.layers);
-    let gate_len = match prompt::has_separate_gate(decoder) {
-        true => feed_forward * tokens,
+    let (gate_len, up_len) = match prompt::has_separate_gate(decoder) {
+        true => (gated * tokens, gated * tokens),
+        false => (token_input * tokens, 0),
+    };
+    let branch_len = match prompt::has_branch_sums(decoder) {
+        true => decoder.hidden_size * tokens,
         false => 0,
     };
     let (mut attention_partial, mut attention_counters) = (0, 0);
@@ -374,9 +416,15 @@ pub fn prompt_parts(device: &Device, decoder: &Decoder, chunk: Chunk) -> Result<
         ("prompt: values", kv_dim * tokens * 4),
         ("prompt: rotated queries", q_dim * tokens * 2),
         ("prompt: attention output", chunk.tile_bytes(q_dim)),
-        ("prompt: gated", chunk.tile_bytes(feed_forward)),
+        ("prompt: gated", chunk.tile_bytes(gated)),
         ("prompt: gate", gate_len * 4),
-        ("prompt: up", gate_len * 4),
+        ("prompt: up", up_len * 4),
+        ("prompt: branch", branch_len * 4),
+        (
+            "prompt: inputs of the tokens",
+            token_input * decoder.layers.len() * tokens * 4,
+        ),
+        ("prompt: root mean squares", tokens * 4),
         (
             "prompt: half-precision weights",
             prompt::half_weights_bytes(decoder)?,

@@ -3,19 +3,22 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     decode::{attention_layer, norm_behind},
     device::{Device, Launch, PinnedBuffer},
     kv_cache::KvCache,
     launches::{STEP_STAGE_BYTES, StepLinear, StepStage, step},
-    lowering::{Group, token_groups},
+    lowering::{Group, KeyValueProducts, token_groups},
     params::StepParams,
     scratch::{Scratch, StepScratch},
     weights::DeviceWeights,
 };
-use crate::model::{Decoder, decoder::Linear};
+use crate::model::{
+    Decoder,
+    decoder::{Activation, Linear},
+};
 
 /// The step kernel, ready to be launched.
 pub struct Step {
@@ -137,24 +140,65 @@ fn lower(
                 stages.push((table.name().to_owned(), stage));
             }
             Group::Norm(norm) => epsilon = norm.epsilon,
-            Group::Attention { q, k, v, heads } => {
+            Group::Attention { q, kv, heads } => {
+                let Some(KeyValueProducts { k, v: Some(v) }) = kv else {
+                    bail!("layer {} has no keys or values of its own", heads.layer);
+                };
+                let attention = heads.attention;
+                ensure!(
+                    heads.v_norm.is_none()
+                        && attention.softcap.is_none()
+                        && attention.window.is_none(),
+                    "layer {} norms values, caps scores or has a sliding window",
+                    heads.layer
+                );
                 let matrices = [linear(q), linear(k), linear(v)];
                 let stage = StepStage::Qkv { matrices, epsilon };
                 stages.push((q.weights.name().to_owned(), stage));
                 let stage = StepStage::Attend(attention_layer(weights, cache, heads));
                 stages.push((format!("attention of layer {}", heads.layer), stage));
             }
-            Group::Gate { gate, up } => {
+            Group::Gate {
+                gate,
+                up,
+                activation,
+            } => {
+                ensure!(
+                    *activation == Activation::Silu,
+                    "{} is gated by another function than SiLU",
+                    gate.name()
+                );
                 let name = gate.name().to_owned();
                 let (gate, up) = (weights.matrix(gate), weights.matrix(up));
                 stages.push((name, StepStage::Gate { gate, up, epsilon }));
             }
-            Group::AddAttended(tensor) | Group::AddGated(tensor) => {
-                let (matrix, norm) = (weights.matrix(tensor), norm()?);
-                stages.push((tensor.name().to_owned(), StepStage::Add { matrix, norm }));
+            Group::AddAttended(branch) | Group::AddGated(branch) => {
+                let name = branch.matrix.name();
+                ensure!(
+                    branch.is_plain(),
+                    "the product of {name} is normalized or scaled before it is added"
+                );
+                let (matrix, norm) = (weights.matrix(branch.matrix), norm()?);
+                stages.push((name.to_owned(), StepStage::Add { matrix, norm }));
+            }
+            Group::TokenInputs(inputs) => {
+                bail!(
+                    "layers take inputs of the token itself, from {}",
+                    inputs.table.name()
+                )
+            }
+            Group::GateInputs { gate, .. } => {
+                bail!("{} takes inputs of the token itself", gate.name())
             }
             Group::Select => {}
-            Group::Logits(output) => {
+            Group::Logits {
+                linear: output,
+                finish,
+            } => {
+                ensure!(
+                    finish.softcap.is_none() && finish.suppressed.is_none(),
+                    "logits are capped, or some tokens have none"
+                );
                 let stage = StepStage::Logits {
                     linear: linear(output),
                     epsilon,

@@ -117,6 +117,11 @@ impl DeviceWeights {
         vector.map_or(0, |vector| self.vectors[&VectorKey::of(vector)])
     }
 
+    /// Ids of tokens of the decoder that were uploaded, i32; 0 where there are none.
+    pub fn tokens(&self, tokens: Option<&Arc<[u32]>>) -> CUdeviceptr {
+        tokens.map_or(0, |tokens| self.vectors[&VectorKey::of(tokens)])
+    }
+
     /// Radians a position, f64 (dimensions / 2), of a rotation of the decoder that was uploaded.
     pub fn frequencies(&self, rope: &Arc<Rope>) -> CUdeviceptr {
         self.vectors[&VectorKey::of(rope)]
@@ -162,6 +167,9 @@ impl<'a> Layout<'a> {
                 Op::Norm { norm, .. } | Op::HeadNorm { norm, .. } => {
                     layout.vector(VectorKey::of(&norm.weight), || floats(&norm.weight));
                 }
+                Op::Suppress { tokens } => layout.vector(VectorKey::of(tokens), || {
+                    Cow::Borrowed(bytemuck::cast_slice(tokens))
+                }),
                 Op::Rope { rope, .. } => layout.vector(VectorKey::of(rope), || {
                     bytemuck::cast_slice(&rope.frequencies()).to_vec().into()
                 }),
@@ -172,7 +180,6 @@ impl<'a> Layout<'a> {
                 | Op::Add { .. }
                 | Op::Scale { .. }
                 | Op::Softcap { .. }
-                | Op::Suppress { .. }
                 | Op::Select => {}
             }
         }

@@ -127,7 +127,7 @@ pub fn gemv_add_adds_to_the_residual_and_prepares_the_norm() -> TestResult {
     findings.verdict()
 }
 
-pub fn gemv_swiglu_gates_and_quantizes() -> TestResult {
+pub fn gemv_gate_gates_and_quantizes() -> TestResult {
     let (mut random, mut findings) = (random(4), Findings::default());
     let same = TYPES.map(|tensor_type| (tensor_type, tensor_type));
     let mixed = [
@@ -146,7 +146,7 @@ pub fn gemv_swiglu_gates_and_quantizes() -> TestResult {
             let up = Weights::new(&mut random, up_type, shape)?;
             let input = Input::new(&mut random, shape.1)?;
             let out = Output::new(rows)?;
-            let launch = launches::gemv_swiglu(
+            let launch = launches::gemv_gate(
                 device()?,
                 gate.matrix,
                 up.matrix,

@@ -39,8 +39,8 @@ fn main() {
             gemv::gemv_add_adds_to_the_residual_and_prepares_the_norm,
         ),
         (
-            "gemv_swiglu_gates_and_quantizes",
-            gemv::gemv_swiglu_gates_and_quantizes,
+            "gemv_gate_gates_and_quantizes",
+            gemv::gemv_gate_gates_and_quantizes,
         ),
         (
             "decode_attention_is_softmax_over_the_cache",

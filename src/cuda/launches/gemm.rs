@@ -5,11 +5,14 @@ use anyhow::{Result, anyhow, bail, ensure};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{Chunk, GATE_SCALE, Linear, SplitKWorkspace, WARP};
-use crate::cuda::{
-    device::{Device, Function, Launch, Parameter},
-    params::{GemmMatrix, GemmParams},
-    tensor_types::{Gemm, KernelType, Run},
+use super::{Chunk, GATE_SCALE, Linear, SplitKWorkspace, WARP, gelu};
+use crate::{
+    cuda::{
+        device::{Device, Function, Launch, Parameter},
+        params::{GemmMatrix, GemmParams},
+        tensor_types::{Gemm, KernelType, Run},
+    },
+    model::decoder::Activation,
 };
 
 /// Rows that a warp of `gemm_strips.cu` multiplies; of gate and up, half of each.
@@ -25,8 +28,8 @@ pub enum Epilogue {
     Store,
     /// `out += factor * W x`
     Add { factor: f32 },
-    /// `gated = silu(G x) * (U x) / GATE_SCALE`, float16
-    Gate,
+    /// `gated = activation(G x) * (U x) / GATE_SCALE`, float16
+    Gate { activation: Activation },
 }
 
 /// f32 values of the [`SplitKWorkspace`] of all GEMMs: two of the largest tiles for each multiprocessor. Strips take
@@ -65,7 +68,11 @@ pub fn gemm(
     let (number, factor) = match epilogue {
         Epilogue::Store => (0, 1.0),
         Epilogue::Add { factor } => (1, factor),
-        Epilogue::Gate => (2, 1.0 / GATE_SCALE),
+        Epilogue::Gate { .. } => (2, 1.0 / GATE_SCALE),
+    };
+    let gelu = match epilogue {
+        Epilogue::Gate { activation } => gelu(activation),
+        _ => 0,
     };
     Ok(Launch {
         function: config.function,
@@ -85,7 +92,7 @@ pub fn gemm(
             padded_tokens: chunk.padded() as i32,
             columns: linears[0].weights.columns as i32,
             stages: config.stages as i32,
-            unused: 0,
+            gelu,
         }),
         dependent: true,
         cooperative: false,
@@ -114,7 +121,7 @@ impl GemmLaunchConfig {
         let kernel_type = KernelType::of(linears[0].weights.tensor_type)?;
         let all = device.multiprocessors();
         let rows: usize = linears.iter().map(|linear| linear.weights.rows).sum();
-        let gate = epilogue == Epilogue::Gate;
+        let gate = matches!(epilogue, Epilogue::Gate { .. });
         let strips = |tokens| Self::strips(device, linears, kernel_type, epilogue, tokens);
         let tiles = |tokens, blocks| Self::tiles(device, kernel_type, tokens, blocks);
         // By what was measured on Qwen3-8B's shapes. Multiples of 32 blocks cut the rows evenly.
@@ -193,7 +200,7 @@ impl GemmLaunchConfig {
             too_little_shared_memory(device, kernel_type)
         );
         let strips: usize = match epilogue {
-            Epilogue::Gate => linears[0].weights.rows.next_multiple_of(128) / (STRIP / 2),
+            Epilogue::Gate { .. } => linears[0].weights.rows.next_multiple_of(128) / (STRIP / 2),
             _ => linears
                 .iter()
                 .map(|linear| linear.weights.rows.div_ceil(STRIP))

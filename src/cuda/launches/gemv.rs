@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{GROUP, Linear, Normed, WARP};
+use super::{GROUP, Linear, Normed, WARP, gelu};
 use crate::{
     cuda::{
         device::{Device, Launch, Parameter},
@@ -13,6 +13,7 @@ use crate::{
         tensor_types::{KernelType, UNIT},
         weights::Matrix,
     },
+    model::decoder,
     quant::TensorType,
 };
 
@@ -25,7 +26,7 @@ const WARPS: usize = 12;
 /// `MAX_WARPS` of `kernels/gemv.cuh`.
 const MAX_WARPS: usize = 14;
 
-/// `out = W rms_norm(x) + bias` for up to three matrices with the same columns.
+/// `out = W rms_norm(x) + bias` for up to three matrices with the same columns. Without sums of squares, x is read as it is.
 pub fn gemv_store(device: &Device, linears: &[Linear], x: Normed, epsilon: f32) -> Result<Launch> {
     let columns = linears[0].weights.columns;
     let rows = linears.iter().map(|linear| linear.weights.rows).sum();
@@ -84,11 +85,12 @@ pub fn gemv_add(
     )
 }
 
-/// `out = silu(G rms_norm(x)) * (U rms_norm(x))`, quantized.
-pub fn gemv_swiglu(
+/// `out = activation(G rms_norm(x)) * (U rms_norm(x))`, quantized.
+pub fn gemv_gate(
     device: &Device,
     gate: Matrix,
     up: Matrix,
+    activation: decoder::Activation,
     x: Normed,
     epsilon: f32,
     out: Activation,
@@ -104,13 +106,14 @@ pub fn gemv_swiglu(
         squares: x.squares,
         next: out,
         epsilon,
+        gelu: gelu(activation),
         ..GemvParams::zeroed()
     };
     let rows_a_block = 2 * GROUP * groups.div_ceil(grid);
     gemv(
         device,
         &[gate.tensor_type, up.tensor_type],
-        "swiglu",
+        "gate",
         gate.columns,
         grid,
         rows_a_block,

@@ -4,35 +4,42 @@
 //! Decoding multiplies a matrix with one quantized vector (GEMV); a chunk of tokens is multiplied in float16 (GEMM).
 
 mod attention;
+mod branch;
 mod choose;
 mod convert;
 mod embed;
 mod gate;
 mod gemm;
 mod gemv;
+mod logits;
 mod norm;
 mod rope;
 mod step;
+mod token_inputs;
 
 use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{params::Activation, weights::Matrix};
+use crate::model::decoder;
 
 pub use attention::{
     decode_attention, decode_attention_counters, decode_attention_splits, flash_attention,
     flash_attention_partial_len, flash_attention_tiles,
 };
+pub use branch::{BranchSum, add_branch, add_branch_tokens};
 pub use choose::{MAX_TOP_K, choice_counts, choice_settings, choose, choose_lists_len};
 pub use convert::{float_to_half, repack};
 pub use embed::{embed_token, embed_tokens};
-pub use gate::{GATE_SCALE, gate_tokens};
+pub use gate::{GATE_SCALE, Gate, gate_token, gate_tokens};
 pub use gemm::{Epilogue, gemm, gemm_counters, gemm_partial_len};
-pub use gemv::{gemv_add, gemv_store, gemv_swiglu};
+pub use gemv::{gemv_add, gemv_gate, gemv_store};
+pub use logits::finish_logits;
 pub use norm::norm_tokens;
 pub use rope::rope_tokens;
 pub use step::{STEP_STAGE_BYTES, StepLinear, StepStage, step};
+pub use token_inputs::token_inputs;
 
 /// Threads of a warp.
 const WARP: usize = 32;
@@ -86,6 +93,14 @@ pub struct SplitKWorkspace {
     pub partial: CUdeviceptr,
     /// u32 ([`gemm_counters`] or one for each tile and key/value head), zero between launches
     pub finished: CUdeviceptr,
+}
+
+/// A function that gates go through, as kernels know it (`kernels/activate.cuh`).
+fn gelu(activation: decoder::Activation) -> i32 {
+    match activation {
+        decoder::Activation::Silu => 0,
+        decoder::Activation::GeluTanh => 1,
+    }
 }
 
 /// The kernel for heads of `head_dim` values among those called `kernel`.

@@ -9,12 +9,14 @@ use crate::cuda::{
     params::NormParams,
 };
 
-/// `out = rms_norm(x)` of each token as float16 activations. `x` is f32 (columns, tokens), `weight` f32 (columns).
+/// `out = rms_norm(x)` of each token as float16 activations. `x` is f32 (columns, tokens), `weight` f32 (columns), or 0 for
+/// ones; `rms`, where it is not 0, gets what each token was divided by, f32 (tokens).
 pub fn norm_tokens(
     device: &Device,
     x: CUdeviceptr,
     weight: CUdeviceptr,
     out: CUdeviceptr,
+    rms: CUdeviceptr,
     epsilon: f32,
     columns: usize,
     chunk: Chunk,
@@ -29,6 +31,7 @@ pub fn norm_tokens(
             x,
             weight,
             out,
+            rms,
             epsilon,
             columns: columns as i32,
             padded_tokens: chunk.padded() as i32,

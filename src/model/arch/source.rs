@@ -204,7 +204,7 @@ impl<'a> Source<'a> {
                     Some(period) => usize::try_from(period).unwrap_or(usize::MAX),
                     None => period,
                 };
-                let is_sliding = |layer: usize| period == 0 || (layer + 1) % period != 0;
+                let is_sliding = |layer: usize| !(layer + 1).is_multiple_of(period);
                 (0..layers).map(is_sliding).collect()
             }
         };

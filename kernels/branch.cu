@@ -1,0 +1,85 @@
+// What a layer adds to the residual stream where it is normalized or scaled first:
+//
+//   x = (x + rms_norm(branch)) * scale      (the norm where the model has one)
+//
+// add_branch: of one token, and x * (the next norm's weights), quantized, for the product behind it, as gemv.cuh's ADD
+// does. add_branch_tokens: of the tokens of a chunk.
+//
+// Bound: latency for one token, else bytes. Grid: add_branch a thread a value, 256 a block, each of which sums up all
+// squares; add_branch_tokens a block of whole warps a token, best with a thread for 4 values.
+#include "token_tiles.cuh"
+
+namespace {
+
+// The sum over all threads of a block of whole warps.
+__device__ __forceinline__ float block_sum(float value) {
+    __shared__ float part[WARP];
+    value = warp_sum(value);
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = value;
+    __syncthreads();
+    return warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.f);
+}
+
+template <bool ALIGNED>
+__device__ __forceinline__ void add_tokens(const AddBranchTokensParams &p) {
+    launch_dependents();
+    wait_for_predecessor();
+    const int columns = p.columns, first = threadIdx.x * 4, stride = blockDim.x * 4;
+    const float *branch = p.branch + size_t(blockIdx.x) * columns;
+    float *x = p.x + size_t(blockIdx.x) * columns;
+    const auto value = [&](int c) {
+        const float4 v = load4<ALIGNED>(branch, c, columns);
+        return float4{v.x * p.factor, v.y * p.factor, v.z * p.factor, v.w * p.factor};
+    };
+    float factor = 1.f;
+    if (p.norm) {
+        float squares = 0.f;
+        for (int c = first; c < columns; c += stride) {
+            const float4 v = value(c);
+            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        }
+        factor = 1.f / sqrtf(block_sum(squares) / columns + p.epsilon);
+    }
+    for (int c = first; c < columns; c += stride) {
+        const float4 v = value(c), old = load4<ALIGNED>(x, c, columns);
+        const float4 w = p.norm ? load4<ALIGNED>(p.norm, c, columns) : float4{1.f, 1.f, 1.f, 1.f};
+        const float sum[4] = {(old.x + v.x * factor * w.x) * p.scale, (old.y + v.y * factor * w.y) * p.scale,
+                              (old.z + v.z * factor * w.z) * p.scale, (old.w + v.w * factor * w.w) * p.scale};
+        for (int i = 0; i < 4 && c + i < columns; i++) x[c + i] = sum[i];
+    }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(256) add_branch(const __grid_constant__ AddBranchParams p) {
+    const int column = blockIdx.x * blockDim.x + threadIdx.x;
+    const bool exists = column < p.columns;
+    // No kernel writes them.
+    const float weight = p.norm && exists ? p.norm[column] : 1.f;
+    const float next = p.next_norm && exists ? p.next_norm[column] : 1.f;
+    wait_for_predecessor();
+    launch_dependents();
+    float x = exists ? p.x[column] : 0.f;
+    if (p.branch) {
+        float factor = 1.f;
+        if (p.norm) {
+            float squares = 0.f;
+            for (int c = threadIdx.x; c < p.columns; c += blockDim.x) squares += p.branch[c] * p.branch[c];
+            factor = 1.f / sqrtf(block_sum(squares) / p.columns + p.epsilon);
+        }
+        if (exists) x = (x + p.branch[column] * factor * weight) * p.scale;
+    }
+    if (!exists) return;
+    p.x[column] = x;
+    const int group = column / ACTIVATION_GROUP;
+    store_group(p.next, group, x * next);
+    const float squares = warp_sum(x * x);
+    if (threadIdx.x % WARP == 0) p.next_squares[group] = squares;
+}
+extern "C" __global__ void __launch_bounds__(1024) add_branch_tokens(const __grid_constant__ AddBranchTokensParams p) {
+    if (p.columns % 4 == 0) {
+        add_tokens<true>(p);
+    } else {
+        add_tokens<false>(p);
+    }
+}
