@@ -96,32 +96,35 @@ params! {
     }
 
     /// Of `decode_attention_*` and the step kernel.
-    AttentionLayer: 72 {
+    AttentionLayer: 88 {
         0 q_norm: CUdeviceptr,
         8 k_norm: CUdeviceptr,
-        16 frequencies: CUdeviceptr,
-        24 k_cache: CUdeviceptr,
-        32 v_cache: CUdeviceptr,
-        40 epsilon: f32,
-        44 context: i32,
-        48 group: i32,
-        52 rope_dims: i32,
-        56 interleaved: i32,
-        60 scale: f32,
-        64 rope_factor: f32,
-        68 unused: i32,
+        16 v_norm: CUdeviceptr,
+        24 frequencies: CUdeviceptr,
+        32 k_cache: CUdeviceptr,
+        40 v_cache: CUdeviceptr,
+        48 epsilon: f32,
+        52 context: i32,
+        56 group: i32,
+        60 rope_dims: i32,
+        64 interleaved: i32,
+        68 scale: f32,
+        72 rope_factor: f32,
+        76 window: i32,
+        80 softcap: f32,
+        84 stores: i32,
     }
 
     /// `decode_attention_*`.
-    DecodeAttentionParams: 144 {
+    DecodeAttentionParams: 160 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
         24 layer: AttentionLayer,
-        96 position: CUdeviceptr,
-        104 partial: CUdeviceptr,
-        112 finished: CUdeviceptr,
-        120 out: Activation,
+        112 position: CUdeviceptr,
+        120 partial: CUdeviceptr,
+        128 finished: CUdeviceptr,
+        136 out: Activation,
     }
 
     /// `rope_tokens_*`.
@@ -232,7 +235,7 @@ params! {
         0 kind: i32,
         4 unused: i32,
         8 layer: AttentionLayer,
-        80 padding: [u64; 14],
+        96 padding: [u64; 12],
     }
 
     /// A vector between two stages of the step kernel.

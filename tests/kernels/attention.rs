@@ -60,6 +60,7 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                         layer: AttentionLayer {
                             q_norm,
                             k_norm,
+                            v_norm: 0,
                             frequencies: frequencies.address(),
                             k_cache: k_cache.address(),
                             v_cache: v_cache.address(),
@@ -70,7 +71,9 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                             interleaved: i32::from(rope.interleaved),
                             scale: query_scale(head_dim) as f32,
                             rope_factor: rope.factor,
-                            unused: 0,
+                            window: 0,
+                            softcap: 0.0,
+                            stores: 1,
                         },
                         position: place.address(),
                         partial: partial.address(),

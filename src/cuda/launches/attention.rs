@@ -18,8 +18,8 @@ const DECODE_THREADS: usize = 256;
 /// Tokens of a tile of [`flash_attention`] times query heads that share a key/value head, at most.
 const TILE_ROWS: usize = 128;
 
-/// One token's attention over the cache, and the cache's new entry. `splits` pieces of the context run side by side at
-/// most.
+/// One token's attention over the cache, and the cache's new entry. `splits` pieces of what the token sees run side by
+/// side at most.
 pub fn decode_attention(
     device: &Device,
     head_dim: usize,
@@ -28,7 +28,13 @@ pub fn decode_attention(
     params: DecodeAttentionParams,
 ) -> Result<Launch> {
     let group = params.layer.group as usize;
+    // `JOINED_HEADS` and `TEAMS` of `kernels/decode_attention.cuh`.
     let heads = group.min(HEADS_PER_BLOCK);
+    let (joined, teams) = match head_dim {
+        512 => (heads.div_ceil(4), DECODE_THREADS / WARP / 2),
+        256 => (heads.div_ceil(4), DECODE_THREADS / WARP),
+        _ => (heads, DECODE_THREADS / WARP),
+    };
     let name = for_head_dim("decode_attention", head_dim)?;
     Ok(Launch {
         function: device.function("decode_attention", &name)?,
@@ -38,14 +44,14 @@ pub fn decode_attention(
             group.div_ceil(HEADS_PER_BLOCK) as u32,
         ],
         block: [DECODE_THREADS as u32, 1],
-        shared_bytes: (DECODE_THREADS / WARP * heads * (head_dim + 1) * size_of::<f32>()) as u32,
+        shared_bytes: (teams * joined * (head_dim + 1) * size_of::<f32>()) as u32,
         parameter: Parameter::new(params),
         dependent: true,
         cooperative: false,
     })
 }
 
-/// Pieces of the context that fill the device with blocks of [`decode_attention`].
+/// Pieces of what a token sees that fill the device with blocks of [`decode_attention`].
 pub fn decode_attention_splits(device: &Device, head_count_kv: usize, group: usize) -> usize {
     /// `MAX_SPLITS` of `kernels/decode_attention.cu`.
     const MAX_SPLITS: usize = 64;
