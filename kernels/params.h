@@ -202,43 +202,49 @@ FIELD(DecodeAttentionParams, out, 136);
 // rope_tokens_*
 struct RopeParams {
     const float *q;             // (head_count * head_dim, tokens)
-    const float *k;             // (head_count_kv * head_dim, tokens)
-    const float *v;             // (head_count_kv * head_dim, tokens)
+    const float *k;             // (head_count_kv * head_dim, tokens); null where the layer stores nothing
+    const float *v;             // likewise
     const float *q_norm;        // (head_dim) or null
     const float *k_norm;        // (head_dim) or null
+    const float *v_norm;        // (head_dim) or null
     const double *frequencies;  // (rope_dims / 2): radians a position
     half *q_out;                // (head_dim, head_count, tokens), times scale
     half *k_cache;              // (head_dim, context, head_count_kv), of this layer
     half *v_cache;              // likewise
-    const int *position;        // of the first token; position + tokens is at most context
+    const int *position;        // of the first token
     float epsilon;
-    int context;
+    int context;  // tokens that the cache holds: all, or as a ring the window and the chunk
     int head_count;
     int head_count_kv;
     int rope_dims;      // leading values of a head that are rotated
     int interleaved;    // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
     float scale;        // of scores, times log2(e)
     float rope_factor;  // of rotated values
+    int stores;         // 0: the layer has no keys and values of its own, and only queries are rotated
+    int unused;
 };
-static_assert(sizeof(RopeParams) == 112, "RopeParams");
+static_assert(sizeof(RopeParams) == 128, "RopeParams");
 FIELD(RopeParams, q, 0);
 FIELD(RopeParams, k, 8);
 FIELD(RopeParams, v, 16);
 FIELD(RopeParams, q_norm, 24);
 FIELD(RopeParams, k_norm, 32);
-FIELD(RopeParams, frequencies, 40);
-FIELD(RopeParams, q_out, 48);
-FIELD(RopeParams, k_cache, 56);
-FIELD(RopeParams, v_cache, 64);
-FIELD(RopeParams, position, 72);
-FIELD(RopeParams, epsilon, 80);
-FIELD(RopeParams, context, 84);
-FIELD(RopeParams, head_count, 88);
-FIELD(RopeParams, head_count_kv, 92);
-FIELD(RopeParams, rope_dims, 96);
-FIELD(RopeParams, interleaved, 100);
-FIELD(RopeParams, scale, 104);
-FIELD(RopeParams, rope_factor, 108);
+FIELD(RopeParams, v_norm, 40);
+FIELD(RopeParams, frequencies, 48);
+FIELD(RopeParams, q_out, 56);
+FIELD(RopeParams, k_cache, 64);
+FIELD(RopeParams, v_cache, 72);
+FIELD(RopeParams, position, 80);
+FIELD(RopeParams, epsilon, 88);
+FIELD(RopeParams, context, 92);
+FIELD(RopeParams, head_count, 96);
+FIELD(RopeParams, head_count_kv, 100);
+FIELD(RopeParams, rope_dims, 104);
+FIELD(RopeParams, interleaved, 108);
+FIELD(RopeParams, scale, 112);
+FIELD(RopeParams, rope_factor, 116);
+FIELD(RopeParams, stores, 120);
+FIELD(RopeParams, unused, 124);
 
 // flash_attention_*
 struct FlashAttentionParams {

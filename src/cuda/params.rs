@@ -128,25 +128,28 @@ params! {
     }
 
     /// `rope_tokens_*`.
-    RopeParams: 112 {
+    RopeParams: 128 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
         24 q_norm: CUdeviceptr,
         32 k_norm: CUdeviceptr,
-        40 frequencies: CUdeviceptr,
-        48 q_out: CUdeviceptr,
-        56 k_cache: CUdeviceptr,
-        64 v_cache: CUdeviceptr,
-        72 position: CUdeviceptr,
-        80 epsilon: f32,
-        84 context: i32,
-        88 head_count: i32,
-        92 head_count_kv: i32,
-        96 rope_dims: i32,
-        100 interleaved: i32,
-        104 scale: f32,
-        108 rope_factor: f32,
+        40 v_norm: CUdeviceptr,
+        48 frequencies: CUdeviceptr,
+        56 q_out: CUdeviceptr,
+        64 k_cache: CUdeviceptr,
+        72 v_cache: CUdeviceptr,
+        80 position: CUdeviceptr,
+        88 epsilon: f32,
+        92 context: i32,
+        96 head_count: i32,
+        100 head_count_kv: i32,
+        104 rope_dims: i32,
+        108 interleaved: i32,
+        112 scale: f32,
+        116 rope_factor: f32,
+        120 stores: i32,
+        124 unused: i32,
     }
 
     /// `flash_attention_*`.

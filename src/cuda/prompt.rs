@@ -141,6 +141,7 @@ impl Prompt<'_> {
             v: scratch.v,
             q_norm: weights.vector(heads.q_norm),
             k_norm: weights.vector(heads.k_norm),
+            v_norm: 0,
             frequencies: weights.frequencies(heads.rope),
             q_out: scratch.rotated_q,
             k_cache: cache.keys(heads.layer),
@@ -154,6 +155,8 @@ impl Prompt<'_> {
             interleaved: i32::from(heads.rope.style == RopeStyle::Interleaved),
             scale: heads.exponent_scale(),
             rope_factor: heads.rope.rotation_factor(head_dim),
+            stores: 1,
+            unused: 0,
         };
         launch(rope_tokens(device, head_dim, rope, chunk)?)?;
         let params = FlashAttentionParams {

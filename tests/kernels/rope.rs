@@ -52,6 +52,7 @@ pub fn rope_tokens_rotates_and_fills_the_cache() -> TestResult {
                     v: inputs[2].address(),
                     q_norm,
                     k_norm,
+                    v_norm: 0,
                     frequencies: frequencies.address(),
                     q_out: q_out.address(),
                     k_cache: k_cache.address(),
@@ -65,6 +66,8 @@ pub fn rope_tokens_rotates_and_fills_the_cache() -> TestResult {
                     interleaved: i32::from(rope.interleaved),
                     scale: query_scale(head_dim) as f32,
                     rope_factor: rope.factor,
+                    stores: 1,
+                    unused: 0,
                 };
                 let launch = launches::rope_tokens(device()?, head_dim, params, Chunk { tokens })?;
                 // SAFETY: the launch is that of these buffers, which outlive it.
