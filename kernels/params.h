@@ -253,14 +253,16 @@ struct FlashAttentionParams {
     const half *v_cache;  // likewise
     half *out;            // TokenTiles (head_count * head_dim, padded_tokens)
     const int *position;  // of the first token
-    float *partial;       // scratch: (head_dim + 2, 128 rows, splits, head_count_kv, tiles); unused with one split
+    float *partial;       // scratch: (head_dim + 2, rows, splits, head_count_kv, tiles); unused with one split
     unsigned *finished;   // scratch: (head_count_kv * tiles), zero before the first launch; left zero
     int tokens;
     int padded_tokens;  // rounded up to a multiple of 8
-    int context;
-    int group;  // query heads of a key/value head; at most 128
+    int context;        // tokens that the cache holds: all, or, as a ring, a multiple of 128
+    int group;          // query heads of a key/value head; at most a block's rows
+    int window;         // tokens that a token sees, itself included; 0: all before it, too
+    float softcap;      // scaled scores s become softcap * tanh(s / softcap): times log2(e); 0: they stay
 };
-static_assert(sizeof(FlashAttentionParams) == 72, "FlashAttentionParams");
+static_assert(sizeof(FlashAttentionParams) == 80, "FlashAttentionParams");
 FIELD(FlashAttentionParams, q, 0);
 FIELD(FlashAttentionParams, k_cache, 8);
 FIELD(FlashAttentionParams, v_cache, 16);
@@ -272,6 +274,8 @@ FIELD(FlashAttentionParams, tokens, 56);
 FIELD(FlashAttentionParams, padded_tokens, 60);
 FIELD(FlashAttentionParams, context, 64);
 FIELD(FlashAttentionParams, group, 68);
+FIELD(FlashAttentionParams, window, 72);
+FIELD(FlashAttentionParams, softcap, 76);
 
 // norm_tokens
 struct NormParams {

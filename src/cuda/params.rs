@@ -153,7 +153,7 @@ params! {
     }
 
     /// `flash_attention_*`.
-    FlashAttentionParams: 72 {
+    FlashAttentionParams: 80 {
         0 q: CUdeviceptr,
         8 k_cache: CUdeviceptr,
         16 v_cache: CUdeviceptr,
@@ -165,6 +165,8 @@ params! {
         60 padded_tokens: i32,
         64 context: i32,
         68 group: i32,
+        72 window: i32,
+        76 softcap: f32,
     }
 
     /// `norm_tokens`.

@@ -171,6 +171,8 @@ impl Prompt<'_> {
             padded_tokens: chunk.padded() as i32,
             context: cache.capacity(heads.layer) as i32,
             group: attention.group() as i32,
+            window: attention.window.unwrap_or(0) as i32,
+            softcap: attention.softcap.unwrap_or(0.0) * std::f32::consts::LOG2_E,
         };
         launch(flash_attention(
             device,

@@ -166,7 +166,7 @@ pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
                 let [q_buffer, k_cache, v_cache] = inputs;
                 let (q_buffer, k_cache, v_cache) = (q_buffer?, k_cache?, v_cache?);
                 let place = Buffer::new(&[position as i32])?;
-                let tiles = launches::flash_attention_tiles(tokens, group)?;
+                let tiles = launches::flash_attention_tiles(head_dim, tokens, group)?;
                 let partial = launches::flash_attention_partial_len(
                     device()?,
                     head_dim,
@@ -191,6 +191,8 @@ pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
                         padded_tokens: chunk.padded() as i32,
                         context: context as i32,
                         group: group as i32,
+                        window: 0,
+                        softcap: 0.0,
                     };
                     let launch =
                         launches::flash_attention(device()?, head_dim, head_count_kv, end, params)?;
