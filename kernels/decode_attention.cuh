@@ -2,13 +2,16 @@
 // to the same bits.
 //
 //   q, k = rope(rms_norm(q)), rope(rms_norm(k))       (the norms where the model has them)
-//   cache[position] = k, v                            (f16)
-//   out[head] = sum over t <= position of softmax(scale * q . K[t]) V[t]
+//   cache[position] = k, v                            (f16; v = rms_norm(v) where the model norms it)
+//   out[head] = sum over t of softmax(scale * q . K[t]) V[t]
+//
+// where t are the tokens that the new one sees: all up to position, or the last `window` of these.
 //
 // The products run on tensor cores (m16n8k16): 8 heads fill half of the 16 rows, and the other half carries what
 // rounding q to f16 left over, so that q counts as exact; probabilities are split likewise. Keys and values are read in
 // 16-byte pieces, from whichever memory: `key(tile, c)` gives piece 4 c + t of token 8 tile + g of a step, `value(c,
-// i)` piece 8 c + g of token i / 2 * 8 + 2 t + i % 2, where the lane is 4 g + t.
+// i)` piece 8 c + g of token i / 2 * 8 + 2 t + i % 2, where the lane is 4 g + t, and pieces are counted from where the
+// warp's part of a row begins.
 #pragma once
 
 #include "kv_cache.cuh"
@@ -17,15 +20,31 @@
 
 namespace decode_attention {
 
-constexpr int WARPS = 8;  // that share a chunk: warp w takes the steps w, w + WARPS, ...
+constexpr int WARPS = 8;  // that share a chunk: team w of them takes the steps w, w + TEAMS, ...
 constexpr int HEADS = 8;  // query heads that are worked on together, at most
-constexpr int STEP = 16;  // tokens that a warp handles at a time
+constexpr int STEP = 16;  // tokens that a team handles at a time
 constexpr int MIN_CHUNK = 128;
 constexpr int CHUNK_MULTIPLE = 32;
 constexpr int MAX_SPLITS = 64;
 constexpr float NO_SCORE = -1e30f;
 
-// How a context is cut: into equal chunks, one for each split, but no smaller than MIN_CHUNK tokens.
+// Warps of a team: they handle the same tokens, each with a part of the values, as one has no registers for rows of
+// 512.
+template <int D>
+constexpr int PARTS = D > 256 ? 2 : 1;
+// Values of a token that a warp handles.
+template <int D>
+constexpr int PART = D / PARTS<D>;
+template <int D>
+constexpr int TEAMS = WARPS / PARTS<D>;
+
+// Which part is this warp's.
+template <int D>
+__device__ __forceinline__ int part_of_warp() {
+    return threadIdx.x / WARP % PARTS<D>;
+}
+
+// How the tokens that are seen are cut: into equal chunks, one for each split, but no smaller than MIN_CHUNK tokens.
 struct Chunks {
     int tokens, chunk, count;
 
@@ -35,6 +54,15 @@ struct Chunks {
         count = (tokens + chunk - 1) / chunk;
     }
 };
+
+// What a head is multiplied with to normalize it; value i * WARP + lane is value[i].
+template <int D>
+__device__ __forceinline__ float head_scale(const float (&value)[D / WARP], float epsilon) {
+    float squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < D / WARP; i++) squares += value[i] * value[i];
+    return 1.f / sqrtf(warp_sum(squares) / D + epsilon);
+}
 
 // Norm and rotation of a query and a key head: what they take, loaded once for a lane's values.
 template <int D>
@@ -64,10 +92,7 @@ struct HeadRope {
                                                const float (&norm)[D / WARP], const AttentionLayer &layer, float *row,
                                                Store store) const {
         const int lane = threadIdx.x % WARP;
-        float squares = 0.f;
-#pragma unroll
-        for (int i = 0; i < D / WARP; i++) squares += value[i] * value[i];
-        const float scale = normalize ? 1.f / sqrtf(warp_sum(squares) / D + layer.epsilon) : 1.f;
+        const float scale = normalize ? head_scale<D>(value, layer.epsilon) : 1.f;
 #pragma unroll
         for (int i = 0; i < D / WARP; i++) row[i * WARP + lane] = value[i] * scale * norm[i];
         __syncwarp();
@@ -110,22 +135,23 @@ __device__ __forceinline__ uint32_t pack(half low, half high) {
     return *reinterpret_cast<const uint32_t *>(&both);
 }
 
-// What a warp has gathered of its steps.
+// What a warp has gathered of its steps, of its part of the values.
 template <int D>
 struct Gathered {
-    float out[D / 16][4] = {};                   // of heads 2t, 2t + 1: values 64 i + 8 g + 2 j, + 1, at [4 i + j]
+    float out[PART<D> / 16][4] = {};             // of heads 2t, 2t + 1: values 64 i + 8 g + 2 j, + 1, at [4 i + j]
     float largest = NO_SCORE, exponentials = 0;  // of head g
 
     // Adds tokens from .. from + STEP, of which those from `end` on do not count. `between` is called when all keys are
-    // read.
-    template <typename Key, typename Between, typename Value>
+    // read; `finish` makes scores of the products, those of head g with tokens 2t, 2t + 1, 8 + 2t and 9 + 2t.
+    template <typename Key, typename Between, typename Finish, typename Value>
     __device__ __forceinline__ void add(const QueryFragments<D> &query, int from, int end, Key key, Between between,
-                                        Value value) {
+                                        Finish finish, Value value) {
         const int lane = threadIdx.x % WARP, t = lane % 4;
+        const int first = part_of_warp<D>() * (PART<D> / 16);
         float score[2][4] = {};
 #pragma unroll
-        for (int c = 0; c < D / 32; c++) {
-            const uint4 a = query.lanes[2 * c][lane], b = query.lanes[2 * c + 1][lane];
+        for (int c = 0; c < PART<D> / 32; c++) {
+            const uint4 a = query.lanes[first + 2 * c][lane], b = query.lanes[first + 2 * c + 1][lane];
 #pragma unroll
             for (int tile = 0; tile < 2; tile++) {
                 const uint4 k = key(tile, c);
@@ -136,11 +162,14 @@ struct Gathered {
         between();
 
         float probability[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) probability[i] = score[i / 2][i % 2] + score[i / 2][2 + i % 2];
+        finish(probability);
         float top = largest;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int token = from + i / 2 * 8 + t * 2 + i % 2;
-            probability[i] = token < end ? score[i / 2][i % 2] + score[i / 2][2 + i % 2] : NO_SCORE;
+            if (token >= end) probability[i] = NO_SCORE;
             top = fmaxf(top, probability[i]);
         }
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
@@ -160,7 +189,7 @@ struct Gathered {
         const uint32_t low0 = pack(low[0], low[1]), low1 = pack(low[2], low[3]);
         const float shrink0 = __shfl_sync(~0u, shrink, t * 8), shrink1 = __shfl_sync(~0u, shrink, t * 8 + 4);
 #pragma unroll
-        for (int c = 0; c < D / 64; c++) {
+        for (int c = 0; c < PART<D> / 64; c++) {
             uint32_t word[4][4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -186,63 +215,64 @@ struct Gathered {
 template <int D>
 constexpr int JOINED_HEADS = D > 128 ? HEADS / 4 : HEADS;
 
-// The sums of the warps, in shared memory.
+// The sums of the teams, in shared memory.
 struct WarpSums {
     float largest[WARPS][HEADS], exponentials[WARPS][HEADS];
     float top[HEADS], all[HEADS];
-    float *out;  // (D + 1, JOINED_HEADS, WARPS)
+    float *out;  // (D + 1, JOINED_HEADS, TEAMS)
 };
 
-// Adds up what the warps have gathered, in their order, and gives it value by value to `store(head, d, sum, top, all)`:
+// Adds up what the teams have gathered, in their order, and gives it value by value to `store(head, d, sum, top, all)`:
 // a sum of exponentials relative to the greatest score `top`, times values, and `all` without them. By `threads`
-// threads, this one being `thread`, of which only the first `warps` (at most WARPS) warps have gathered anything;
+// threads, this one being `thread`, of which only the first `teams` (at most TEAMS) teams have gathered anything;
 // `sync` is their barrier.
 template <int D, typename Sync, typename Store>
-__device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int warps, int thread, int threads,
+__device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int teams, int thread, int threads,
                                            WarpSums &sums, Sync sync, Store store) {
     // A lane has two heads, 2t and 2t + 1. In each round every ROUNDSth head is joined.
     constexpr int ROUNDS = HEADS / JOINED_HEADS<D>;
-    const int warp = thread / WARP, lane = thread % WARP, g = lane / 4, t = lane % 4;
-    if (warp < warps) {
+    const int team = thread / WARP / PARTS<D>, part = part_of_warp<D>();
+    const int lane = thread % WARP, g = lane / 4, t = lane % 4;
+    if (team < teams) {
         float &exponentials = gathered.exponentials;
         exponentials += __shfl_xor_sync(~0u, exponentials, 1);
         exponentials += __shfl_xor_sync(~0u, exponentials, 2);
-        if (t == 0) {
-            sums.largest[warp][g] = gathered.largest;
-            sums.exponentials[warp][g] = exponentials;
+        if (t == 0 && part == 0) {
+            sums.largest[team][g] = gathered.largest;
+            sums.exponentials[team][g] = exponentials;
         }
     }
     sync();
     float factor[2] = {};
-    if (warp < warps) {
+    if (team < teams) {
         // Lane `head` (of 8, four times over) has the sums of that head.
         const int head = lane % HEADS;
         float top = NO_SCORE, all = 0.f;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            if (w < warps) top = fmaxf(top, sums.largest[w][head]);
+        for (int w = 0; w < TEAMS<D>; w++) {
+            if (w < teams) top = fmaxf(top, sums.largest[w][head]);
         }
-        if (warp == 0) {
+        if (team == 0 && part == 0) {
 #pragma unroll
-            for (int w = 0; w < WARPS; w++) {
-                if (w < warps) all += sums.exponentials[w][head] * exp2f(sums.largest[w][head] - top);
+            for (int w = 0; w < TEAMS<D>; w++) {
+                if (w < teams) all += sums.exponentials[w][head] * exp2f(sums.largest[w][head] - top);
             }
             if (lane < HEADS) sums.top[head] = top, sums.all[head] = all;
         }
-        const float own = exp2f(sums.largest[warp][head] - top);
+        const float own = exp2f(sums.largest[team][head] - top);
         factor[0] = __shfl_sync(~0u, own, 2 * t), factor[1] = __shfl_sync(~0u, own, 2 * t + 1);
     }
 #pragma unroll
     for (int round = 0; round < ROUNDS; round++) {
         const int joined = (heads - round + ROUNDS - 1) / ROUNDS;
-        if (warp < warps) {
+        if (team < teams) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const int head = 2 * t + i;
                 if (head >= heads || head % ROUNDS != round) continue;
-                float *to = sums.out + (warp * joined + head / ROUNDS) * (D + 1) + g * 8;
+                float *to = sums.out + (team * joined + head / ROUNDS) * (D + 1) + part * PART<D> + g * 8;
 #pragma unroll
-                for (int j = 0; j < D / 16; j++) {
+                for (int j = 0; j < PART<D> / 16; j++) {
                     to[j / 4 * 64 + j % 4 * 2] = gathered.out[j][i] * factor[i];
                     to[j / 4 * 64 + j % 4 * 2 + 1] = gathered.out[j][2 + i] * factor[i];
                 }
@@ -251,11 +281,12 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
         sync();
         for (int i = thread; i < joined * D; i += threads) {
             const int head = i / D * ROUNDS + round, d = i % D;
-            float part[WARPS], sum = 0.f;
+            float of_team[TEAMS<D>], sum = 0.f;
 #pragma unroll
-            for (int w = 0; w < WARPS; w++) part[w] = w < warps ? sums.out[(w * joined + i / D) * (D + 1) + d] : 0.f;
+            for (int w = 0; w < TEAMS<D>; w++)
+                of_team[w] = w < teams ? sums.out[(w * joined + i / D) * (D + 1) + d] : 0.f;
 #pragma unroll
-            for (int w = 0; w < WARPS; w++) sum += part[w];
+            for (int w = 0; w < TEAMS<D>; w++) sum += of_team[w];
             store(head, d, sum, sums.top[head], sums.all[head]);
         }
         if (round + 1 < ROUNDS) sync();

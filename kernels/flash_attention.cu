@@ -1,35 +1,44 @@
 // Causal attention of a chunk of tokens over the cache, which holds their own keys and values already:
 //
-//   out[token, head] = sum over s <= position + token of softmax(q[token, head] . K[s]) V[s], as TokenTiles
+//   out[token, head] = sum over s of softmax(q[token, head] . K[s]) V[s], as TokenTiles
 //
-// with q scaled by rope_tokens. Scores exist as fragments in registers only; sums are f32.
+// where s are the tokens that it sees: all up to position + token, or the last `window` of these; with q scaled by
+// rope_tokens. Scores exist as fragments in registers only; sums are f32.
 //
 // Bound: 4 * head_dim operations for each visible (token, head, s) on the matrix units; for a handful of tokens by the
-// cache's bytes. All query heads of a key/value head share what a block loads: the 128 rows of a block are
-// 128 / group tokens x group heads.
+// cache's bytes. All query heads of a key/value head share what a block loads: the 128 rows of a block (32 where heads
+// have 512 values) are 128 / group tokens x group heads.
 //
-// Grid: (tiles of tokens, head_count_kv, splits); two warpgroups of 64 rows multiply, the warps after them fetch keys
-// and values in turn. The visible context is cut into equal chunks, one for each split, but none shorter than
-// MIN_CHUNK; the block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it
-// was.
+// Grid: (tiles of tokens, head_count_kv, splits); two warpgroups multiply, the warps after them fetch keys and values
+// in turn. What the tile's tokens see is cut into equal chunks, one for each split, but none shorter than MIN_CHUNK;
+// the block of a tile that ends last adds up the chunks, in order, so the result does not depend on which it was.
 #include "copy.cuh"
 #include "kv_cache.cuh"
 #include "mma.cuh"
+#include "softcap.cuh"
 #include "token_tiles.cuh"
 
 namespace {
 
-constexpr int ROWS = 128;
 constexpr int CONSUMERS = 2 * WARPGROUP;
 constexpr int SLOTS = 4;  // of keys and values in turn
 constexpr int MIN_CHUNK = 256;
+constexpr int RING_MULTIPLE = 128;  // of slots in a cache that is a ring
 constexpr float NO_SCORE = -1e30f;
 
 template <int D>
 struct Config {
     static constexpr bool warpgroup = WARPGROUP_MMA && D <= 128;
-    static constexpr int keys = warpgroup ? 128 : D <= 128 ? 64 : 32;  // of a slot
+    static constexpr int keys = warpgroup ? 128 : D <= 128 ? 64 : D <= 256 ? 32 : 16;  // of a slot
     static constexpr int slot_bytes = keys * D * 2;
+    static_assert(RING_MULTIPLE % keys == 0, "the keys of a slot lie together");
+    // Warps that share 16 rows, each with a part of a head's values: one has no registers for rows of 512.
+    static constexpr int parts = D > 256 ? 4 : 1;
+    static constexpr int part = D / parts;
+    static constexpr int rows = CONSUMERS / WARP / parts * 16;
+    // Where fragments of queries are: in registers, or, where these are too few, in device memory, or, for warpgroups,
+    // in shared memory.
+    static constexpr bool queries_in_registers = !warpgroup && D != 256;
 };
 
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
@@ -40,18 +49,18 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
-// score = Q K: 16 rows of the warp times a slot's keys. Q: for warpgroups in shared memory, else in registers, or,
-// where they are too few, in device memory.
+// score = Q K: 16 rows of the warp times a slot's keys, by its part of the values. `q` or `q_row` or `q_shared` as
+// Config says.
 template <int D, int KEYS>
 __device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32_t q_shared,
-                                             const uint32_t (&q)[D / 16][4], const uint32_t *const (&q_row)[2],
-                                             uint32_t keys) {
+                                             const uint32_t (&q)[Config<D>::part / 16][4],
+                                             const uint32_t *const (&q_row)[2], uint32_t keys) {
 #if WARPGROUP_MMA
     if constexpr (Config<D>::warpgroup) {
         warpgroup_arrive();
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
-            warpgroup_mma(score, matrix_descriptor(q_shared + k / 4 * (ROWS * 128)) + k % 4 * 2,
+            warpgroup_mma(score, matrix_descriptor(q_shared + k / 4 * (Config<D>::rows * 128)) + k % 4 * 2,
                           matrix_descriptor(keys + k / 4 * (KEYS * 128)) + k % 4 * 2, k > 0);
         }
         warpgroup_commit();
@@ -62,10 +71,10 @@ __device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32
 #pragma unroll
     for (int j = 0; j < KEYS / 8; j++) score[j][0] = score[j][1] = score[j][2] = score[j][3] = 0.f;
 #pragma unroll
-    for (int k = 0; k < D / 16; k++) {
+    for (int k = 0; k < Config<D>::part / 16; k++) {
         uint32_t a[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = D <= 128 ? q[k][i] : q_row[i % 2][k * 8 + i / 2 * 4];
+        for (int i = 0; i < 4; i++) a[i] = Config<D>::queries_in_registers ? q[k][i] : q_row[i % 2][k * 8 + i / 2 * 4];
 #pragma unroll
         for (int j = 0; j < KEYS / 16; j++) {
             const int row = j * 16 + lane / 16 * 8 + lane % 8, piece = k % 4 * 2 + lane / 8 % 2;
@@ -77,9 +86,9 @@ __device__ __forceinline__ void start_scores(float (&score)[KEYS / 8][4], uint32
     }
 }
 
-// out += P V.
+// out += P V, of the warp's part of the values.
 template <int D, int KEYS>
-__device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint32_t (&p)[KEYS / 16][4],
+__device__ __forceinline__ void start_values(float (&out)[Config<D>::part / 8][4], const uint32_t (&p)[KEYS / 16][4],
                                              uint32_t values) {
 #if WARPGROUP_MMA
     if constexpr (Config<D>::warpgroup) {
@@ -95,7 +104,7 @@ __device__ __forceinline__ void start_values(float (&out)[D / 8][4], const uint3
 #pragma unroll
     for (int k = 0; k < KEYS / 16; k++) {
 #pragma unroll
-        for (int j = 0; j < D / 16; j++) {
+        for (int j = 0; j < Config<D>::part / 16; j++) {
             const int row = k * 16 + lane % 16, piece = j % 4 * 2 + lane / 16;
             uint32_t b[4];
             load_matrices_transposed(b, values + j / 4 * (KEYS * 128) + row * 128 + (piece ^ row % 8) * 16);
@@ -115,7 +124,8 @@ __device__ __forceinline__ void wait_products() {
 
 template <int D>
 __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
-    constexpr int KEYS = Config<D>::keys, SLOT = Config<D>::slot_bytes;
+    constexpr int KEYS = Config<D>::keys, SLOT = Config<D>::slot_bytes, ROWS = Config<D>::rows;
+    constexpr int PARTS = Config<D>::parts, PART = Config<D>::part;
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ uint64_t barriers[2][SLOTS];
     __shared__ bool last;
@@ -139,11 +149,14 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     const int head_kv = blockIdx.y, split = blockIdx.z;
     const int tile_tokens = ROWS / p.group, first = tile * tile_tokens;
     const int position = *p.position;
-    const int visible = position + min(first + tile_tokens, p.tokens);  // keys that the tile's last token sees
-    const int share = (visible + int(gridDim.z) - 1) / int(gridDim.z);
-    const int chunk = gridDim.z == 1 ? visible : max(round_up(share, KEYS), MIN_CHUNK);
-    const int chunks = (visible + chunk - 1) / chunk;
-    const int begin = split * chunk, end = min(begin + chunk, visible);
+    // The tile's tokens see keys from `seen` to `visible`. Steps begin at multiples of KEYS, so that the keys of each
+    // lie together in a ring, too.
+    const int visible = position + min(first + tile_tokens, p.tokens);
+    const int seen = p.window ? max(position + first + 1 - p.window, 0) : 0, start = seen / KEYS * KEYS;
+    const int share = (visible - start + int(gridDim.z) - 1) / int(gridDim.z);
+    const int chunk = gridDim.z == 1 ? visible - start : max(round_up(share, KEYS), MIN_CHUNK);
+    const int chunks = (visible - start + chunk - 1) / chunk;
+    const int begin = start + split * chunk, end = min(begin + chunk, visible);
     if (begin >= end) return;
     const int steps = (end - begin + KEYS - 1) / KEYS;
 
@@ -152,36 +165,45 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         constexpr int PIECES = D / 8,
                       PASS = WARPGROUP / PIECES;  // of 16 bytes a key; keys that the threads copy at once
         const int thread = threadIdx.x - CONSUMERS, key = thread / PIECES, piece = thread % PIECES;
-        const int first_slot = KvCache<D>::slot_of(begin, p.context);
-        const size_t first_value = (KvCache<D>::row(head_kv, first_slot, p.context) + key) * D + piece * 8;
+        int cache_slot = KvCache<D>::slot_of(begin, p.context);
         for (int i = 0; i < 2 * steps; i++) {
             if (i >= SLOTS) empty(i % SLOTS).wait((i / SLOTS - 1) & 1);
-            const half *from = (i % 2 ? p.v_cache : p.k_cache) + first_value + size_t(i / 2) * KEYS * D;
+            const half *from = (i % 2 ? p.v_cache : p.k_cache) +
+                               (KvCache<D>::row(head_kv, cache_slot, p.context) + key) * D + piece * 8;
             const uint32_t to = slots + i % SLOTS * SLOT + piece / 8 * (KEYS * 128) + key * 128;
-            const int left = end - begin - i / 2 * KEYS - key;
+            const int key0 = begin + i / 2 * KEYS + key, before = seen - key0, left = end - key0;
 #pragma unroll
-            for (int j = 0; j < KEYS; j += PASS)
-                copy_or_zero<16>(to + j * 128 + (piece % 8 ^ (key + j) % 8) * 16, from + j * D, j < left);
+            for (int j = 0; j < KEYS; j += PASS) {
+                // Zeros for what nobody sees: anything may lie there, and a factor of 0 does not remove NaN.
+                copy_or_zero<16>(to + j * 128 + (piece % 8 ^ (key + j) % 8) * 16, from + j * D,
+                                 j >= before && j < left);
+            }
             full(i % SLOTS).arrive_after_copies();
+            if (i % 2) {
+                cache_slot += KEYS;
+                if (cache_slot >= p.context) cache_slot -= p.context;
+            }
         }
         return;
     }
     take_registers<232>();
 
+    const int part = warp % PARTS;  // of the values, that is the warp's
     // This lane's rows g and g + 8 of the warp's 16. Rows past the end repeat the last token and are not stored.
     int query[2], head[2];
     bool stored[2];
     const uint32_t *q_row[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const int row = warp * 16 + h * 8 + g;
+        const int row = warp / PARTS * 16 + h * 8 + g;
         query[h] = first + row / p.group;
         head[h] = head_kv * p.group + row % p.group;
         stored[h] = row < tile_tokens * p.group && query[h] < p.tokens;
         query[h] = min(query[h], p.tokens - 1);
-        q_row[h] = reinterpret_cast<const uint32_t *>(p.q + (size_t(query[h]) * p.group * gridDim.y + head[h]) * D) + t;
+        const half *from = p.q + (size_t(query[h]) * p.group * gridDim.y + head[h]) * D + part * PART;
+        q_row[h] = reinterpret_cast<const uint32_t *>(from) + t;
     }
-    uint32_t q[D / 16][4];
+    uint32_t q[PART / 16][4];
     const uint32_t q_shared = slots + SLOTS * SLOT;
     if constexpr (Config<D>::warpgroup) {
         for (int i = threadIdx.x; i < ROWS * D / 8; i += CONSUMERS) {
@@ -195,21 +217,21 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         wait_for_copies<0>();
         publish_shared();
         consumers_sync();
-    } else if (D <= 128) {
+    } else if constexpr (Config<D>::queries_in_registers) {
 #pragma unroll
-        for (int k = 0; k < D / 16; k++) {
+        for (int k = 0; k < PART / 16; k++) {
             q[k][0] = q_row[0][k * 8], q[k][1] = q_row[1][k * 8];
             q[k][2] = q_row[0][k * 8 + 4], q[k][3] = q_row[1][k * 8 + 4];
         }
     }
 
     const uint32_t q_address = q_shared + warp / 4 * (64 * 128);
-    float out[D / 8][4], score[KEYS / 8][4];
+    float out[PART / 8][4], score[KEYS / 8][4];
     uint32_t even[KEYS / 16][4],
         odd[KEYS / 16][4];  // exponentials of steps in turn: products read one while the other is written
     float largest[2] = {NO_SCORE, NO_SCORE}, exponentials[2] = {}, shrink[2];
 #pragma unroll
-    for (int j = 0; j < D / 8; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0.f;
+    for (int j = 0; j < PART / 8; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0.f;
     const auto release = [&](int slot) {
         __syncwarp();
         if (lane == 0) empty(slot).arrive();
@@ -218,20 +240,63 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
         full(i % SLOTS).wait(i / SLOTS & 1);
         publish_shared();
     };
+    // Where warps that share rows leave their parts of a step's scores: (lanes, KEYS / 8, parts), in two places in
+    // turn, so that one barrier a step is enough.
+    const auto shared_scores = [&](int step) {
+        return reinterpret_cast<float4 *>(shared + SLOTS * SLOT) +
+               (step % 2 * (CONSUMERS / WARP) + warp / PARTS * PARTS) * (KEYS / 8 * WARP) + lane;
+    };
     const auto start_step = [&](int step) {
         wait_for_slot(2 * step);
-        start_scores<D, KEYS>(score, q_address, q, q_row, slots + 2 * step % SLOTS * SLOT);
+        start_scores<D, KEYS>(score, q_address, q, q_row,
+                              slots + 2 * step % SLOTS * SLOT + part * (PART / 64) * (KEYS * 128));
+        if constexpr (PARTS > 1) {
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) {
+                shared_scores(step)[(part * (KEYS / 8) + j) * WARP] = {score[j][0], score[j][1], score[j][2],
+                                                                       score[j][3]};
+            }
+        }
     };
     // Turns a step's scores into exponentials, rounded to f16 in `to`.
     const auto exponentiate = [&](int step, uint32_t (&to)[KEYS / 16][4]) {
-        const int key0 = begin + step * KEYS;
-        if (key0 + KEYS > position + first + 1) {
+        if constexpr (PARTS > 1) {
+            asm volatile("bar.sync %0, %1;" ::"r"(2 + warp / PARTS), "n"(PARTS * WARP) : "memory");
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++) {
+                float4 sum = {};
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int key = key0 + j * 8 + 2 * t + i % 2;
-                    if (key > position + query[i / 2] || key >= end) score[j][i] = NO_SCORE;
+                for (int i = 0; i < PARTS; i++) {  // in the same order by all warps
+                    const float4 add = shared_scores(step)[(i * (KEYS / 8) + j) * WARP];
+                    sum = {sum.x + add.x, sum.y + add.y, sum.z + add.z, sum.w + add.w};
+                }
+                score[j][0] = sum.x, score[j][1] = sum.y, score[j][2] = sum.z, score[j][3] = sum.w;
+            }
+        }
+        if (p.softcap != 0.f) {
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) cap_scores(score[j], p.softcap);
+        }
+        const int key0 = begin + step * KEYS;
+        if (key0 + KEYS > position + first + 1) {  // keys that the tile's first token does not see yet
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int left = min(position + query[h] + 1, end) - key0 - 2 * t;
+#pragma unroll
+                for (int j = 0; j < KEYS / 8; j++) {
+                    if (j * 8 >= left) score[j][2 * h] = NO_SCORE;
+                    if (j * 8 + 1 >= left) score[j][2 * h + 1] = NO_SCORE;
+                }
+            }
+        }
+        if (p.window != 0 && key0 < visible - p.window) {  // keys that the tile's last token does not see any more
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int unseen = position + query[h] - p.window - key0 - 2 * t;
+#pragma unroll
+                for (int j = 0; j < KEYS / 8; j++) {
+                    if (j * 8 <= unseen) score[j][2 * h] = NO_SCORE;
+                    if (j * 8 + 1 <= unseen) score[j][2 * h + 1] = NO_SCORE;
                 }
             }
         }
@@ -260,11 +325,11 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     const auto start_sums = [&](int step, const uint32_t (&probability)[KEYS / 16][4]) {
         const int i = 2 * step + 1;
         wait_for_slot(i);
-        start_values<D, KEYS>(out, probability, slots + i % SLOTS * SLOT);
+        start_values<D, KEYS>(out, probability, slots + i % SLOTS * SLOT + part * (PART / 64) * (KEYS * 128));
     };
     const auto rescale = [&] {
 #pragma unroll
-        for (int j = 0; j < D / 8; j++) {
+        for (int j = 0; j < PART / 8; j++) {
             out[j][0] *= shrink[0], out[j][1] *= shrink[0];
             out[j][2] *= shrink[1], out[j][3] *= shrink[1];
         }
@@ -330,9 +395,9 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const float scale = __fdividef(1.f, exponentials[h]);
-            half2 pair[D / 8];
+            half2 pair[PART / 8];
 #pragma unroll
-            for (int j = 0; j < D / 8; j++) {
+            for (int j = 0; j < PART / 8; j++) {
                 const float a = out[j][2 * h] * scale, b = out[j][2 * h + 1] * scale;
                 // Values 2 apart stand side by side: neighbours exchange one.
                 const float other = __shfl_xor_sync(~0u, t % 2 ? a : b, 1);
@@ -340,7 +405,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
             }
             if (!stored[h]) continue;
 #pragma unroll
-            for (int j = 0; j < D / 8; j++) *tiles.pair(query[h], head[h] * D + j * 8 + t / 2 * 4, t % 2) = pair[j];
+            for (int j = 0; j < PART / 8; j++)
+                *tiles.pair(query[h], head[h] * D + part * PART + j * 8 + t / 2 * 4, t % 2) = pair[j];
         }
         return;
     }
@@ -349,12 +415,14 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     float *partial = p.partial + size_t(index) * gridDim.z * ROWS * (D + 2);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float *to = partial + (size_t(split) * ROWS + warp * 16 + h * 8 + g) * (D + 2);
+        float *to = partial + (size_t(split) * ROWS + warp / PARTS * 16 + h * 8 + g) * (D + 2);
         if (!stored[h]) continue;
 #pragma unroll
-        for (int j = 0; j < D / 8; j++)
-            __stcg(reinterpret_cast<float2 *>(to + j * 8 + 2 * t), make_float2(out[j][2 * h], out[j][2 * h + 1]));
-        if (t == 0) __stcg(reinterpret_cast<float2 *>(to + D), make_float2(largest[h], exponentials[h]));
+        for (int j = 0; j < PART / 8; j++) {
+            __stcg(reinterpret_cast<float2 *>(to + part * PART + j * 8 + 2 * t),
+                   make_float2(out[j][2 * h], out[j][2 * h + 1]));
+        }
+        if (t == 0 && part == 0) __stcg(reinterpret_cast<float2 *>(to + D), make_float2(largest[h], exponentials[h]));
     }
     consumers_sync();
     if (threadIdx.x == 0) {  // its fences speak for all threads that the barrier joined
@@ -398,3 +466,4 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
 ATTENTION(64)
 ATTENTION(128)
 ATTENTION(256)
+ATTENTION(512)

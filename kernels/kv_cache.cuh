@@ -9,9 +9,24 @@
 // Of head size D.
 template <int D>
 struct KvCache {
-    // The slot of the token at `position` in a head of `capacity` slots. Consecutive tokens have consecutive slots:
-    // flash_attention.cu copies them so.
-    __device__ static __forceinline__ int slot_of(int position, int capacity) { return position; }
+    // The slot of the token at `position` in a head of `capacity` slots. These are a ring, in which a token takes the
+    // place of the one that is `capacity` before it; where all tokens have room, none does, and nothing is divided.
+    __device__ static __forceinline__ int slot_of(int position, int capacity) {
+        return position < capacity ? position : position % capacity;
+    }
+
+    // The slots of the token at `first` and of fewer than `capacity` behind it, with one division for all.
+    struct Slots {
+        int shift, capacity;
+
+        __device__ __forceinline__ Slots(int first, int capacity)
+            : shift(slot_of(first, capacity) - first),
+              capacity(capacity) {}
+        __device__ __forceinline__ int operator()(int position) const {
+            const int slot = position + shift;
+            return slot < capacity ? slot : slot - capacity;
+        }
+    };
 
     // A layer's keys or values are rows of D values, (D, capacity, head_count_kv): the row of a key/value head's slot.
     __device__ static __forceinline__ size_t row(int head, int slot, int capacity) {

@@ -145,94 +145,106 @@ FIELD(GemmParams, gelu, 156);
 struct AttentionLayer {
     const float *q_norm;        // (head_dim) or null
     const float *k_norm;        // (head_dim) or null
+    const float *v_norm;        // (head_dim) or null
     const double *frequencies;  // (rope_dims / 2): radians a position
     half *k_cache;              // (head_dim, context, head_count_kv)
     half *v_cache;              // likewise
     float epsilon;
-    int context;        // tokens that the cache holds
+    int context;        // tokens that the cache holds: all, or as a ring the window and the longest chunk
     int group;          // query heads of a key/value head
     int rope_dims;      // leading values of a head that are rotated
     int interleaved;    // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
     float scale;        // of scores, times log2(e)
     float rope_factor;  // of rotated values
-    int unused;
+    int window;         // tokens that a token sees, itself included; 0: all before it, too
+    float softcap;      // scaled scores s become softcap * tanh(s / softcap): times log2(e); 0: they stay
+    int stores;         // 0: the layer has no keys and values of its own, and reads what an earlier one has stored
 };
-static_assert(sizeof(AttentionLayer) == 72, "AttentionLayer");
+static_assert(sizeof(AttentionLayer) == 88, "AttentionLayer");
 FIELD(AttentionLayer, q_norm, 0);
 FIELD(AttentionLayer, k_norm, 8);
-FIELD(AttentionLayer, frequencies, 16);
-FIELD(AttentionLayer, k_cache, 24);
-FIELD(AttentionLayer, v_cache, 32);
-FIELD(AttentionLayer, epsilon, 40);
-FIELD(AttentionLayer, context, 44);
-FIELD(AttentionLayer, group, 48);
-FIELD(AttentionLayer, rope_dims, 52);
-FIELD(AttentionLayer, interleaved, 56);
-FIELD(AttentionLayer, scale, 60);
-FIELD(AttentionLayer, rope_factor, 64);
-FIELD(AttentionLayer, unused, 68);
+FIELD(AttentionLayer, v_norm, 16);
+FIELD(AttentionLayer, frequencies, 24);
+FIELD(AttentionLayer, k_cache, 32);
+FIELD(AttentionLayer, v_cache, 40);
+FIELD(AttentionLayer, epsilon, 48);
+FIELD(AttentionLayer, context, 52);
+FIELD(AttentionLayer, group, 56);
+FIELD(AttentionLayer, rope_dims, 60);
+FIELD(AttentionLayer, interleaved, 64);
+FIELD(AttentionLayer, scale, 68);
+FIELD(AttentionLayer, rope_factor, 72);
+FIELD(AttentionLayer, window, 76);
+FIELD(AttentionLayer, softcap, 80);
+FIELD(AttentionLayer, stores, 84);
 
 // decode_attention_*
 struct DecodeAttentionParams {
     const float *q;  // (head_count * head_dim)
-    const float *k;  // (head_count_kv * head_dim)
-    const float *v;  // (head_count_kv * head_dim)
+    const float *k;  // (head_count_kv * head_dim); null where the layer stores nothing
+    const float *v;  // likewise
     AttentionLayer layer;
-    const int *position;  // of the new token; less than context
+    const int *position;  // of the new token
     float *partial;       // scratch: (head_dim + 2, head_count, splits)
     unsigned *finished;   // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
     Activation out;       // (head_count * head_dim)
 };
-static_assert(sizeof(DecodeAttentionParams) == 144, "DecodeAttentionParams");
+static_assert(sizeof(DecodeAttentionParams) == 160, "DecodeAttentionParams");
 FIELD(DecodeAttentionParams, q, 0);
 FIELD(DecodeAttentionParams, k, 8);
 FIELD(DecodeAttentionParams, v, 16);
 FIELD(DecodeAttentionParams, layer, 24);
-FIELD(DecodeAttentionParams, position, 96);
-FIELD(DecodeAttentionParams, partial, 104);
-FIELD(DecodeAttentionParams, finished, 112);
-FIELD(DecodeAttentionParams, out, 120);
+FIELD(DecodeAttentionParams, position, 112);
+FIELD(DecodeAttentionParams, partial, 120);
+FIELD(DecodeAttentionParams, finished, 128);
+FIELD(DecodeAttentionParams, out, 136);
 
 // rope_tokens_*
 struct RopeParams {
     const float *q;             // (head_count * head_dim, tokens)
-    const float *k;             // (head_count_kv * head_dim, tokens)
-    const float *v;             // (head_count_kv * head_dim, tokens)
+    const float *k;             // (head_count_kv * head_dim, tokens); null where the layer stores nothing
+    const float *v;             // likewise
     const float *q_norm;        // (head_dim) or null
     const float *k_norm;        // (head_dim) or null
+    const float *v_norm;        // (head_dim) or null
     const double *frequencies;  // (rope_dims / 2): radians a position
     half *q_out;                // (head_dim, head_count, tokens), times scale
     half *k_cache;              // (head_dim, context, head_count_kv), of this layer
     half *v_cache;              // likewise
-    const int *position;        // of the first token; position + tokens is at most context
+    const int *position;        // of the first token
     float epsilon;
-    int context;
+    int context;  // tokens that the cache holds: all, or as a ring the window and the chunk
     int head_count;
     int head_count_kv;
     int rope_dims;      // leading values of a head that are rotated
     int interleaved;    // pairs are (2i, 2i + 1) rather than (i, i + rope_dims / 2)
     float scale;        // of scores, times log2(e)
     float rope_factor;  // of rotated values
+    int stores;         // 0: the layer has no keys and values of its own, and only queries are rotated
+    int unused;
 };
-static_assert(sizeof(RopeParams) == 112, "RopeParams");
+static_assert(sizeof(RopeParams) == 128, "RopeParams");
 FIELD(RopeParams, q, 0);
 FIELD(RopeParams, k, 8);
 FIELD(RopeParams, v, 16);
 FIELD(RopeParams, q_norm, 24);
 FIELD(RopeParams, k_norm, 32);
-FIELD(RopeParams, frequencies, 40);
-FIELD(RopeParams, q_out, 48);
-FIELD(RopeParams, k_cache, 56);
-FIELD(RopeParams, v_cache, 64);
-FIELD(RopeParams, position, 72);
-FIELD(RopeParams, epsilon, 80);
-FIELD(RopeParams, context, 84);
-FIELD(RopeParams, head_count, 88);
-FIELD(RopeParams, head_count_kv, 92);
-FIELD(RopeParams, rope_dims, 96);
-FIELD(RopeParams, interleaved, 100);
-FIELD(RopeParams, scale, 104);
-FIELD(RopeParams, rope_factor, 108);
+FIELD(RopeParams, v_norm, 40);
+FIELD(RopeParams, frequencies, 48);
+FIELD(RopeParams, q_out, 56);
+FIELD(RopeParams, k_cache, 64);
+FIELD(RopeParams, v_cache, 72);
+FIELD(RopeParams, position, 80);
+FIELD(RopeParams, epsilon, 88);
+FIELD(RopeParams, context, 92);
+FIELD(RopeParams, head_count, 96);
+FIELD(RopeParams, head_count_kv, 100);
+FIELD(RopeParams, rope_dims, 104);
+FIELD(RopeParams, interleaved, 108);
+FIELD(RopeParams, scale, 112);
+FIELD(RopeParams, rope_factor, 116);
+FIELD(RopeParams, stores, 120);
+FIELD(RopeParams, unused, 124);
 
 // flash_attention_*
 struct FlashAttentionParams {
@@ -241,14 +253,16 @@ struct FlashAttentionParams {
     const half *v_cache;  // likewise
     half *out;            // TokenTiles (head_count * head_dim, padded_tokens)
     const int *position;  // of the first token
-    float *partial;       // scratch: (head_dim + 2, 128 rows, splits, head_count_kv, tiles); unused with one split
+    float *partial;       // scratch: (head_dim + 2, rows, splits, head_count_kv, tiles); unused with one split
     unsigned *finished;   // scratch: (head_count_kv * tiles), zero before the first launch; left zero
     int tokens;
     int padded_tokens;  // rounded up to a multiple of 8
-    int context;
-    int group;  // query heads of a key/value head; at most 128
+    int context;        // tokens that the cache holds: all, or, as a ring, a multiple of 128
+    int group;          // query heads of a key/value head; at most a block's rows
+    int window;         // tokens that a token sees, itself included; 0: all before it, too
+    float softcap;      // scaled scores s become softcap * tanh(s / softcap): times log2(e); 0: they stay
 };
-static_assert(sizeof(FlashAttentionParams) == 72, "FlashAttentionParams");
+static_assert(sizeof(FlashAttentionParams) == 80, "FlashAttentionParams");
 FIELD(FlashAttentionParams, q, 0);
 FIELD(FlashAttentionParams, k_cache, 8);
 FIELD(FlashAttentionParams, v_cache, 16);
@@ -260,6 +274,8 @@ FIELD(FlashAttentionParams, tokens, 56);
 FIELD(FlashAttentionParams, padded_tokens, 60);
 FIELD(FlashAttentionParams, context, 64);
 FIELD(FlashAttentionParams, group, 68);
+FIELD(FlashAttentionParams, window, 72);
+FIELD(FlashAttentionParams, softcap, 76);
 
 // norm_tokens
 struct NormParams {
@@ -472,13 +488,13 @@ struct StepAttention {
     int kind;  // StepKind
     int unused;
     AttentionLayer layer;
-    uint64_t padding[14];
+    uint64_t padding[12];
 };
 static_assert(sizeof(StepAttention) == 192, "StepAttention");
 FIELD(StepAttention, kind, 0);
 FIELD(StepAttention, unused, 4);
 FIELD(StepAttention, layer, 8);
-FIELD(StepAttention, padding, 80);
+FIELD(StepAttention, padding, 96);
 
 // A vector between two stages of the step kernel, as packets of it that carry an epoch (step/packet.cuh).
 struct StepVector {

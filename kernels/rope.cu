@@ -1,6 +1,6 @@
 // Rotary embedding of a chunk's queries and keys, and its keys and values to the cache:
 //
-//   q, k = rope(rms_norm(q)), rope(rms_norm(k))   (the norms where the model has them)
+//   q, k, v = rope(rms_norm(q)), rope(rms_norm(k)), rms_norm(v)   (the norms where the model has them)
 //   out[token] = q * scale; cache[position + token] = k, v   (f16)
 //
 // Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp a head.
@@ -25,20 +25,23 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
     }
     __syncthreads();
 
-    const int heads = p.head_count + 2 * p.head_count_kv;
+    const int heads = p.head_count + (p.stores ? 2 * p.head_count_kv : 0);
     for (int head = blockIdx.y * 8 + warp; head < heads; head += gridDim.y * 8) {
         const int kv = head - p.head_count, v = kv - p.head_count_kv;
-        if (v >= 0) {
+        if (v >= 0 && !p.v_norm) {
             const float *in = p.v + (size_t(token) * p.head_count_kv + v) * D;
             half *to = p.v_cache + Cache::row(v, slot, p.context) * D;
             for (int d = lane * 2; d < D; d += WARP * 2) Cache::store(to + d, in[d], in[d + 1]);
             continue;
         }
-        const float *in = kv >= 0 ? p.k + (size_t(token) * p.head_count_kv + kv) * D
-                                  : p.q + (size_t(token) * p.head_count + head) * D;
-        const float *norm = kv >= 0 ? p.k_norm : p.q_norm;
-        half *to = kv >= 0 ? p.k_cache + Cache::row(kv, slot, p.context) * D
-                           : p.q_out + (size_t(token) * p.head_count + head) * D;
+        const float *in = v >= 0    ? p.v + (size_t(token) * p.head_count_kv + v) * D
+                          : kv >= 0 ? p.k + (size_t(token) * p.head_count_kv + kv) * D
+                                    : p.q + (size_t(token) * p.head_count + head) * D;
+        const float *norm = v >= 0 ? p.v_norm : kv >= 0 ? p.k_norm : p.q_norm;
+        const int rope_dims = v >= 0 ? 0 : p.rope_dims;
+        half *to = v >= 0    ? p.v_cache + Cache::row(v, slot, p.context) * D
+                   : kv >= 0 ? p.k_cache + Cache::row(kv, slot, p.context) * D
+                             : p.q_out + (size_t(token) * p.head_count + head) * D;
         const float factor = kv >= 0 ? 1.f : p.scale;
 
         float value[D / WARP], squares = 0.f;
@@ -58,7 +61,7 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 const int at = d + j;
-                if (at >= p.rope_dims) {
+                if (at >= rope_dims) {
                     y[j] = row[warp][at];
                 } else {
                     const int i = p.interleaved ? at / 2 : at % pairs;
@@ -82,3 +85,4 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
 ROPE(64)
 ROPE(128)
 ROPE(256)
+ROPE(512)

@@ -185,7 +185,7 @@ fn prompt_ids(model: &Arc<Model>, golden: &Golden, _: f64) -> Result<()> {
 
 fn last_logprobs(model: &Arc<Model>, golden: &Golden, tolerance: f64) -> Result<()> {
     let mut backend = backend(model, golden)?;
-    let logits = forward(model, &mut backend, &golden.prompt_ids)?;
+    let logits = forward(&mut backend, &golden.prompt_ids)?;
     for &(id, expected) in &golden.last_logprobs {
         let logprob = logprob(&logits, id);
         ensure!(
@@ -220,7 +220,7 @@ fn mean_nll(model: &Arc<Model>, golden: &Golden, tolerance: f64) -> Result<()> {
 /// Each choice is made after the reference's own tokens, so that one other choice is one fault.
 fn greedy_tokens(model: &Arc<Model>, golden: &Golden, _: f64) -> Result<()> {
     let mut backend = backend(model, golden)?;
-    let mut logits = forward(model, &mut backend, &golden.prompt_ids)?;
+    let mut logits = forward(&mut backend, &golden.prompt_ids)?;
     for (i, (&id, &margin)) in golden
         .greedy_ids
         .iter()
@@ -247,7 +247,7 @@ fn backend(model: &Arc<Model>, golden: &Golden) -> Result<CpuBackend> {
 }
 
 /// The logits after `tokens`, read from position 0.
-fn forward(model: &Model, backend: &mut CpuBackend, tokens: &[u32]) -> Result<Vec<f32>> {
+fn forward(backend: &mut CpuBackend, tokens: &[u32]) -> Result<Vec<f32>> {
     let chunk_len = backend.limits().chunk_len;
     let mut logits = Vec::new();
     for (chunk, tokens) in tokens.chunks(chunk_len).enumerate() {

@@ -2,6 +2,9 @@
 // through the ring. Older tokens depend on nothing of this step, so the producer asks for them behind the weights of
 // queries, keys and values, and they are there when the query is.
 //
+// Every token sees all before it, and all have room in the cache, a token's slot being its position: the host leaves
+// windows, and layers that store nothing, to separate kernels.
+//
 // A job is a chunk of the context for up to 8 query heads of a key/value head: one job a block. Where there are several
 // chunks, their sums travel as packets, and each group of 32 values is added up by one block, in order.
 #pragma once
@@ -62,7 +65,7 @@ __device__ __forceinline__ void stream(Producer &producer, const StepAttention &
     for (int at = blockIdx.x; at < jobs.count;) {
         for (int from = job.begin; from < job.end; from += STEP) {
             const int bytes = min(position - from, STEP) * D * int(sizeof(half));
-            const size_t row = Cache::row(job.head_kv, Cache::slot_of(from, layer.context), layer.context) * D;
+            const size_t row = Cache::row(job.head_kv, from, layer.context) * D;
             producer.begin(Entry::COUNT == 1 ? 2 * bytes : bytes);
             if (bytes > 0) producer.copy(0, layer.k_cache + row, bytes);
             if constexpr (Entry::COUNT == 2) {
@@ -84,7 +87,7 @@ struct AttentionMemory {
     half key[D], value[D];  // of the newest token
     decode_attention::WarpSums sums;
     float row[decode_attention::WARPS + 1][D];
-    float warp_out[1];  // (D + 1, JOINED_HEADS, WARPS)
+    float warp_out[1];  // (D + 1, JOINED_HEADS, TEAMS)
 };
 
 template <int D>
@@ -147,7 +150,7 @@ struct AttentionStage {
         } else if (newest && (warp == KEY_WARP || warp == VALUE_WARP)) {
             load_head(wait, warp == KEY_WARP ? key_row : value_row, x);
         }
-        const size_t slot = (Cache::row(job.head_kv, Cache::slot_of(position, layer.context), layer.context)) * D;
+        const size_t slot = Cache::row(job.head_kv, position, layer.context) * D;
         if (warp < job.heads) {
             head_rope(x, layer.q_norm, head_rope.query_norm, layer, memory.row[warp],
                       [&](int d, float x) { memory.query.store(warp, d, x * layer.scale); });
@@ -199,7 +202,7 @@ struct AttentionStage {
                         release(keys);
                         Ring::wait(values);
                     },
-                    [&](int c, int j) { return Cache::load(value_at[j] + c * 64); });
+                    [](const float (&)[4]) {}, [&](int c, int j) { return Cache::load(value_at[j] + c * 64); });
                 release(values);
             }
         }

@@ -262,6 +262,7 @@ pub fn attention_layer(weights: &DeviceWeights, cache: &KvCache, heads: &Heads) 
     AttentionLayer {
         q_norm: weights.vector(heads.q_norm),
         k_norm: weights.vector(heads.k_norm),
+        v_norm: weights.vector(heads.v_norm),
         frequencies: weights.frequencies(heads.rope),
         k_cache: cache.keys(heads.layer),
         v_cache: cache.values(heads.layer),
@@ -272,6 +273,8 @@ pub fn attention_layer(weights: &DeviceWeights, cache: &KvCache, heads: &Heads) 
         interleaved: i32::from(heads.rope.style == RopeStyle::Interleaved),
         scale: heads.exponent_scale(),
         rope_factor: heads.rope.rotation_factor(attention.head_dim),
-        unused: 0,
+        window: attention.window.unwrap_or(0) as i32,
+        softcap: heads.exponent_softcap(),
+        stores: i32::from(heads.stores),
     }
 }

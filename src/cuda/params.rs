@@ -96,58 +96,64 @@ params! {
     }
 
     /// Of `decode_attention_*` and the step kernel.
-    AttentionLayer: 72 {
+    AttentionLayer: 88 {
         0 q_norm: CUdeviceptr,
         8 k_norm: CUdeviceptr,
-        16 frequencies: CUdeviceptr,
-        24 k_cache: CUdeviceptr,
-        32 v_cache: CUdeviceptr,
-        40 epsilon: f32,
-        44 context: i32,
-        48 group: i32,
-        52 rope_dims: i32,
-        56 interleaved: i32,
-        60 scale: f32,
-        64 rope_factor: f32,
-        68 unused: i32,
+        16 v_norm: CUdeviceptr,
+        24 frequencies: CUdeviceptr,
+        32 k_cache: CUdeviceptr,
+        40 v_cache: CUdeviceptr,
+        48 epsilon: f32,
+        52 context: i32,
+        56 group: i32,
+        60 rope_dims: i32,
+        64 interleaved: i32,
+        68 scale: f32,
+        72 rope_factor: f32,
+        76 window: i32,
+        80 softcap: f32,
+        84 stores: i32,
     }
 
     /// `decode_attention_*`.
-    DecodeAttentionParams: 144 {
+    DecodeAttentionParams: 160 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
         24 layer: AttentionLayer,
-        96 position: CUdeviceptr,
-        104 partial: CUdeviceptr,
-        112 finished: CUdeviceptr,
-        120 out: Activation,
+        112 position: CUdeviceptr,
+        120 partial: CUdeviceptr,
+        128 finished: CUdeviceptr,
+        136 out: Activation,
     }
 
     /// `rope_tokens_*`.
-    RopeParams: 112 {
+    RopeParams: 128 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
         24 q_norm: CUdeviceptr,
         32 k_norm: CUdeviceptr,
-        40 frequencies: CUdeviceptr,
-        48 q_out: CUdeviceptr,
-        56 k_cache: CUdeviceptr,
-        64 v_cache: CUdeviceptr,
-        72 position: CUdeviceptr,
-        80 epsilon: f32,
-        84 context: i32,
-        88 head_count: i32,
-        92 head_count_kv: i32,
-        96 rope_dims: i32,
-        100 interleaved: i32,
-        104 scale: f32,
-        108 rope_factor: f32,
+        40 v_norm: CUdeviceptr,
+        48 frequencies: CUdeviceptr,
+        56 q_out: CUdeviceptr,
+        64 k_cache: CUdeviceptr,
+        72 v_cache: CUdeviceptr,
+        80 position: CUdeviceptr,
+        88 epsilon: f32,
+        92 context: i32,
+        96 head_count: i32,
+        100 head_count_kv: i32,
+        104 rope_dims: i32,
+        108 interleaved: i32,
+        112 scale: f32,
+        116 rope_factor: f32,
+        120 stores: i32,
+        124 unused: i32,
     }
 
     /// `flash_attention_*`.
-    FlashAttentionParams: 72 {
+    FlashAttentionParams: 80 {
         0 q: CUdeviceptr,
         8 k_cache: CUdeviceptr,
         16 v_cache: CUdeviceptr,
@@ -159,6 +165,8 @@ params! {
         60 padded_tokens: i32,
         64 context: i32,
         68 group: i32,
+        72 window: i32,
+        76 softcap: f32,
     }
 
     /// `norm_tokens`.
@@ -283,7 +291,7 @@ params! {
         0 kind: i32,
         4 unused: i32,
         8 layer: AttentionLayer,
-        80 padding: [u64; 14],
+        96 padding: [u64; 12],
     }
 
     /// A vector between two stages of the step kernel.

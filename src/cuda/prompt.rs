@@ -244,6 +244,7 @@ impl Prompt<'_> {
             v: kv.map_or(0, |kv| kv.v.map_or(scratch.k, |_| scratch.v)),
             q_norm: weights.vector(heads.q_norm),
             k_norm: weights.vector(heads.k_norm),
+            v_norm: weights.vector(heads.v_norm),
             frequencies: weights.frequencies(heads.rope),
             q_out: scratch.rotated_q,
             k_cache: cache.keys(heads.layer),
@@ -257,6 +258,8 @@ impl Prompt<'_> {
             interleaved: i32::from(heads.rope.style == RopeStyle::Interleaved),
             scale: heads.exponent_scale(),
             rope_factor: heads.rope.rotation_factor(head_dim),
+            stores: i32::from(heads.stores),
+            unused: 0,
         };
         launch(rope_tokens(device, head_dim, rope, chunk)?)?;
         let params = FlashAttentionParams {
@@ -271,6 +274,8 @@ impl Prompt<'_> {
             padded_tokens: chunk.padded() as i32,
             context: cache.capacity(heads.layer) as i32,
             group: attention.group() as i32,
+            window: attention.window.unwrap_or(0) as i32,
+            softcap: heads.exponent_softcap(),
         };
         launch(flash_attention(
             device,

@@ -402,7 +402,7 @@ pub fn prompt_parts(device: &Device, decoder: &Decoder, chunk: Chunk) -> Result<
     let (mut attention_partial, mut attention_counters) = (0, 0);
     for layer in &decoder.layers {
         let (head_dim, heads_kv) = (layer.attention.head_dim, layer.attention.head_count_kv);
-        let tiles = launches::flash_attention_tiles(tokens, layer.attention.group())?;
+        let tiles = launches::flash_attention_tiles(head_dim, tokens, layer.attention.group())?;
         let partial = launches::flash_attention_partial_len(device, head_dim, tiles, heads_kv);
         attention_partial = attention_partial.max(partial);
         attention_counters = attention_counters.max(tiles * heads_kv);

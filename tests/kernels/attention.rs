@@ -12,7 +12,8 @@ use crate::{
     common::gpu::TestResult,
     harness::{Buffer, CHUNK_LENS, EPSILON, Findings, device, floats, random, run, widened},
     heads::{
-        HEAD_DIMS, POSITIONS, Rope, attend, optional, query_scale, random_cache, same_but_for,
+        HEAD_DIMS, Limits, POSITIONS, Rope, attend, in_ring, optional, query_scale, random_cache,
+        same_bits, same_but_for,
     },
     quantized::Output,
     tiles::read_tiles,
@@ -22,7 +23,7 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
     let (mut random, mut findings) = (random(5), Findings::default());
     let mut count = 0;
     for head_dim in HEAD_DIMS {
-        for group in [1, 3, 4, 7, 8, 12] {
+        for group in [1, 3, 4, 7, 8, 12, 16] {
             for position in POSITIONS {
                 count += 1;
                 let head_count_kv = 1 + count % 3;
@@ -30,12 +31,23 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                 let context = position + 1 + count % 2;
                 let head_count = group * head_count_kv;
                 let rope = Rope::new(&mut random, head_dim);
+                let limits = Limits::of_case(count);
                 let case = format!(
-                    "{head_count_kv} x {group} heads of {head_dim}, position {position} of {context}, {}",
+                    "{head_count_kv} x {group} heads of {head_dim}, position {position} of {context}, {}, {}",
+                    limits.name(),
                     rope.name()
                 );
-                let mut cache =
-                    || random_cache(&mut random, head_dim, context, head_count_kv, position);
+                let first_seen = limits.seen(position).start;
+                let filled = first_seen..position;
+                let mut cache = || {
+                    random_cache(
+                        &mut random,
+                        head_dim,
+                        context,
+                        head_count_kv,
+                        filled.clone(),
+                    )
+                };
                 let (keys, values) = (cache(), cache());
                 let q = floats(&mut random, head_count * head_dim, 1.0);
                 let k = floats(&mut random, head_count_kv * head_dim, 1.0);
@@ -43,6 +55,7 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                 let inputs = [Buffer::new(&q)?, Buffer::new(&k)?, Buffer::new(&v)?];
                 let (_q_norm, q_norm) = optional(&rope.q_norm)?;
                 let (_k_norm, k_norm) = optional(&rope.k_norm)?;
+                let (_v_norm, v_norm) = optional(&rope.v_norm)?;
                 let frequencies = Buffer::new(&rope.frequencies)?;
                 let place = Buffer::new(&[position as i32])?;
                 let splits = launches::decode_attention_splits(device()?, head_count_kv, group);
@@ -50,27 +63,35 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                 let counters = launches::decode_attention_counters(head_count_kv, group);
                 let finished = Buffer::zeroed(counters * 4)?;
 
-                let attend_on_device = || -> Result<(Output, Vec<f16>, Vec<f16>)> {
-                    let (k_cache, v_cache) = (Buffer::new(&keys)?, Buffer::new(&values)?);
+                // The output, and what the cache of `capacity` tokens is then.
+                let attend_on_device = |keys: &[f16],
+                                        values: &[f16],
+                                        capacity: usize,
+                                        stores: bool|
+                 -> Result<(Output, Vec<f16>, Vec<f16>)> {
+                    let (k_cache, v_cache) = (Buffer::new(keys)?, Buffer::new(values)?);
                     let out = Output::new(head_count * head_dim)?;
                     let params = DecodeAttentionParams {
                         q: inputs[0].address(),
-                        k: inputs[1].address(),
-                        v: inputs[2].address(),
+                        k: if stores { inputs[1].address() } else { 0 },
+                        v: if stores { inputs[2].address() } else { 0 },
                         layer: AttentionLayer {
                             q_norm,
                             k_norm,
+                            v_norm,
                             frequencies: frequencies.address(),
                             k_cache: k_cache.address(),
                             v_cache: v_cache.address(),
                             epsilon: EPSILON,
-                            context: context as i32,
+                            context: capacity as i32,
                             group: group as i32,
                             rope_dims: rope.rope_dims() as i32,
                             interleaved: i32::from(rope.interleaved),
                             scale: query_scale(head_dim) as f32,
                             rope_factor: rope.factor,
-                            unused: 0,
+                            window: limits.window as i32,
+                            softcap: limits.softcap,
+                            stores: i32::from(stores),
                         },
                         position: place.address(),
                         partial: partial.address(),
@@ -91,7 +112,7 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                     ensure!(left.iter().all(|&count| count == 0), "counters are left");
                     Ok((out, k_cache.read()?, v_cache.read()?))
                 };
-                let (out, new_keys, new_values) = attend_on_device()?;
+                let (out, new_keys, new_values) = attend_on_device(&keys, &values, context, true)?;
 
                 for (old, new) in [(&keys, &new_keys), (&values, &new_values)] {
                     let newest = position..position + 1;
@@ -106,9 +127,9 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                     let key = rope.apply(&k[range.clone()], rope.k_norm.as_ref(), position);
                     let newest = &new_keys[at..at + head_dim];
                     findings.rounded("new keys", &case, &key, newest, 1e-5);
-                    let value: Vec<f64> = v[range].iter().map(|&v| f64::from(v)).collect();
+                    let (value, slack) = rope.value(&v[range]);
                     let newest = &new_values[at..at + head_dim];
-                    findings.rounded("new values", &case, &value, newest, 1e-7);
+                    findings.rounded("new values", &case, &value, newest, slack);
                 }
                 let (wide_keys, wide_values) = (widened(&new_keys), widened(&new_values));
                 let plane = context * head_dim;
@@ -118,18 +139,40 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                     query.iter_mut().for_each(|v| *v *= query_scale(head_dim));
                     let plane = head / group * plane..(head / group + 1) * plane;
                     let (keys, values) = (&wide_keys[plane.clone()], &wide_values[plane]);
-                    attend(&query, keys, values, position + 1)
+                    attend(&query, keys, values, position, limits)
                 }));
                 let ours = out.read(&mut findings, &case)?.into_iter().map(f64::from);
                 findings.relative("attention", &case, &reference, ours, 5e-5);
 
-                let (again, again_keys, again_values) = attend_on_device()?;
-                let bits =
-                    |values: &[f16]| -> Vec<u16> { values.iter().map(|v| v.to_bits()).collect() };
-                let same = again.bits()? == out.bits()?
-                    && bits(&again_keys) == bits(&new_keys)
-                    && bits(&again_values) == bits(&new_values);
-                findings.holds(same, || format!("{case}: other bits the second time"));
+                let bits = out.bits()?;
+                let mut expect = |what: &str,
+                                  got: (Output, Vec<f16>, Vec<f16>),
+                                  keys: &[f16],
+                                  values: &[f16]|
+                 -> Result<()> {
+                    let same = got.0.bits()? == bits
+                        && same_bits(&got.1, keys)
+                        && same_bits(&got.2, values);
+                    findings.holds(same, || format!("{case}: other bits {what}"));
+                    Ok(())
+                };
+                let again = attend_on_device(&keys, &values, context, true)?;
+                expect("the second time", again, &new_keys, &new_values)?;
+                let read = attend_on_device(&new_keys, &new_values, context, false)?;
+                expect("where nothing is stored", read, &new_keys, &new_values)?;
+                if limits.window > 0 {
+                    let capacity = limits.ring_len(1);
+                    let ring = |cache: &[f16], end: usize| {
+                        in_ring(cache, head_dim, context, capacity, first_seen..end)
+                    };
+                    let (keys, values) = (ring(&keys, position), ring(&values, position));
+                    let of_ring = attend_on_device(&keys, &values, capacity, true)?;
+                    let (keys, values) = (
+                        ring(&new_keys, position + 1),
+                        ring(&new_values, position + 1),
+                    );
+                    expect("from a ring", of_ring, &keys, &values)?;
+                }
             }
         }
     }
@@ -138,32 +181,34 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
 
 pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
     let (mut random, mut findings) = (random(8), Findings::default());
-    let groups = [1, 3, 4, 7, 8];
+    let groups = [1, 2, 3, 4, 7, 8, 16];
     let mut count = 0;
     for head_dim in HEAD_DIMS {
         for tokens in CHUNK_LENS {
             for _ in 0..2 {
                 count += 1;
-                let (group, position) = (groups[count % 5], POSITIONS[count % 6]);
+                let (group, position) = (groups[count % 7], POSITIONS[count % 6]);
                 let head_count_kv = if tokens > 33 { 1 } else { 1 + count % 3 };
                 let head_count = group * head_count_kv;
                 let (chunk, end) = (Chunk { tokens }, position + tokens);
                 let context = end + count % 2;
+                let limits = Limits::of_case(count);
                 let case = format!(
-                    "{head_count_kv} x {group} heads of {head_dim}, {tokens} tokens at {position}"
+                    "{head_count_kv} x {group} heads of {head_dim}, {tokens} tokens at {position}, {}",
+                    limits.name()
                 );
-                let mut cache = || random_cache(&mut random, head_dim, context, head_count_kv, end);
+                let seen = limits.seen(position).start..end;
+                let mut cache =
+                    || random_cache(&mut random, head_dim, context, head_count_kv, seen.clone());
                 let (keys, values) = (cache(), cache());
                 let scale = query_scale(head_dim) as f32;
                 let q: Vec<f16> = floats(&mut random, head_count * head_dim * tokens, scale)
                     .into_iter()
                     .map(f16::from_f32)
                     .collect();
-                let inputs = [&q, &keys, &values].map(|values| Buffer::new(values));
-                let [q_buffer, k_cache, v_cache] = inputs;
-                let (q_buffer, k_cache, v_cache) = (q_buffer?, k_cache?, v_cache?);
+                let q_buffer = Buffer::new(&q)?;
                 let place = Buffer::new(&[position as i32])?;
-                let tiles = launches::flash_attention_tiles(tokens, group)?;
+                let tiles = launches::flash_attention_tiles(head_dim, tokens, group)?;
                 let partial = launches::flash_attention_partial_len(
                     device()?,
                     head_dim,
@@ -174,7 +219,11 @@ pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
                 let finished = Buffer::zeroed(tiles * head_count_kv * 4)?;
                 let width = head_count * head_dim;
 
-                let attend_on_device = || -> Result<Buffer> {
+                let attend_on_device = |keys: &[f16],
+                                        values: &[f16],
+                                        capacity: usize|
+                 -> Result<Buffer> {
+                    let (k_cache, v_cache) = (Buffer::new(keys)?, Buffer::new(values)?);
                     let out = Buffer::poisoned(chunk.tile_bytes(width))?;
                     let params = FlashAttentionParams {
                         q: q_buffer.address(),
@@ -186,8 +235,10 @@ pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
                         finished: finished.address(),
                         tokens: tokens as i32,
                         padded_tokens: chunk.padded() as i32,
-                        context: context as i32,
+                        context: capacity as i32,
                         group: group as i32,
+                        window: limits.window as i32,
+                        softcap: limits.softcap,
                     };
                     let launch =
                         launches::flash_attention(device()?, head_dim, head_count_kv, end, params)?;
@@ -197,7 +248,7 @@ pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
                     ensure!(left.iter().all(|&count| count == 0), "counters are left");
                     Ok(out)
                 };
-                let out = attend_on_device()?;
+                let out = attend_on_device(&keys, &values, context)?;
                 let (wide_keys, wide_values) = (widened(&keys), widened(&values));
                 let plane = context * head_dim;
                 let heads = q.par_chunks_exact(head_dim).enumerate();
@@ -207,19 +258,27 @@ pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
                         let query: Vec<f64> = q.iter().map(|v| v.to_f64()).collect();
                         let plane = head_kv * plane..(head_kv + 1) * plane;
                         let (keys, values) = (&wide_keys[plane.clone()], &wide_values[plane]);
-                        attend(&query, keys, values, position + token + 1)
+                        attend(&query, keys, values, position + token, limits)
                     })
                     .collect();
                 let ours = read_tiles(&mut findings, &case, &out, width, chunk)?;
-                let same =
-                    |a: &[f16], b: &[f16]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
-                let values = ours.iter().map(|v| v.to_f64());
-                findings.relative("attention", &case, &reference, values, 1e-3);
-                let again = attend_on_device()?;
+                let as_f64 = ours.iter().map(|v| v.to_f64());
+                findings.relative("attention", &case, &reference, as_f64, 1e-3);
+                let again = attend_on_device(&keys, &values, context)?;
                 let again = read_tiles(&mut findings, &case, &again, width, chunk)?;
-                findings.holds(same(&ours, &again), || {
+                findings.holds(same_bits(&ours, &again), || {
                     format!("{case}: other bits the second time")
                 });
+                if limits.window > 0 {
+                    let capacity = limits.ring_len(tokens);
+                    let ring =
+                        |cache: &[f16]| in_ring(cache, head_dim, context, capacity, seen.clone());
+                    let of_ring = attend_on_device(&ring(&keys), &ring(&values), capacity)?;
+                    let of_ring = read_tiles(&mut findings, &case, &of_ring, width, chunk)?;
+                    findings.holds(same_bits(&ours, &of_ring), || {
+                        format!("{case}: other bits from a ring")
+                    });
+                }
             }
         }
     }

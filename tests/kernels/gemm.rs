@@ -12,7 +12,9 @@ use sharpi::{
 
 use crate::{
     common::{gguf_writer::Random, gpu::TestResult},
-    harness::{Buffer, CHUNK_LENS, Findings, bits, device, floats, random, run, widened},
+    harness::{
+        Buffer, CHUNK_LENS, Findings, activation_of, bits, device, floats, random, run, widened,
+    },
     matrices::{Sum, Weights},
     tiles::{read_tiles, tiles},
 };
@@ -195,11 +197,13 @@ pub fn gemm_stores_add_and_gate() -> TestResult {
                     out: 0,
                 });
                 let gated = Buffer::poisoned(chunk.tile_bytes(rows))?;
-                input.multiply(&linears, gated.address(), Epilogue::Gate, &workspace)?;
+                let activation = activation_of(chunk.tokens + rows / 16);
+                let epilogue = Epilogue::Gate { activation };
+                input.multiply(&linears, gated.address(), epilogue, &workspace)?;
                 let pairs = gates.iter().zip(&ups);
                 let scale = 1.0 / f64::from(GATE_SCALE);
                 let reference: Vec<Sum> = pairs
-                    .map(|(&g, &u)| Sum::gated(g, u).affine(scale, 0.0))
+                    .map(|(&g, &u)| Sum::gated(activation, g, u).affine(scale, 0.0))
                     .collect();
                 let ours = read_tiles(&mut findings, &case, &gated, rows, chunk)?;
                 // The result is float16.

@@ -10,7 +10,9 @@ use sharpi::{
 
 use crate::{
     common::{gguf_writer::Random, gpu::TestResult},
-    harness::{Buffer, EPSILON, Findings, device, floats, norm_weights, random, run},
+    harness::{
+        Buffer, EPSILON, Findings, activation_of, device, floats, norm_weights, random, run,
+    },
     matrices::{SHAPES, Sum, TYPES, Weights},
     quantized::{Input, Output, check_normed},
 };
@@ -138,6 +140,7 @@ pub fn gemv_gate_gates_and_quantizes() -> TestResult {
         (Q3_K, Q4_K),
         (IQ2_S, IQ3_S),
     ];
+    let mut count = 0;
     for (gate_type, up_type) in same.into_iter().chain(mixed) {
         for (rows, columns) in SHAPES {
             let block_len = gate_type.block_len().max(up_type.block_len());
@@ -146,10 +149,13 @@ pub fn gemv_gate_gates_and_quantizes() -> TestResult {
             let up = Weights::new(&mut random, up_type, shape)?;
             let input = Input::new(&mut random, shape.1)?;
             let out = Output::new(rows)?;
+            count += 1;
+            let activation = activation_of(count);
             let launch = launches::gemv_gate(
                 device()?,
                 gate.matrix,
                 up.matrix,
+                activation,
                 input.normed(),
                 EPSILON,
                 out.normed().activation,
@@ -157,7 +163,7 @@ pub fn gemv_gate_gates_and_quantizes() -> TestResult {
             // SAFETY: the launch is that of these buffers, which outlive it.
             unsafe { run(&launch)? };
             let pairs = input.product(&gate).into_iter().zip(input.product(&up));
-            let reference: Vec<Sum> = pairs.map(|(g, u)| Sum::gated(g, u)).collect();
+            let reference: Vec<Sum> = pairs.map(|(g, u)| Sum::gated(activation, g, u)).collect();
             let case = format!("{} and {}", gate.shape(), up.shape());
             let values = out.read(&mut findings, &case)?;
             findings.sums("gated values", &case, &reference, &values, DECODE_BOUND);

@@ -3,15 +3,19 @@
 use std::{
     collections::BTreeMap,
     env,
+    f64::consts::PI,
     sync::{Arc, OnceLock},
 };
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::{AnyBitPattern, NoUninit};
 use half::f16;
-use sharpi::cuda::{
-    Device,
-    device::{DeviceBuffer, Launch},
+use sharpi::{
+    cuda::{
+        Device,
+        device::{DeviceBuffer, Launch},
+    },
+    model::decoder::Activation,
 };
 
 use crate::{
@@ -212,8 +216,20 @@ pub fn widened(values: &[f16]) -> Vec<f32> {
     values.iter().map(|v| v.to_f32()).collect()
 }
 
-pub fn silu(x: f64) -> f64 {
-    x / (1.0 + (-x).exp())
+/// The functions of gates.
+pub fn activate(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => {
+            let inner = (2.0 / PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            x / 2.0 * (1.0 + inner.tanh())
+        }
+    }
+}
+
+/// One of the functions of gates, in turn.
+pub fn activation_of(case: usize) -> Activation {
+    [Activation::Silu, Activation::GeluTanh][case % 2]
 }
 
 pub fn sum_of_squares(values: &[f32]) -> f64 {

@@ -7,6 +7,7 @@
 mod common;
 
 mod attention;
+mod branch;
 mod choose;
 mod convert;
 mod embed;
@@ -25,7 +26,7 @@ use common::gpu::{self, Test};
 
 fn main() {
     eprintln!("SHARPI_TEST_SEED={}", harness::seed());
-    let tests: [Test; 14] = [
+    let tests: [Test; 17] = [
         (
             "embed_gives_the_files_values",
             embed::embed_gives_the_files_values,
@@ -75,6 +76,18 @@ fn main() {
         (
             "gate_tokens_gates_and_stays_finite",
             gate::gate_tokens_gates_and_stays_finite,
+        ),
+        (
+            "branches_are_normalized_and_added",
+            branch::branches_are_normalized_and_added,
+        ),
+        (
+            "tokens_give_every_layer_its_input",
+            branch::tokens_give_every_layer_its_input,
+        ),
+        (
+            "logits_are_capped_and_suppressed",
+            branch::logits_are_capped_and_suppressed,
         ),
     ];
     gpu::run(&tests, &[])

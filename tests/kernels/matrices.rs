@@ -4,12 +4,13 @@ use anyhow::Result;
 use rayon::prelude::*;
 use sharpi::{
     cuda::{Matrix, UNIT, launches},
+    model::decoder::Activation,
     quant::TensorType::{self, *},
 };
 
 use crate::{
     common::gguf_writer::{Format, Random},
-    harness::{Buffer, device, run, silu},
+    harness::{Buffer, activate, device, run},
 };
 
 pub const TYPES: [TensorType; 19] = [
@@ -157,12 +158,12 @@ impl Sum {
         }
     }
 
-    /// `silu(gate) * up`; the spread is what the two's errors make of it.
-    pub fn gated(gate: Self, up: Self) -> Self {
-        let silu = silu(gate.value);
+    /// `activation(gate) * up`; the spread is what the two's errors make of it.
+    pub fn gated(activation: Activation, gate: Self, up: Self) -> Self {
+        let factor = activate(activation, gate.value);
         Self {
-            value: silu * up.value,
-            spread: up.value.powi(2) * gate.spread + silu.powi(2) * up.spread,
+            value: factor * up.value,
+            spread: up.value.powi(2) * gate.spread + factor.powi(2) * up.spread,
         }
     }
 }

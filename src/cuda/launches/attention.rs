@@ -16,10 +16,15 @@ const HEADS_PER_BLOCK: usize = 8;
 const DECODE_THREADS: usize = 256;
 
 /// Tokens of a tile of [`flash_attention`] times query heads that share a key/value head, at most.
-const TILE_ROWS: usize = 128;
+fn tile_rows(head_dim: usize) -> usize {
+    match head_dim {
+        512 => 32,
+        _ => 128,
+    }
+}
 
-/// One token's attention over the cache, and the cache's new entry. `splits` pieces of the context run side by side at
-/// most.
+/// One token's attention over the cache, and the cache's new entry. `splits` pieces of what the token sees run side by
+/// side at most.
 pub fn decode_attention(
     device: &Device,
     head_dim: usize,
@@ -28,7 +33,13 @@ pub fn decode_attention(
     params: DecodeAttentionParams,
 ) -> Result<Launch> {
     let group = params.layer.group as usize;
+    // `JOINED_HEADS` and `TEAMS` of `kernels/decode_attention.cuh`.
     let heads = group.min(HEADS_PER_BLOCK);
+    let (joined, teams) = match head_dim {
+        512 => (heads.div_ceil(4), DECODE_THREADS / WARP / 2),
+        256 => (heads.div_ceil(4), DECODE_THREADS / WARP),
+        _ => (heads, DECODE_THREADS / WARP),
+    };
     let name = for_head_dim("decode_attention", head_dim)?;
     Ok(Launch {
         function: device.function("decode_attention", &name)?,
@@ -38,14 +49,14 @@ pub fn decode_attention(
             group.div_ceil(HEADS_PER_BLOCK) as u32,
         ],
         block: [DECODE_THREADS as u32, 1],
-        shared_bytes: (DECODE_THREADS / WARP * heads * (head_dim + 1) * size_of::<f32>()) as u32,
+        shared_bytes: (teams * joined * (head_dim + 1) * size_of::<f32>()) as u32,
         parameter: Parameter::new(params),
         dependent: true,
         cooperative: false,
     })
 }
 
-/// Pieces of the context that fill the device with blocks of [`decode_attention`].
+/// Pieces of what a token sees that fill the device with blocks of [`decode_attention`].
 pub fn decode_attention_splits(device: &Device, head_count_kv: usize, group: usize) -> usize {
     /// `MAX_SPLITS` of `kernels/decode_attention.cu`.
     const MAX_SPLITS: usize = 64;
@@ -67,13 +78,20 @@ pub fn flash_attention(
     params: FlashAttentionParams,
 ) -> Result<Launch> {
     let name = for_head_dim("flash_attention", head_dim)?;
-    let tiles = flash_attention_tiles(params.tokens as usize, params.group as usize)?;
+    let (tokens, group) = (params.tokens as usize, params.group as usize);
+    let tiles = flash_attention_tiles(head_dim, tokens, group)?;
+    let seen = match params.window {
+        0 => context_end,
+        window => context_end.min(window as usize + tile_rows(head_dim) / group),
+    };
     let splits = (device.multiprocessors() / (tiles * head_count_kv))
-        .min(context_end.div_ceil(256))
+        .min(seen.div_ceil(256))
         .max(1);
     let shared_bytes = match head_dim {
         64 | 128 if device.has_warpgroup_mma() => 1280 * head_dim,
         64 => 32_768,
+        // Keys and values, and parts of scores.
+        512 => 65_536 + 16_384,
         _ => 65_536,
     };
     Ok(Launch {
@@ -88,12 +106,14 @@ pub fn flash_attention(
 }
 
 /// Tiles of [`flash_attention`] for `tokens` tokens.
-pub fn flash_attention_tiles(tokens: usize, group: usize) -> Result<usize> {
+pub fn flash_attention_tiles(head_dim: usize, tokens: usize, group: usize) -> Result<usize> {
+    let rows = tile_rows(head_dim);
     ensure!(
-        group <= TILE_ROWS,
-        "{group} query heads share a key/value head, and the CUDA kernels take {TILE_ROWS}: use --device cpu"
+        group <= rows,
+        "{group} query heads of {head_dim} values share a key/value head, and the CUDA kernels take {rows}: \
+         use --device cpu"
     );
-    Ok(tokens.div_ceil(TILE_ROWS / group))
+    Ok(tokens.div_ceil(rows / group))
 }
 
 /// f32 values of the [`SplitKWorkspace`](super::SplitKWorkspace) of [`flash_attention`].
@@ -103,5 +123,5 @@ pub fn flash_attention_partial_len(
     tiles: usize,
     head_count_kv: usize,
 ) -> usize {
-    (tiles * head_count_kv).max(device.multiprocessors()) * TILE_ROWS * (head_dim + 2)
+    (tiles * head_count_kv).max(device.multiprocessors()) * tile_rows(head_dim) * (head_dim + 2)
 }

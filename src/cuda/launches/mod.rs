@@ -106,8 +106,8 @@ fn gelu(activation: decoder::Activation) -> i32 {
 /// The kernel for heads of `head_dim` values among those called `kernel`.
 fn for_head_dim(kernel: &str, head_dim: usize) -> Result<String> {
     ensure!(
-        matches!(head_dim, 64 | 128 | 256),
-        "heads of {head_dim} values cannot run on CUDA, only of 64, 128 or 256: use --device cpu"
+        matches!(head_dim, 64 | 128 | 256 | 512),
+        "heads of {head_dim} values cannot run on CUDA, only of 64, 128, 256 or 512: use --device cpu"
     );
     Ok(format!("{kernel}_d{head_dim}"))
 }

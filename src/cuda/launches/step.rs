@@ -137,7 +137,7 @@ impl StepStage {
                     kind: kind::ATTEND,
                     unused: 0,
                     layer,
-                    padding: [0; 14],
+                    padding: [0; 12],
                 }));
             }
             Self::Add { matrix, norm } => {
