@@ -11,6 +11,8 @@
 
 namespace {
 
+constexpr int AT_ONCE = 6;  // pieces of four values that a thread of add_branch loads together
+
 // The sum over all threads of a block of whole warps.
 __device__ __forceinline__ float block_sum(float value) {
     __shared__ float part[WARP];
@@ -19,6 +21,8 @@ __device__ __forceinline__ float block_sum(float value) {
     __syncthreads();
     return warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.f);
 }
+
+__device__ __forceinline__ float squares_of(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
 template <bool ALIGNED>
 __device__ __forceinline__ void add_tokens(const AddBranchTokensParams &p) {
@@ -34,10 +38,7 @@ __device__ __forceinline__ void add_tokens(const AddBranchTokensParams &p) {
     float factor = 1.f;
     if (p.norm) {
         float squares = 0.f;
-        for (int c = first; c < columns; c += stride) {
-            const float4 v = value(c);
-            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        }
+        for (int c = first; c < columns; c += stride) squares += squares_of(value(c));
         factor = 1.f / sqrtf(block_sum(squares) / columns + p.epsilon);
     }
     for (int c = first; c < columns; c += stride) {
@@ -57,17 +58,26 @@ extern "C" __global__ void __launch_bounds__(256) add_branch(const __grid_consta
     // No kernel writes them.
     const float weight = p.norm && exists ? p.norm[column] : 1.f;
     const float next = p.next_norm && exists ? p.next_norm[column] : 1.f;
-    wait_for_predecessor();
     launch_dependents();
+    wait_for_predecessor();
     float x = exists ? p.x[column] : 0.f;
     if (p.branch) {
+        const float own = exists ? p.branch[column] : 0.f;
         float factor = 1.f;
         if (p.norm) {
             float squares = 0.f;
-            for (int c = threadIdx.x; c < p.columns; c += blockDim.x) squares += p.branch[c] * p.branch[c];
+            // All loads of a batch are on their way before the first one is needed.
+            for (int first = threadIdx.x * 4; first < p.columns; first += AT_ONCE * blockDim.x * 4) {
+                float4 value[AT_ONCE];
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++)
+                    value[i] = load4<true>(p.branch, first + i * blockDim.x * 4, p.columns);
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++) squares += squares_of(value[i]);
+            }
             factor = 1.f / sqrtf(block_sum(squares) / p.columns + p.epsilon);
         }
-        if (exists) x = (x + p.branch[column] * factor * weight) * p.scale;
+        if (exists) x = (x + own * factor * weight) * p.scale;
     }
     if (!exists) return;
     p.x[column] = x;

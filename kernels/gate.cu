@@ -40,8 +40,8 @@ extern "C" __global__ void __launch_bounds__(256) gate_tokens(const __grid_const
     }
 }
 extern "C" __global__ void __launch_bounds__(256) gate_token(const __grid_constant__ GateTokenParams p) {
-    wait_for_predecessor();
     launch_dependents();
+    wait_for_predecessor();
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= round_up(p.columns, ACTIVATION_GROUP)) return;
     const bool exists = column < p.columns;

@@ -223,6 +223,20 @@ struct WeightStream {
     }
 };
 
+// Asks the L2 cache for the beginning of what `float_multiply` reads, before there is anything to multiply with.
+template <typename Type>
+__device__ __forceinline__ void float_prefetch(const BlockRows &tiles, const WarpRole &role) {
+    constexpr int LINE = 128, MOST = 16'384;
+    const size_t stride = Type::stride(role.columns);
+    const int pairs = tiles.interleaved ? tiles.count() / 2 : tiles.count();
+    const int rows = min((tiles.begin + pairs) * TILE_ROWS, tiles.matrix_rows) - tiles.begin * TILE_ROWS;
+    const uint8_t *from = tiles.first + tiles.begin * TILE_ROWS * stride;
+    const int bytes = min(rows * stride, size_t(role.threads / WARP * MOST));
+    for (int at = role.thread * LINE; at < bytes; at += role.threads * LINE) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + at));
+    }
+}
+
 template <typename Type>
 __device__ void float_multiply(const BlockRows &tiles, const WarpRole &role, const float *a, float *partial) {
     const int warps = role.threads / WARP;
@@ -247,6 +261,7 @@ __device__ __forceinline__ void multiply(int type, const BlockRows &tiles, const
         float *sums = partial + role.slice * tiles.rows();
         WeightStream<Only, TILES_OF_ONE_TYPE>(tiles, role, shared, arrived).multiply(a.q, a.scale, sums, request, use);
     } else if (is_float(type)) {
+        for_float(type, [&](auto chosen) { float_prefetch<decltype(chosen)>(tiles, role); });
         request();
         use();
         for_float(type, [&](auto chosen) { float_multiply<decltype(chosen)>(tiles, role, a.value, partial); });

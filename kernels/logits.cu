@@ -5,8 +5,8 @@
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) finish_logits(const __grid_constant__ FinishLogitsParams p) {
-    wait_for_predecessor();
     launch_dependents();
+    wait_for_predecessor();
     const int token = blockIdx.x * blockDim.x + threadIdx.x;
     if (token >= p.vocabulary) return;
     float &logit = p.logits[size_t(blockIdx.y) * p.vocabulary + token];

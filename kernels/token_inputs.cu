@@ -9,8 +9,8 @@ constexpr int THREADS = 128;
 
 extern "C" __global__ void __launch_bounds__(THREADS) token_inputs(const __grid_constant__ TokenInputsParams p) {
     __shared__ float part[THREADS / WARP];
-    wait_for_predecessor();
     launch_dependents();
+    wait_for_predecessor();
     const int token = blockIdx.y, first = blockIdx.x * p.width, columns = gridDim.x * p.width;
     float *to = p.projected + size_t(token) * columns + first;
     const float scale = p.projection_scale * (p.rms ? p.rms[token] : 1.f);

@@ -1,24 +1,30 @@
-//! Text in the files of Gemma 3 and Gemma 4, against Hugging Face's and SentencePiece's outputs, and a file that is
-//! refused. `tests/golden.rs` has what these models compute.
+//! Text in the files of Gemma 3 and Gemma 4, against Hugging Face's and SentencePiece's outputs, a file that is refused, and
+//! what a GPU computes. `tests/golden.rs` has what the CPU does.
 //!
 //! Without the files, which `tests/fetch-gemma3.sh` and `tests/make-gemma4.sh` bring, these tests are reported as ignored.
 
 mod common;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Arguments, Trial};
+use common::gpu::{self, Test, TestResult, check};
+use libtest_mimic::Trial;
 use serde::Deserialize;
-use sharpi::model::{Gguf, Message, Model, Prompt, TemplateOptions, Vocabulary};
+use sharpi::{
+    backend::Backend,
+    cpu::CpuBackend,
+    cuda::Options,
+    engine::{Divergence, made_up_tokens},
+    model::{Gguf, Message, Model, Prompt, TemplateOptions, Vocabulary},
+};
 
 const BOS: u32 = 2;
 
-fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+/// The names of the small files.
+const GEMMA4: [&str; 4] = ["e-f32", "dense-f32", "e-q4km", "dense-q4km"];
+
+fn main() {
     let gemma3 = common::gemma3_path();
     let [gemma4, experts] = ["e-f32", "moe-f32"].map(common::gemma4_path);
     for (path, script) in [
@@ -29,7 +35,7 @@ fn main() -> ExitCode {
             eprintln!("a model is not here, its tests are ignored: run {script}");
         }
     }
-    let trials = vec![
+    let mut trials = vec![
         trial("gemma3_ids_are_the_references", &gemma3, |path| {
             ids(path, include_str!("data/gemma3-tokens.json"))
         }),
@@ -43,7 +49,23 @@ fn main() -> ExitCode {
         trial("gemma4_prompts_are_the_references", &gemma4, chats),
         trial("experts_are_refused", &experts, experts_are_refused),
     ];
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let on_gpu: [Test; 3] = [
+        ("cuda_follows_the_cpu", cuda_follows_the_cpu),
+        (
+            "graph_and_direct_launches_give_the_same_bits",
+            graph_and_direct_are_the_same,
+        ),
+        (
+            "a_ring_gives_the_bits_of_a_full_cache",
+            a_ring_is_as_good_as_a_full_cache,
+        ),
+    ];
+    let lacking = match gemma4 {
+        Some(_) => vec![],
+        None => on_gpu.map(|(name, _)| name).to_vec(),
+    };
+    trials.extend(gpu::trials(&on_gpu, &lacking));
+    gpu::run_trials(trials)
 }
 
 /// Ignored where there is no file.
@@ -132,4 +154,104 @@ fn experts_are_refused(path: &Path) -> Result<()> {
     let message = format!("{error:#}");
     ensure!(message.contains("expert"), "{message:?} names no experts");
     Ok(())
+}
+
+/// Tokens that are decoded: windows are crossed ten times.
+const DECODED: usize = 330;
+
+/// The mean divergence of a prompt's last token, by how the prompt is cut, and of tokens that are decoded.
+fn cuda_follows_the_cpu() -> TestResult {
+    const LENGTHS: [usize; 4] = [20, 97, 200, 330];
+    let mut files: Vec<(String, PathBuf)> = GEMMA4
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), common::gemma4_path(name)?)))
+        .collect();
+    files.extend(common::gemma3_path().map(|path| ("gemma3-270m".to_owned(), path)));
+    for (name, path) in files {
+        let model = Model::open(&path)?;
+        let vocab_size = model.decoder.vocab_size;
+        let tokens = made_up_tokens(DECODED, vocab_size);
+        let mut cpu = CpuBackend::new(model.decoder.clone(), DECODED, 0)?;
+        let mut expected = Vec::new();
+        let chunk_len = cpu.limits().chunk_len;
+        for (i, chunk) in tokens.chunks(chunk_len).enumerate() {
+            expected.extend_from_slice(common::read_all(&mut cpu, chunk, i * chunk_len)?);
+        }
+        let expected = |position: usize| &expected[position * vocab_size..][..vocab_size];
+        for chunk_len in [1, 31, 32, 33, 128, DECODED] {
+            let options = Options {
+                context_len: Some(DECODED),
+                chunk_len: Some(chunk_len),
+                ..Options::default()
+            };
+            let mut cuda = gpu::open(&model, &options)?;
+            let mut divergence = Divergence::default();
+            for len in LENGTHS {
+                let mut logits = Vec::new();
+                for (i, chunk) in tokens[..len].chunks(chunk_len).enumerate() {
+                    logits = common::read(&mut cuda, chunk, i * chunk_len)?.to_vec();
+                }
+                divergence.push(&logits, expected(len - 1));
+            }
+            let mean = divergence.mean();
+            eprintln!("{name}, chunks of {chunk_len}: mean KL {mean:.1e}");
+            check(
+                mean < 1e-4,
+                format!("{name}, chunks of {chunk_len}: mean KL {mean:e}"),
+            )?;
+        }
+        let mut cuda = gpu::open(&model, &Options::default())?;
+        let mut divergence = Divergence::default();
+        for (position, &token) in tokens.iter().enumerate() {
+            let logits = common::decode(&mut cuda, token, position)?;
+            divergence.push(logits, expected(position));
+        }
+        let mean = divergence.mean();
+        // Of quantized matrices' inputs 8 bits are kept.
+        let bound = if name.ends_with("f32") { 5e-6 } else { 1e-2 };
+        eprintln!("{name}, decoded: mean KL {mean:.1e}");
+        check(mean < bound, format!("{name}, decoded: mean KL {mean:e}"))?;
+    }
+    Ok(())
+}
+
+/// Decodes the same tokens with each of these, and holds their logits to the same bits.
+fn decodes_the_same(options: &[Options]) -> TestResult {
+    for name in GEMMA4 {
+        let path = common::gemma4_path(name).ok_or("the file is missing")?;
+        let model = Model::open(&path)?;
+        let tokens = made_up_tokens(DECODED, model.decoder.vocab_size);
+        let mut backends = Vec::new();
+        for options in options {
+            backends.push(gpu::open(&model, options)?);
+        }
+        for (position, &token) in tokens.iter().enumerate() {
+            let mut logits = Vec::new();
+            for backend in &mut backends {
+                logits.push(common::decode(backend, token, position)?.to_vec());
+            }
+            let same = logits.windows(2).all(|pair| pair[0] == pair[1]);
+            check(same, format!("{name}: other bits at position {position}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn graph_and_direct_are_the_same() -> TestResult {
+    decodes_the_same(&[
+        Options::default(),
+        Options {
+            graph_disabled: Some("for the test".to_owned()),
+            ..Options::default()
+        },
+    ])
+}
+
+/// The window and a chunk are 128 tokens in one, and more than the context in the other.
+fn a_ring_is_as_good_as_a_full_cache() -> TestResult {
+    decodes_the_same(&[64, 512].map(|chunk_len| Options {
+        context_len: Some(512),
+        chunk_len: Some(chunk_len),
+        ..Options::default()
+    }))
 }

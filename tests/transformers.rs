@@ -159,10 +159,8 @@ fn on_cuda() -> TestResult {
             &mut |_, _| {},
         );
         let lacking = match case.name.as_str() {
-            "mistral_window" | "phi3" => Some("attends over a window"),
             "llama_biases" => Some("has a bias"),
             "olmo2" => Some("\"linear, linear, linear\""),
-            "gemma2" | "gemma2_27b" => Some("caps its scores"),
             _ => None,
         };
         let message = match (opened, lacking) {

@@ -3,6 +3,7 @@
 //! up to the rounding of float16 activations here and of 8-bit ones there.
 
 use anyhow::Result;
+use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
         flash_attention, float_to_half, gate_tokens, gemm, norm_tokens, rope_tokens, token_inputs,
     },
     lowering::{Branch, Group, Heads, KeyValueProducts, groups},
-    params::{FlashAttentionParams, RopeParams},
+    params::{FlashAttentionParams, NormParams, RopeParams},
     scratch::{ChunkScratch, Scratch},
     tensor_types::{COPY_TYPE, KernelType},
     weights::{DeviceWeights, Matrix},
@@ -199,16 +200,16 @@ impl Prompt<'_> {
         counted: Counted,
     ) -> Result<()> {
         let columns = self.decoder.hidden_size;
-        launch(norm_tokens(
-            self.device,
-            counted.part_of(self.scratch.hidden, columns),
+        let params = NormParams {
+            x: counted.part_of(self.scratch.hidden, columns),
             weight,
-            self.scratch.normed,
+            out: self.scratch.normed,
             rms,
             epsilon,
-            columns,
-            counted.chunk,
-        )?)
+            columns: columns as i32,
+            ..NormParams::zeroed()
+        };
+        launch(norm_tokens(self.device, params, counted.chunk)?)
     }
 
     /// The residual stream for a product without a norm in front: divided by its root mean square, with which the product is

@@ -160,7 +160,7 @@ pub fn tokens_give_every_layer_its_input() -> TestResult {
             let parts = row.chunks_exact(width).zip(projected.chunks_exact(width));
             for (row, projected) in parts {
                 let factor = 0.02f32 * if scaled { rms[i] } else { 1.0 };
-                let row: Vec<f32> = row.iter().map(|v| *v as f32 * 16.0).collect();
+                let row: Vec<f32> = row.iter().map(|v| v * 16.0).collect();
                 reference.extend(summed(&row, projected, factor, Some(&norm), 0.7));
             }
         }

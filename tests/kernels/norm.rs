@@ -1,6 +1,10 @@
 //! Norms of a chunk.
 
-use sharpi::cuda::launches::{self, Chunk};
+use bytemuck::Zeroable;
+use sharpi::cuda::{
+    launches::{self, Chunk},
+    params::NormParams,
+};
 
 use crate::{
     common::gpu::TestResult,
@@ -29,12 +33,15 @@ pub fn norm_tokens_normalizes() -> TestResult {
             let weighs = tokens % 2 == 0;
             let launch = launches::norm_tokens(
                 device()?,
-                x_buffer.address(),
-                if weighs { weight_buffer.address() } else { 0 },
-                out.address(),
-                if weighs { 0 } else { rms.address() },
-                EPSILON,
-                columns,
+                NormParams {
+                    x: x_buffer.address(),
+                    weight: if weighs { weight_buffer.address() } else { 0 },
+                    out: out.address(),
+                    rms: if weighs { 0 } else { rms.address() },
+                    epsilon: EPSILON,
+                    columns: columns as i32,
+                    ..NormParams::zeroed()
+                },
                 chunk,
             )?;
             // SAFETY: the launch is that of these buffers, which outlive it.
