@@ -233,6 +233,9 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
 #pragma unroll
     for (int j = 0; j < PART / 8; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0.f;
     const auto release = [&](int slot) {
+        // Reads may wait in line for long: here nothing says that they have ended, as waiting for warpgroups' products
+        // does.
+        if (!Config<D>::warpgroup) __threadfence_block();
         __syncwarp();
         if (lane == 0) empty(slot).arrive();
     };

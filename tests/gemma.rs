@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sharpi::{
     backend::Backend,
     cpu::CpuBackend,
-    cuda::Options,
+    cuda::{CudaBackend, Device, Options},
     engine::{Divergence, made_up_tokens},
     model::{Gguf, Message, Model, Prompt, TemplateOptions, Vocabulary},
 };
@@ -49,7 +49,7 @@ fn main() {
         trial("gemma4_prompts_are_the_references", &gemma4, chats),
         trial("experts_are_refused", &experts, experts_are_refused),
     ];
-    let on_gpu: [Test; 3] = [
+    let on_gpu: [Test; 4] = [
         ("cuda_follows_the_cpu", cuda_follows_the_cpu),
         (
             "graph_and_direct_launches_give_the_same_bits",
@@ -58,6 +58,10 @@ fn main() {
         (
             "a_ring_gives_the_bits_of_a_full_cache",
             a_ring_is_as_good_as_a_full_cache,
+        ),
+        (
+            "a_table_goes_to_the_hosts_memory_where_the_gpu_is_full",
+            a_table_goes_to_the_host,
         ),
     ];
     let lacking = match gemma4 {
@@ -254,4 +258,46 @@ fn a_ring_is_as_good_as_a_full_cache() -> TestResult {
         chunk_len: Some(chunk_len),
         ..Options::default()
     }))
+}
+
+/// The table has 18.9 MB. Of that memory, 15 MB less is left free than everything takes, and what the driver is to keep.
+fn a_table_goes_to_the_host() -> TestResult {
+    const DRIVERS: usize = 256 << 20;
+    const LACKING: usize = 15_000_000;
+    let path = common::gemma4_path("e-f32").ok_or("the file is missing")?;
+    let model = Model::open(&path)?;
+    let device = Device::open(0)?;
+    let options = Options {
+        context_len: Some(256),
+        chunk_len: Some(64),
+        ..Options::default()
+    };
+    let open = || {
+        let decoder = model.decoder.clone();
+        CudaBackend::new(device.clone(), decoder, &options, &mut |_, _| {})
+    };
+    let tokens = made_up_tokens(100, model.decoder.vocab_size);
+    let logits = |mut backend: CudaBackend| -> Result<Vec<f32>> {
+        let mut logits = common::read(&mut backend, &tokens[..50], 0)?.to_vec();
+        for (position, &token) in tokens.iter().enumerate().skip(50) {
+            logits.extend(common::decode(&mut backend, token, position)?);
+        }
+        Ok(logits)
+    };
+    // Kernels are loaded when they are first asked for, and stay.
+    let expected = logits(open()?)?;
+    let (free, _) = device.memory()?;
+    let backend = open()?;
+    let (left, on_device) = (device.memory()?.0, backend.weights_bytes());
+    drop(backend);
+    let filler = device.allocate(left + LACKING - DRIVERS)?;
+    let backend = open()?;
+    let on_host = on_device - backend.weights_bytes();
+    check(
+        on_host == 12 * 256 * 1536 * size_of::<f32>(),
+        format!("{on_host} bytes of weights are not on the device, of {free} that were free"),
+    )?;
+    check(logits(backend)? == expected, "other logits")?;
+    drop(filler);
+    Ok(())
 }

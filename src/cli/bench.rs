@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,6 +20,7 @@ use crate::{
     backend::{Backend, StepReport},
     cuda,
     engine::{Kind, Workload, measure},
+    model::ops,
 };
 
 pub struct BenchRequest {
@@ -28,6 +30,8 @@ pub struct BenchRequest {
     pub repetitions: usize,
     /// Time every decode row with graphs off, too.
     pub compare_graph: bool,
+    /// Read prompts through the layers that could be skipped.
+    pub all_layers: bool,
     pub json: bool,
 }
 
@@ -74,7 +78,11 @@ struct Row {
 
 pub fn run(request: &BenchRequest) -> Result<Outcome> {
     let mut opening = request.compute.clone().open();
-    let model = request.model.open(request.compute.context_len)?;
+    let mut model = request.model.open(request.compute.context_len)?;
+    if request.all_layers {
+        let decoder = Arc::get_mut(&mut model.decoder);
+        ops::select_late(&mut decoder.context("the model is in use already")?.ops);
+    }
     let gpu = opening.gpu()?;
     // Before the weights are there, while the memory that it reads is free.
     let ceilings = Ceilings {

@@ -309,6 +309,7 @@ fn bench(args: BenchArgs, verbosity: &VerbosityArgs) -> Result<BenchRequest> {
         workloads,
         repetitions: args.repetitions,
         compare_graph: args.compare_graph,
+        all_layers: args.all_layers,
         json: args.json,
     })
 }

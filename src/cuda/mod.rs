@@ -126,11 +126,14 @@ impl CudaBackend {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let (free, _) = device.memory()?;
-        let weights_bytes = DeviceWeights::bytes(&decoder)?;
-        let (chunk, context_len) = sizing::choose(&device, &decoder, weights_bytes, options, free)?;
+        let sizing::Choice {
+            chunk,
+            context_len,
+            tables_in,
+        } = sizing::choose(&device, &decoder, options, free)?;
 
         let start = Instant::now();
-        let weights = DeviceWeights::upload(&device, &decoder, progress)
+        let weights = DeviceWeights::upload(&device, &decoder, tables_in, progress)
             .with_context(|| format!("uploading the weights to {}", device.name()))?;
         tracing::debug!(
             "weights: {} bytes on the device, uploaded in {:.0?}",

@@ -10,6 +10,7 @@ use super::{
     device::Device,
     launches::Chunk,
     scratch::{Part, decode_parts, prompt_parts, step_parts},
+    weights::{DeviceWeights, TablesIn},
 };
 use crate::{
     backend::{KvFormat, KvLayout},
@@ -30,11 +31,20 @@ const PLENTY: usize = 8192;
 pub struct Needs {
     /// Tokens of a prompt that are read at once.
     pub chunk_len: usize,
+    /// On the device.
     pub weights: usize,
+    pub tables_in: TablesIn,
     pub scratch: usize,
     /// Of the KV cache, what does not grow with the context: layers with sliding windows.
     pub kv_rings: usize,
     pub kv_per_token: usize,
+}
+
+/// What a run takes.
+pub struct Choice {
+    pub chunk: Chunk,
+    pub context_len: usize,
+    pub tables_in: TablesIn,
 }
 
 /// A model or a context for which the GPU has no room.
@@ -50,18 +60,19 @@ pub struct DoesNotFit {
     pub advice: Option<String>,
 }
 
-/// Chooses the chunk and the context of a run: those asked for, or the largest that fit. Scratch gives way, down to chunks
-/// of [`LEAST_CHUNK_LEN`], before a context is refused or becomes shorter than [`PLENTY`].
+/// Chooses the chunk and the context of a run: those asked for, or the largest that fit. Before a context is refused or
+/// becomes shorter than [`PLENTY`], tables of which a token reads one row go to the host's memory, and scratch gives way,
+/// down to chunks of [`LEAST_CHUNK_LEN`].
 ///
 /// # Errors
 /// [`DoesNotFit`], and a model that the kernels cannot run.
 pub fn choose(
     device: &Device,
     decoder: &Decoder,
-    weights: usize,
     options: &Options,
     free: usize,
-) -> Result<(Chunk, usize)> {
+) -> Result<Choice> {
+    let (weights, tables) = DeviceWeights::bytes(decoder)?;
     let trained = decoder.context_length;
     let most = options.context_len.unwrap_or(trained).max(1);
     let mut needs = Vec::new();
@@ -72,16 +83,23 @@ pub fn choose(
         }
         parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);
         let layout = KvLayout::new(decoder, usize::MAX, chunk_len, KvFormat::F16);
-        needs.push((
-            Needs {
-                chunk_len,
-                weights,
-                scratch: parts.iter().map(|part| part.bytes).sum(),
-                kv_rings: layout.ring_bytes(),
-                kv_per_token: layout.bytes_per_token(),
-            },
-            parts,
-        ));
+        let on_device = Needs {
+            chunk_len,
+            weights,
+            tables_in: TablesIn::Device,
+            scratch: parts.iter().map(|part| part.bytes).sum(),
+            kv_rings: layout.ring_bytes(),
+            kv_per_token: layout.bytes_per_token(),
+        };
+        let on_host = Needs {
+            weights: weights - tables,
+            tables_in: TablesIn::Host,
+            ..on_device.clone()
+        };
+        needs.push((on_device, parts.clone()));
+        if tables > 0 {
+            needs.push((on_host, parts));
+        }
     }
     let all: Vec<Needs> = needs.iter().map(|(needs, _)| needs.clone()).collect();
     let (index, context_len) = fit(&all, options.context_len, trained, free)?;
@@ -90,16 +108,28 @@ pub fn choose(
     }
     let Needs {
         chunk_len: tokens,
+        tables_in,
         kv_rings,
         kv_per_token,
         ..
     } = all[index];
+    if tables > 0 {
+        let place = match tables_in {
+            TablesIn::Device => "on the device",
+            TablesIn::Host => "in the host's memory",
+        };
+        tracing::debug!("tables of which a token reads one row: {tables} bytes, {place}");
+    }
     let kv_bytes = context_len * kv_per_token;
     tracing::debug!("KV cache: {kv_bytes} bytes, {kv_per_token} a token");
     if kv_rings > 0 {
         tracing::debug!("KV cache of layers with sliding windows: {kv_rings} bytes");
     }
-    Ok((Chunk { tokens }, context_len))
+    Ok(Choice {
+        chunk: Chunk { tokens },
+        context_len,
+        tables_in,
+    })
 }
 
 /// The chunks to try, the largest first.
@@ -116,7 +146,7 @@ fn chunk_lens(asked: Option<usize>, most: usize) -> Vec<usize> {
     lens
 }
 
-/// Which of `needs` (the largest chunk first) to take, and the context.
+/// Which of `needs` (what is best first) to take, and the context.
 fn fit(
     needs: &[Needs],
     asked: Option<usize>,
@@ -208,6 +238,7 @@ mod tests {
         let needs = |&chunk_len: &usize| Needs {
             chunk_len,
             weights: 4 * GIB,
+            tables_in: TablesIn::Device,
             scratch: chunk_len << 18,
             kv_rings: 0,
             kv_per_token: 1 << 17,

@@ -1,4 +1,7 @@
 //! The model's weights in device memory, in the layout of `kernels/types/`: all that its operations name, each once.
+//!
+//! Tables of which a token reads one row need not lie there: where device memory is short, they lie in the host's, which the
+//! device reads over the bus.
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
@@ -6,7 +9,7 @@ use anyhow::{Context, Result};
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
-    device::{Device, DeviceBuffer},
+    device::{Device, DeviceBuffer, PinnedBuffer},
     tensor_types::KernelType,
     upload::{Piece, SLOT_BYTES, upload},
 };
@@ -22,7 +25,7 @@ use crate::{
 /// Where every tensor begins: enough for every vector load and asynchronous copy.
 const ALIGNMENT: usize = 256;
 
-/// A matrix in device memory: (columns, rows), columns contiguous.
+/// A matrix where the device can read it: (columns, rows), columns contiguous.
 #[derive(Clone, Copy)]
 pub struct Matrix {
     pub address: CUdeviceptr,
@@ -35,37 +38,48 @@ pub struct Matrix {
 
 /// All weights.
 pub struct DeviceWeights {
-    /// Owns what the addresses below point to.
+    /// Own what the addresses below point to.
     memory: DeviceBuffer,
+    _tables: Option<PinnedBuffer>,
     /// By the tensor's name.
     matrices: HashMap<String, Matrix>,
     vectors: HashMap<VectorKey, CUdeviceptr>,
 }
 
 impl DeviceWeights {
-    /// Bytes that the weights of `decoder` take on a device.
+    /// Bytes that the weights of `decoder` take, and of these the tables of which a token reads one row.
     ///
     /// # Errors
     /// A tensor of a type that no kernel reads.
-    pub fn bytes(decoder: &Decoder) -> Result<usize> {
-        Ok(Layout::new(decoder)?.bytes)
+    pub fn bytes(decoder: &Decoder) -> Result<(usize, usize)> {
+        let all = Layout::new(decoder, TablesIn::Device)?.device_bytes;
+        Ok((all, Layout::new(decoder, TablesIn::Host)?.table_bytes))
     }
 
     /// Takes the memory and fills it. `progress` hears the bytes done and their total.
     pub fn upload(
         device: &Arc<Device>,
         decoder: &Decoder,
+        tables_in: TablesIn,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        let layout = Layout::new(decoder)?;
-        let memory = device.allocate(layout.bytes)?;
+        let layout = Layout::new(decoder, tables_in)?;
+        let memory = device.allocate(layout.device_bytes)?;
         // Padding is part of what a product reads.
         memory.clear()?;
+        let tables = match layout.table_bytes {
+            0 => None,
+            bytes => Some(device.allocate_pinned(bytes)?),
+        };
+        let address = |place: Place| match (place, &tables) {
+            (Place::Table(offset), Some(tables)) => tables.device_address() + offset as u64,
+            (Place::Device(offset) | Place::Table(offset), _) => memory.at(offset),
+        };
         let mut matrices = HashMap::new();
         let mut pieces = Vec::new();
-        for (tensor, offset) in &layout.matrices {
+        for (tensor, place) in &layout.matrices {
             let matrix = Matrix {
-                address: memory.at(*offset),
+                address: address(*place),
                 tensor_type: tensor.tensor_type(),
                 rows: tensor.rows(),
                 columns: tensor.row_len(),
@@ -84,7 +98,7 @@ impl DeviceWeights {
             }
             matrices.insert(tensor.name().to_owned(), matrix);
         }
-        // SAFETY: sources are rows of the tensors, and each matrix lies inside `memory`.
+        // SAFETY: sources are rows of the tensors, and each matrix lies inside `memory` or `tables`.
         unsafe {
             upload(device, &pieces, &mut |done| {
                 progress(done, layout.source_bytes)
@@ -97,6 +111,7 @@ impl DeviceWeights {
         }
         Ok(Self {
             memory,
+            _tables: tables,
             matrices,
             vectors,
         })
@@ -142,24 +157,47 @@ fn floats(vector: &Vector) -> Cow<'_, [u8]> {
     Cow::Borrowed(bytemuck::cast_slice(vector))
 }
 
+/// Where tables of which a token reads one row lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TablesIn {
+    Device,
+    Host,
+}
+
+/// Where something begins: in device memory, or in what the host holds of tables.
+#[derive(Clone, Copy)]
+enum Place {
+    Device(usize),
+    Table(usize),
+}
+
 /// Where everything goes.
 #[derive(Default)]
 struct Layout<'a> {
-    matrices: Vec<(&'a Tensor, usize)>,
+    matrices: Vec<(&'a Tensor, Place)>,
     /// Their bytes.
     vectors: Vec<(VectorKey, Cow<'a, [u8]>, usize)>,
-    bytes: usize,
+    device_bytes: usize,
+    /// Of tables in the host's memory.
+    table_bytes: usize,
     source_bytes: usize,
 }
 
 impl<'a> Layout<'a> {
-    fn new(decoder: &'a Decoder) -> Result<Self> {
+    fn new(decoder: &'a Decoder, tables_in: TablesIn) -> Result<Self> {
         let mut layout = Self::default();
+        let is_multiplied = |table: &Tensor| {
+            let mut multiplied = decoder.ops.iter().filter_map(Op::weights);
+            multiplied.any(|weights| weights.name() == table.name())
+        };
         for op in &decoder.ops {
             match op {
-                Op::Embed { table, .. } => layout.matrix(table)?,
+                Op::Embed { table, .. } => {
+                    let on_host = tables_in == TablesIn::Host && !is_multiplied(table);
+                    layout.matrix(table, on_host)?;
+                }
                 Op::Linear { linear, .. } => {
-                    layout.matrix(&linear.weights)?;
+                    layout.matrix(&linear.weights, false)?;
                     if let Some(bias) = &linear.bias {
                         layout.vector(VectorKey::of(bias), || floats(bias));
                     }
@@ -186,7 +224,7 @@ impl<'a> Layout<'a> {
         Ok(layout)
     }
 
-    fn matrix(&mut self, tensor: &'a Tensor) -> Result<()> {
+    fn matrix(&mut self, tensor: &'a Tensor, on_host: bool) -> Result<()> {
         if self
             .matrices
             .iter()
@@ -198,22 +236,26 @@ impl<'a> Layout<'a> {
             .with_context(|| format!("laying out tensor {} for the GPU", tensor.name()))?;
         let bytes = kernel_type.matrix_bytes(tensor.rows(), tensor.row_len());
         self.source_bytes += tensor.bytes().len();
-        let offset = self.take(bytes);
-        self.matrices.push((tensor, offset));
+        let place = match on_host {
+            true => Place::Table(take(&mut self.table_bytes, bytes)),
+            false => Place::Device(take(&mut self.device_bytes, bytes)),
+        };
+        self.matrices.push((tensor, place));
         Ok(())
     }
 
     fn vector(&mut self, key: VectorKey, bytes: impl FnOnce() -> Cow<'a, [u8]>) {
         if self.vectors.iter().all(|(other, ..)| *other != key) {
             let bytes = bytes();
-            let offset = self.take(bytes.len());
+            let offset = take(&mut self.device_bytes, bytes.len());
             self.vectors.push((key, bytes, offset));
         }
     }
+}
 
-    fn take(&mut self, bytes: usize) -> usize {
-        let offset = self.bytes;
-        self.bytes = (offset + bytes).next_multiple_of(ALIGNMENT);
-        offset
-    }
+/// The next `bytes` behind `end`.
+fn take(end: &mut usize, bytes: usize) -> usize {
+    let offset = *end;
+    *end = (offset + bytes).next_multiple_of(ALIGNMENT);
+    offset
 }

@@ -229,6 +229,14 @@ pub fn residual_order(layers: &[Layer], ends: &Ends) -> Vec<Op> {
     ops
 }
 
+/// Lets all tokens of a prompt pass through all layers: [`Op::Select`] goes behind them.
+pub fn select_late(ops: &mut Vec<Op>) {
+    ops.retain(|op| !matches!(op, Op::Select));
+    let reads_hidden = |op: &Op| matches!(op, Op::Norm { x: Var::Hidden, .. });
+    let last = ops.iter().rposition(reads_hidden).unwrap_or(ops.len());
+    ops.insert(last, Op::Select);
+}
+
 fn attention(ops: &mut Vec<Op>, layer: usize, attention: &Attention) {
     let rope = |x| Op::Rope {
         x,
