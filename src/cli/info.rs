@@ -17,7 +17,10 @@ use super::{
     resolve::ModelSource,
 };
 use crate::{
-    model::{Decoder, Gguf, RopeOptions, Tokenizer, arch, decoder::Layer},
+    model::{
+        Decoder, Gguf, RopeOptions, Tokenizer, arch,
+        decoder::{KeyValues, Layer},
+    },
     quant::TensorType,
 };
 
@@ -52,6 +55,12 @@ struct HyperParameters {
     rms_norm_epsilon: f32,
     rope_freq_base: PerLayer<f32>,
     rope_dimension_count: PerLayer<usize>,
+    /// Tokens that a token attends over, of layers that do not see all.
+    sliding_window: PerLayer<Option<usize>>,
+    /// Layers that read the keys and values of others.
+    shared_kv_layers: usize,
+    /// Values that a token gives to each layer.
+    token_input_length: Option<usize>,
 }
 
 impl HyperParameters {
@@ -81,6 +90,24 @@ impl HyperParameters {
                 self.rope_dimension_count, self.rope_freq_base
             ),
         )?;
+        let sliding = self.sliding_window.values(self.block_count);
+        let windows: Vec<usize> = sliding.flatten().collect();
+        if let Some(window) = windows.first() {
+            let (sliding, all) = (windows.len(), self.block_count);
+            let window = format!("{} tokens, in {sliding} of {all} layers", count(*window));
+            row(out, "sliding window", window)?;
+        }
+        if self.shared_kv_layers > 0 {
+            let sharing = format!("those of others in {} layers", self.shared_kv_layers);
+            row(out, "keys and values", sharing)?;
+        }
+        if let Some(len) = self.token_input_length {
+            row(
+                out,
+                "inputs of tokens",
+                format!("{} values a layer", count(len)),
+            )?;
+        }
         row(
             out,
             "RMS norm epsilon",
@@ -106,11 +133,19 @@ impl HyperParameters {
             rms_norm_epsilon: gguf.f64(&epsilon)?.unwrap_or_default() as f32,
             rope_freq_base: PerLayer::new(layers, |layer| layer.attention.rope.base),
             rope_dimension_count: PerLayer::new(layers, |layer| layer.attention.rope.dimensions),
+            sliding_window: PerLayer::new(layers, |layer| layer.attention.window),
+            shared_kv_layers: layers
+                .iter()
+                .filter(|layer| matches!(layer.attention.kv, KeyValues::SharedWith(_)))
+                .count(),
+            token_input_length: layers
+                .iter()
+                .find_map(|layer| Some(layer.token_input.as_ref()?.gate.weights.rows())),
         })
     }
 }
 
-/// One value where all layers have it, else that of each.
+/// One value where all layers have it, else that of each. Shown, it tells how many layers have which.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum PerLayer<T> {
@@ -129,6 +164,13 @@ impl<T: Copy + PartialEq> PerLayer<T> {
 }
 
 impl<T: Copy> PerLayer<T> {
+    fn values(&self, layers: usize) -> impl Iterator<Item = T> {
+        (0..layers).map(|layer| match self {
+            Self::Same(value) => *value,
+            Self::Each(values) => values[layer],
+        })
+    }
+
     fn map<U>(&self, f: impl Fn(T) -> U) -> PerLayer<U> {
         match self {
             Self::Same(value) => PerLayer::Same(f(*value)),
@@ -142,8 +184,17 @@ impl<T: Display> Display for PerLayer<T> {
         match self {
             Self::Same(value) => value.fmt(f),
             Self::Each(values) => {
-                let values: Vec<String> = values.iter().map(T::to_string).collect();
-                write!(f, "{} (by layer)", values.join(" "))
+                let mut counts: Vec<(String, usize)> = Vec::new();
+                for value in values.iter().map(T::to_string) {
+                    match counts.iter_mut().find(|(other, _)| *other == value) {
+                        Some((_, count)) => *count += 1,
+                        None => counts.push((value, 1)),
+                    }
+                }
+                let counts = counts
+                    .iter()
+                    .map(|(value, count)| format!("{value} (in {count})"));
+                f.write_str(&counts.collect::<Vec<_>>().join(" or "))
             }
         }
     }

@@ -147,7 +147,7 @@ fn info_lists_what_differs_from_layer_to_layer() {
     assert!(
         table
             .stdout()
-            .contains("2 1 (by layer) for keys and values"),
+            .contains("2 (in 1) or 1 (in 1) for keys and values"),
         "{}",
         table.stdout()
     );
