@@ -5,12 +5,16 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use common::gpu::{self, Test, TestResult, check};
 use libtest_mimic::Trial;
 use serde::Deserialize;
+use serde_json::Value;
 use sharpi::{
     backend::Backend,
     cpu::CpuBackend,
@@ -47,6 +51,7 @@ fn main() {
             ends(path, &[1, 50, 106])
         }),
         trial("gemma4_prompts_are_the_references", &gemma4, chats),
+        trial("channels_are_reasoning", &gemma4, channels_are_reasoning),
         trial("experts_are_refused", &experts, experts_are_refused),
     ];
     let on_gpu: [Test; 4] = [
@@ -149,6 +154,35 @@ fn chats(path: &Path) -> Result<()> {
         ensure!(ids == spelled, "{}: {ids:?} for {spelled:?}", vector.name);
         let beginnings = ids.iter().filter(|&&id| id == BOS).count();
         ensure!(beginnings == 1, "{}: {beginnings} beginnings", vector.name);
+    }
+    Ok(())
+}
+
+/// The text of a random model closes no channel by itself.
+fn channels_are_reasoning(path: &Path) -> Result<()> {
+    for (prompt, expected) in [
+        ("Hi", false),
+        ("<|channel>thought", true),
+        ("<|channel>thought<channel|>", false),
+    ] {
+        let ran = Command::new(env!("CARGO_BIN_EXE_sharpi"))
+            .args([
+                "run", "--device", "cpu", "--raw", "--json", "-n", "3", "--temp", "0",
+            ])
+            .args(["--ignore-eos", "-c", "64", "-p", prompt, "-m"])
+            .arg(path)
+            .output()?;
+        let lines = String::from_utf8(ran.stdout)?;
+        let events: Vec<Value> = lines
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()?;
+        let tokens: Vec<bool> = events
+            .iter()
+            .filter(|event| event["type"] == "token")
+            .map(|token| token["reasoning"] == true)
+            .collect();
+        ensure!(tokens == [expected; 3], "{prompt:?}: {tokens:?} in {lines}");
     }
     Ok(())
 }

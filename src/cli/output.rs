@@ -157,6 +157,9 @@ enum Event<'a> {
 struct Token<'a> {
     id: u32,
     text: &'a str,
+    /// Where it is part of the model's reasoning.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    reasoning: bool,
     logprob: f32,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     top_logprobs: Vec<TopLogprob>,
@@ -172,6 +175,7 @@ impl<'a> Token<'a> {
         Self {
             id: event.id,
             text: event.text,
+            reasoning: event.reasoning,
             logprob: finite(logprobs.token),
             top_logprobs: top
                 .map(|&(id, logprob)| TopLogprob {

@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Sampler, SamplingParams, Session, SessionStream, TextStream, log_softmax_denominator};
+use super::{
+    Sampler, SamplingParams, Session, SessionStream, TextStream, log_softmax_denominator,
+    reasoning::Reasoning,
+};
 use crate::{backend::StreamStart, model::Tokenizer};
 
 /// What to generate.
@@ -42,6 +45,8 @@ pub struct TokenEvent<'a> {
     pub id: u32,
     /// The text that this token made certain: empty while a character is incomplete or a stop string possible.
     pub text: &'a str,
+    /// Whether it is part of the model's reasoning, marks included, and not of its answer.
+    pub reasoning: bool,
     /// Natural logarithms of probabilities, from the raw logits.
     pub logprobs: Option<Logprobs>,
 }
@@ -156,6 +161,7 @@ pub fn generate(
     }
     let mut sampler = Sampler::new(options.sampling.clone(), prompt, banned);
     let mut stream = TextStream::new(&options.stop);
+    let mut reasoning = Reasoning::new(tokenizer, prompt);
     let mut id = sampler.sample(logits)?;
     let mut logprobs = options.logprobs.map(|top| Logprobs::new(logits, id, top));
     // The last token is not computed, so a full context gives one more than it holds.
@@ -186,6 +192,7 @@ pub fn generate(
         observer.token(&TokenEvent {
             id,
             text: &text,
+            reasoning: reasoning.includes(id),
             logprobs: logprobs.take(),
         })?;
         generation.text += &text;

@@ -3,6 +3,7 @@
 mod bench;
 mod evaluate;
 mod generate;
+mod reasoning;
 mod sampling;
 mod session;
 mod text_stream;

@@ -1,0 +1,45 @@
+//! Which tokens are a model's reasoning rather than its answer: those between a pair of marks, and the marks.
+
+use crate::model::Tokenizer;
+
+/// The tokens that open and close it: of Qwen3, DeepSeek R1 and many others, and of Gemma 4.
+const MARKS: [(&str, &str); 2] = [("<think>", "</think>"), ("<|channel>", "<channel|>")];
+
+/// Follows a text token by token.
+pub struct Reasoning<'a> {
+    tokenizer: &'a Tokenizer,
+    /// What will close the reasoning that the text is in.
+    until: Option<&'static str>,
+}
+
+impl<'a> Reasoning<'a> {
+    /// At the end of `prompt`, which may have opened it.
+    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Self {
+        let mut reasoning = Self {
+            tokenizer,
+            until: None,
+        };
+        for &token in prompt {
+            reasoning.includes(token);
+        }
+        reasoning
+    }
+
+    /// Whether the text's next token is part of it.
+    pub fn includes(&mut self, token: u32) -> bool {
+        let piece = self.tokenizer.piece(token);
+        match self.until {
+            Some(end) => {
+                if piece == end {
+                    self.until = None;
+                }
+                true
+            }
+            None => {
+                let opened = MARKS.iter().find(|(start, _)| *start == piece);
+                self.until = opened.map(|(_, end)| *end);
+                self.until.is_some()
+            }
+        }
+    }
+}
