@@ -13,7 +13,8 @@ use super::{
     kv_cache::KvCache,
     launches::{
         BranchSum, Chunk, Linear, Normed, add_branch, decode_attention, decode_attention_splits,
-        embed_token, finish_logits, gate_token, gemv_add, gemv_gate, gemv_store, token_inputs,
+        embed_token, finish_logits, gate_token, gemv_add, gemv_gate, gemv_store, most_chunks,
+        token_inputs,
     },
     lowering::{Branch, Finish, Group, Heads, KeyValueProducts, TokenInputs, token_groups},
     params::{Activation, AttentionLayer, DecodeAttentionParams, TokenInputsParams},
@@ -161,6 +162,7 @@ pub fn lower(
     }
     Ok(launches)
 }
+
 /// The weights of the norm behind what writes the residual stream, which writes for it as well; 0 where what reads it takes it
 /// as it is.
 pub fn norm_behind(next: Option<&Group>, weights: &DeviceWeights) -> Result<CUdeviceptr> {
@@ -241,7 +243,10 @@ fn attention(
     kv: Option<&KeyValueProducts>,
 ) -> Result<Launch> {
     let attention = heads.attention;
-    let splits = decode_attention_splits(device, attention.head_count_kv, attention.group());
+    let (head_dim, head_count_kv) = (attention.head_dim, attention.head_count_kv);
+    let splits = decode_attention_splits(device, head_count_kv, attention.group());
+    // No more pieces than a window has: blocks without one only take time to start.
+    let splits = splits.min(attention.window.map_or(usize::MAX, most_chunks));
     let params = DecodeAttentionParams {
         q: scratch.q,
         k: kv.map_or(0, |_| scratch.k),
@@ -252,7 +257,6 @@ fn attention(
         finished: scratch.attention_counters,
         out: scratch.activation,
     };
-    let (head_dim, head_count_kv) = (attention.head_dim, attention.head_count_kv);
     decode_attention(device, head_dim, head_count_kv, splits, params)
 }
 

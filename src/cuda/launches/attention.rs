@@ -64,6 +64,13 @@ pub fn decode_attention_splits(device: &Device, head_count_kv: usize, group: usi
     (device.multiprocessors() / blocks).clamp(1, MAX_SPLITS)
 }
 
+/// Pieces that [`decode_attention`] cuts `tokens` tokens into, at most.
+pub fn most_chunks(tokens: usize) -> usize {
+    /// `MIN_CHUNK` of `kernels/decode_attention.cuh`.
+    const MIN_CHUNK: usize = 128;
+    tokens.div_ceil(MIN_CHUNK)
+}
+
 /// Counters that the blocks of [`decode_attention`] share.
 pub fn decode_attention_counters(head_count_kv: usize, group: usize) -> usize {
     head_count_kv * group.div_ceil(HEADS_PER_BLOCK)
