@@ -13,17 +13,6 @@ namespace {
 
 constexpr int AT_ONCE = 6;  // pieces of four values that a thread of add_branch loads together
 
-// The sum over all threads of a block of whole warps.
-__device__ __forceinline__ float block_sum(float value) {
-    __shared__ float part[WARP];
-    value = warp_sum(value);
-    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = value;
-    __syncthreads();
-    return warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.f);
-}
-
-__device__ __forceinline__ float squares_of(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
-
 template <bool ALIGNED>
 __device__ __forceinline__ void add_tokens(const AddBranchTokensParams &p) {
     launch_dependents();

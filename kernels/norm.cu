@@ -9,7 +9,6 @@ namespace {
 
 template <bool ALIGNED>
 __device__ __forceinline__ void norm(const NormParams &p) {
-    __shared__ float part[WARP];
     launch_dependents();
     const int columns = p.columns, token = blockIdx.x, first = threadIdx.x * 4, stride = blockDim.x * 4;
     const auto load = [&](const float *from, int c) { return load4<ALIGNED>(from, c, columns); };
@@ -18,14 +17,9 @@ __device__ __forceinline__ void norm(const NormParams &p) {
     wait_for_predecessor();
     const float *x = p.x + size_t(token) * columns;
     const float4 first_value = load(x, first);
-    const auto squares_of = [](float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; };
     float squares = squares_of(first_value);
     for (int c = first + stride; c < columns; c += stride) squares += squares_of(load(x, c));
-    squares = warp_sum(squares);
-    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = squares;
-    __syncthreads();
-    squares = warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.f);
-    const float rms = sqrtf(squares / columns + p.epsilon), scale = 1.f / rms;
+    const float rms = sqrtf(block_sum(squares) / columns + p.epsilon), scale = 1.f / rms;
     if (p.rms && threadIdx.x == 0) p.rms[token] = rms;
 
     const TokenTiles tiles{p.out, p.padded_tokens};

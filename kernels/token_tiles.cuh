@@ -58,3 +58,14 @@ __device__ __forceinline__ float4 load4(const float *row, int column, int column
         return {at(column), at(column + 1), at(column + 2), at(column + 3)};
     }
 }
+
+// The sum over all threads of a block of whole warps.
+__device__ __forceinline__ float block_sum(float value) {
+    __shared__ float part[WARP];
+    value = warp_sum(value);
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = value;
+    __syncthreads();
+    return warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.f);
+}
+
+__device__ __forceinline__ float squares_of(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }

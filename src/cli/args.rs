@@ -203,6 +203,7 @@ pub struct BenchArgs {
     /// Measure decoding with CUDA graphs off and on
     #[arg(long)]
     pub compare_graph: bool,
+
     /// Read prompts through all layers, also those that are skipped where nobody looks, to see what skipping gains
     #[arg(long)]
     pub all_layers: bool,

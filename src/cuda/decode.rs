@@ -16,7 +16,7 @@ use super::{
         embed_token, finish_logits, gate_token, gemv_add, gemv_gate, gemv_store, most_chunks,
         token_inputs,
     },
-    lowering::{Branch, Finish, Group, Heads, KeyValueProducts, TokenInputs, token_groups},
+    lowering::{Branch, Finish, Group, Heads, TokenInputs, token_groups},
     params::{Activation, AttentionLayer, DecodeAttentionParams, TokenInputsParams},
     scratch::Scratch,
     tensor_types::KernelType,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::model::{
     Decoder, Tensor,
-    decoder::{self, Norm, RopeStyle},
+    decoder::{Norm, RopeStyle},
 };
 
 /// What the launches ask of the order of norms.
@@ -43,19 +43,10 @@ pub fn lower(
 ) -> Result<Vec<Launch>> {
     let (x, normed, activation) = (scratch.hidden, scratch.normed, scratch.activation);
     let columns = decoder.hidden_size;
-    let store = |linear: &decoder::Linear, out| Linear {
-        weights: weights.matrix(&linear.weights),
-        bias: weights.vector(linear.bias.as_ref()),
-        out,
-    };
     // `out = W x`, of x as it is.
     let product = |tensor: &Tensor, activation, out| {
-        let linear = Linear {
-            weights: weights.matrix(tensor),
-            bias: 0,
-            out,
-        };
-        gemv_store(device, &[linear], as_it_is(activation), 0.0)
+        let product = weights.product(tensor, out);
+        gemv_store(device, &[product], as_it_is(activation), 0.0)
     };
     let one = Chunk { tokens: 1 };
     let groups = token_groups(decoder)?;
@@ -97,14 +88,10 @@ pub fn lower(
                 _ => bail!(NORMS),
             },
             Group::Attention { q, kv, heads } => {
-                let mut qkv = vec![store(q, scratch.q)];
-                if let Some(KeyValueProducts { k, v }) = kv {
-                    qkv.push(store(k, scratch.k));
-                    qkv.extend(v.map(|v| store(v, scratch.v)));
-                }
+                let qkv = weights.qkv(q, kv.as_ref(), [scratch.q, scratch.k, scratch.v]);
                 launches.push(gemv_store(device, &qkv, normed, epsilon)?);
                 // Directly behind the GEMV: it reads the position and the cache before it waits.
-                let kv = kv.as_ref();
+                let kv = &qkv[1..];
                 launches.push(attention(device, weights, scratch, cache, heads, kv)?);
             }
             Group::Gate {
@@ -154,7 +141,7 @@ pub fn lower(
             }
             Group::Select => {}
             Group::Logits { linear, finish } => {
-                let logits = store(linear, scratch.logits);
+                let logits = weights.linear(linear, scratch.logits);
                 launches.push(gemv_store(device, &[logits], normed, epsilon)?);
                 launches.extend(finishing(device, weights, finish, logits, one)?);
             }
@@ -233,24 +220,31 @@ pub fn finishing(
     Ok(Some(launch))
 }
 
-/// One layer's attention as a launch.
+/// Where a layer's keys and values are before their norms, by the products that make them, which may be one for both; 0 where
+/// there are none.
+pub fn key_value_addresses(products: &[Linear]) -> [CUdeviceptr; 2] {
+    [products.first(), products.last()].map(|product| product.map_or(0, |product| product.out))
+}
+
+/// One layer's attention as a launch, behind the products `kv` of keys and values.
 fn attention(
     device: &Device,
     weights: &DeviceWeights,
     scratch: &Scratch,
     cache: &KvCache,
     heads: &Heads,
-    kv: Option<&KeyValueProducts>,
+    kv: &[Linear],
 ) -> Result<Launch> {
     let attention = heads.attention;
     let (head_dim, head_count_kv) = (attention.head_dim, attention.head_count_kv);
     let splits = decode_attention_splits(device, head_count_kv, attention.group());
     // No more pieces than a window has: blocks without one only take time to start.
     let splits = splits.min(attention.window.map_or(usize::MAX, most_chunks));
+    let [k, v] = key_value_addresses(kv);
     let params = DecodeAttentionParams {
         q: scratch.q,
-        k: kv.map_or(0, |_| scratch.k),
-        v: kv.map_or(0, |kv| kv.v.map_or(scratch.k, |_| scratch.v)),
+        k,
+        v,
         layer: attention_layer(weights, cache, heads),
         position: scratch.position(),
         partial: scratch.attention_partial,

@@ -306,13 +306,19 @@ fn token_inputs<'a>(table: &'a Tensor, ops: &'a [Op]) -> Result<(Group<'a>, &'a 
 
 /// The products of keys and values that `ops` begin with, if they do, and the operations behind.
 fn key_value_products(ops: &[Op]) -> (Option<KeyValueProducts<'_>>, &[Op]) {
-    match ops {
+    let [
+        Op::Linear {
+            x: Var::Normed,
+            linear: k,
+            out: Var::Key,
+        },
+        rest @ ..,
+    ] = ops
+    else {
+        return (None, ops);
+    };
+    match rest {
         [
-            Op::Linear {
-                x: Var::Normed,
-                linear: k,
-                out: Var::Key,
-            },
             Op::Linear {
                 x: Var::Normed,
                 linear: v,
@@ -321,11 +327,6 @@ fn key_value_products(ops: &[Op]) -> (Option<KeyValueProducts<'_>>, &[Op]) {
             rest @ ..,
         ] => (Some(KeyValueProducts { k, v: Some(v) }), rest),
         [
-            Op::Linear {
-                x: Var::Normed,
-                linear: k,
-                out: Var::Key,
-            },
             Op::Copy {
                 x: Var::Key,
                 range,

@@ -7,14 +7,14 @@ use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
-    decode::{branch_sum, finishing, token_inputs_params},
+    decode::{branch_sum, finishing, key_value_addresses, token_inputs_params},
     device::{Device, Launch},
     kv_cache::KvCache,
     launches::{
         Chunk, Epilogue, GATE_SCALE, Gate, Linear, add_branch_tokens, embed_tokens,
         flash_attention, float_to_half, gate_tokens, gemm, norm_tokens, rope_tokens, token_inputs,
     },
-    lowering::{Branch, Group, Heads, KeyValueProducts, groups},
+    lowering::{Branch, Group, Heads, groups},
     params::{FlashAttentionParams, NormParams, RopeParams},
     scratch::{ChunkScratch, Scratch},
     tensor_types::{COPY_TYPE, KernelType},
@@ -23,8 +23,8 @@ use super::{
 use crate::{
     backend::Want,
     model::{
-        Decoder, Tensor,
-        decoder::{self, Activation, RopeStyle},
+        Decoder,
+        decoder::{Activation, RopeStyle},
         ops::{Op, Var},
     },
     quant::TensorType,
@@ -88,7 +88,9 @@ impl Prompt<'_> {
                 }
                 Group::TokenInputs(inputs) => {
                     self.read_as_it_is(launch, inputs.norm.epsilon, counted)?;
-                    let product = self.product(inputs.projection, scratch.token_inputs);
+                    let product = self
+                        .weights
+                        .product(inputs.projection, scratch.token_inputs);
                     self.store(launch, &[product], scratch.normed, chunk)?;
                     let params = token_inputs_params(
                         &inputs,
@@ -105,13 +107,9 @@ impl Prompt<'_> {
                     self.norm(launch, weight, 0, norm.epsilon, counted)?;
                 }
                 Group::Attention { q, kv, heads } => {
-                    let mut qkv = vec![self.linear(q, scratch.q)];
-                    if let Some(KeyValueProducts { k, v }) = kv {
-                        qkv.push(self.linear(k, scratch.k));
-                        qkv.extend(v.map(|v| self.linear(v, scratch.v)));
-                    }
+                    let qkv = weights.qkv(q, kv.as_ref(), [scratch.q, scratch.k, scratch.v]);
                     self.store(launch, &qkv, scratch.normed, counted.chunk)?;
-                    self.attention(launch, &heads, kv.as_ref(), counted, context_end)?;
+                    self.attention(launch, &heads, &qkv[1..], counted, context_end)?;
                 }
                 Group::Gate {
                     gate,
@@ -128,7 +126,7 @@ impl Prompt<'_> {
                 } => {
                     // Any epsilon will do: what is divided by is multiplied with again.
                     self.read_as_it_is(launch, 1e-6, counted)?;
-                    let product = self.product(gate, scratch.gate);
+                    let product = self.weights.product(gate, scratch.gate);
                     self.store(launch, &[product], scratch.normed, counted.chunk)?;
                     let all = part.len() * decoder.layers.len();
                     let up = counted.part_of(scratch.token_inputs, all);
@@ -163,7 +161,7 @@ impl Prompt<'_> {
                     };
                 }
                 Group::Logits { linear, finish } => {
-                    let logits = self.linear(linear, self.decode.logits);
+                    let logits = self.weights.linear(linear, self.decode.logits);
                     self.store(launch, &[logits], scratch.normed, counted.chunk)?;
                     let finish = finishing(device, weights, &finish, logits, counted.chunk)?;
                     finish.into_iter().try_for_each(&mut *launch)?;
@@ -171,23 +169,6 @@ impl Prompt<'_> {
             }
         }
         Ok(())
-    }
-
-    /// `out = W x + bias`
-    fn linear(&self, linear: &decoder::Linear, out: CUdeviceptr) -> Linear {
-        Linear {
-            bias: self.weights.vector(linear.bias.as_ref()),
-            ..self.product(&linear.weights, out)
-        }
-    }
-
-    /// `out = W x`
-    fn product(&self, weights: &Tensor, out: CUdeviceptr) -> Linear {
-        Linear {
-            weights: self.weights.matrix(weights),
-            bias: 0,
-            out,
-        }
     }
 
     /// The residual stream's norm as products read it. `rms` gets what was divided by, where it is not 0.
@@ -218,12 +199,12 @@ impl Prompt<'_> {
         self.norm(launch, 0, self.scratch.rms, epsilon, counted)
     }
 
-    /// One layer's attention behind its products.
+    /// One layer's attention behind its products, of which `kv` are those of keys and values.
     fn attention(
         &self,
         launch: Queue,
         heads: &Heads,
-        kv: Option<&KeyValueProducts>,
+        kv: &[Linear],
         counted: Counted,
         context_end: usize,
     ) -> Result<()> {
@@ -239,10 +220,11 @@ impl Prompt<'_> {
         let Counted {
             chunk, position, ..
         } = counted;
+        let [k, v] = key_value_addresses(kv);
         let rope = RopeParams {
             q: scratch.q,
-            k: kv.map_or(0, |_| scratch.k),
-            v: kv.map_or(0, |kv| kv.v.map_or(scratch.k, |_| scratch.v)),
+            k,
+            v,
             q_norm: weights.vector(heads.q_norm),
             k_norm: weights.vector(heads.k_norm),
             v_norm: weights.vector(heads.v_norm),
@@ -329,7 +311,7 @@ impl Prompt<'_> {
         let (columns, chunk) = (self.decoder.hidden_size, counted.chunk);
         let hidden = counted.part_of(scratch.hidden, columns);
         if !branch.is_plain() {
-            let product = self.product(branch.matrix, scratch.branch);
+            let product = self.weights.product(branch.matrix, scratch.branch);
             self.store(launch, &[product], x, chunk)?;
             let sum = branch_sum(branch, self.weights);
             return launch(add_branch_tokens(

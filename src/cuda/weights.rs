@@ -10,13 +10,15 @@ use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
     device::{Device, DeviceBuffer, PinnedBuffer},
+    launches::Linear,
+    lowering::KeyValueProducts,
     tensor_types::KernelType,
     upload::{Piece, SLOT_BYTES, upload},
 };
 use crate::{
     model::{
         Decoder, Tensor,
-        decoder::{Rope, Vector},
+        decoder::{self, Rope, Vector},
         ops::Op,
     },
     quant::TensorType,
@@ -52,8 +54,8 @@ impl DeviceWeights {
     /// # Errors
     /// A tensor of a type that no kernel reads.
     pub fn bytes(decoder: &Decoder) -> Result<(usize, usize)> {
-        let all = Layout::new(decoder, TablesIn::Device)?.device_bytes;
-        Ok((all, Layout::new(decoder, TablesIn::Host)?.table_bytes))
+        let apart = Layout::new(decoder, TablesIn::Host)?;
+        Ok((apart.device_bytes + apart.table_bytes, apart.table_bytes))
     }
 
     /// Takes the memory and fills it. `progress` hears the bytes done and their total.
@@ -125,6 +127,38 @@ impl DeviceWeights {
     /// A matrix of the decoder that was uploaded.
     pub fn matrix(&self, tensor: &Tensor) -> Matrix {
         self.matrices[tensor.name()]
+    }
+
+    /// `out = W x`
+    pub fn product(&self, weights: &Tensor, out: CUdeviceptr) -> Linear {
+        Linear {
+            weights: self.matrix(weights),
+            bias: 0,
+            out,
+        }
+    }
+
+    /// `out = W x + bias`
+    pub fn linear(&self, linear: &decoder::Linear, out: CUdeviceptr) -> Linear {
+        Linear {
+            bias: self.vector(linear.bias.as_ref()),
+            ..self.product(&linear.weights, out)
+        }
+    }
+
+    /// The products of queries, keys and values to `q`, `k` and `v`, as far as the layer has them.
+    pub fn qkv(
+        &self,
+        queries: &decoder::Linear,
+        kv: Option<&KeyValueProducts>,
+        [q, k, v]: [CUdeviceptr; 3],
+    ) -> Vec<Linear> {
+        let mut products = vec![self.linear(queries, q)];
+        if let Some(kv) = kv {
+            products.push(self.linear(kv.k, k));
+            products.extend(kv.v.map(|values| self.linear(values, v)));
+        }
+        products
     }
 
     /// A vector of the decoder that was uploaded, f32; 0 where there is none.

@@ -61,12 +61,13 @@ pub fn measure(
         )
     })?;
     let text = made_up_tokens(end, limits.vocab_size);
-    let mut first = true;
+    if depth > 0 {
+        read_prompt(backend, &text[..depth], 0)?;
+    }
     let mut run = || {
-        if depth > 0 && (first || !backend.remembers(depth)) {
+        if !backend.remembers(depth) {
             read_prompt(backend, &text[..depth], 0)?;
         }
-        first = false;
         let start = Instant::now();
         match kind {
             Kind::Prompt => {

@@ -63,11 +63,7 @@ impl Session {
     /// Reads all tokens again, where the cache has forgotten what the next one sees of them.
     fn recall(&mut self) -> Result<()> {
         if !self.backend.remembers(self.tokens.len()) {
-            let chunk_len = self.backend.limits().chunk_len;
-            for (i, chunk) in self.tokens.chunks(chunk_len).enumerate() {
-                let batch = Batch::prompt(chunk, i * chunk_len, Want::Nothing);
-                self.backend.compute(batch)?;
-            }
+            read_prompt(&mut *self.backend, &self.tokens, 0)?;
         }
         Ok(())
     }

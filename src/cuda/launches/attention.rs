@@ -33,13 +33,12 @@ pub fn decode_attention(
     params: DecodeAttentionParams,
 ) -> Result<Launch> {
     let group = params.layer.group as usize;
-    // `JOINED_HEADS` and `TEAMS` of `kernels/decode_attention.cuh`.
-    let heads = group.min(HEADS_PER_BLOCK);
-    let (joined, teams) = match head_dim {
-        512 => (heads.div_ceil(4), DECODE_THREADS / WARP / 2),
-        256 => (heads.div_ceil(4), DECODE_THREADS / WARP),
-        _ => (heads, DECODE_THREADS / WARP),
+    // `TEAMS` of `kernels/decode_attention.cuh`.
+    let teams = match head_dim {
+        512 => DECODE_THREADS / WARP / 2,
+        _ => DECODE_THREADS / WARP,
     };
+    let joined = joined_heads(head_dim, group);
     let name = for_head_dim("decode_attention", head_dim)?;
     Ok(Launch {
         function: device.function("decode_attention", &name)?,
@@ -54,6 +53,15 @@ pub fn decode_attention(
         dependent: true,
         cooperative: false,
     })
+}
+
+/// `JOINED_HEADS` of `kernels/decode_attention.cuh`, of a block that has so many.
+pub fn joined_heads(head_dim: usize, group: usize) -> usize {
+    let heads = group.min(HEADS_PER_BLOCK);
+    match head_dim {
+        ..=128 => heads,
+        _ => heads.div_ceil(4),
+    }
 }
 
 /// Pieces of what a token sees that fill the device with blocks of [`decode_attention`].

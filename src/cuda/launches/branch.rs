@@ -4,7 +4,7 @@
 use anyhow::Result;
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{Chunk, Normed, WARP};
+use super::{Chunk, Normed, token_threads};
 use crate::cuda::{
     device::{Device, Launch, Parameter},
     params::{AddBranchParams, AddBranchTokensParams},
@@ -73,11 +73,10 @@ pub fn add_branch_tokens(
     columns: usize,
     chunk: Chunk,
 ) -> Result<Launch> {
-    let threads = columns.div_ceil(4).next_multiple_of(WARP).min(1024);
     Ok(Launch {
         function: device.function("branch", "add_branch_tokens")?,
         grid: [chunk.tokens as u32, 1, 1],
-        block: [threads as u32, 1],
+        block: [token_threads(columns), 1],
         shared_bytes: 0,
         parameter: Parameter::new(AddBranchTokensParams {
             x,

@@ -65,14 +65,10 @@ pub fn gemm(
             out_stride: linear.weights.rows as i32,
         };
     }
-    let (number, factor) = match epilogue {
-        Epilogue::Store => (0, 1.0),
-        Epilogue::Add { factor } => (1, factor),
-        Epilogue::Gate { .. } => (2, 1.0 / GATE_SCALE),
-    };
-    let gelu = match epilogue {
-        Epilogue::Gate { activation } => gelu(activation),
-        _ => 0,
+    let (number, factor, gelu) = match epilogue {
+        Epilogue::Store => (0, 1.0, 0),
+        Epilogue::Add { factor } => (1, factor, 0),
+        Epilogue::Gate { activation } => (2, 1.0 / GATE_SCALE, gelu(activation)),
     };
     Ok(Launch {
         function: config.function,

@@ -95,6 +95,11 @@ pub struct SplitKWorkspace {
     pub finished: CUdeviceptr,
 }
 
+/// Threads of a block that works on a token's `columns` values, four a thread.
+fn token_threads(columns: usize) -> u32 {
+    columns.div_ceil(4).next_multiple_of(WARP).min(1024) as u32
+}
+
 /// A function that gates go through, as kernels know it (`kernels/activate.cuh`).
 fn gelu(activation: decoder::Activation) -> i32 {
     match activation {

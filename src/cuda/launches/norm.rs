@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Chunk, WARP};
+use super::{Chunk, token_threads};
 use crate::cuda::{
     device::{Device, Launch, Parameter},
     params::NormParams,
@@ -10,12 +10,10 @@ use crate::cuda::{
 
 /// `out = rms_norm(x)` of each token as float16 activations. Of `params` it fills in what follows from the chunk.
 pub fn norm_tokens(device: &Device, params: NormParams, chunk: Chunk) -> Result<Launch> {
-    let columns = params.columns as usize;
-    let threads = columns.div_ceil(4).next_multiple_of(WARP).min(1024);
     Ok(Launch {
         function: device.function("norm", "norm_tokens")?,
         grid: [chunk.tokens as u32, 1, 1],
-        block: [threads as u32, 1],
+        block: [token_threads(params.columns as usize), 1],
         shared_bytes: 0,
         parameter: Parameter::new(NormParams {
             padded_tokens: chunk.padded() as i32,

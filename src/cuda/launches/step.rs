@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{GROUP, WARP, decode_attention_splits, for_head_dim};
+use super::{GROUP, WARP, attention::joined_heads, decode_attention_splits, for_head_dim};
 use crate::{
     cuda::{
         device::{Device, Launch, Parameter},
@@ -380,11 +380,7 @@ fn attention_bytes(head_dim: usize, group: usize) -> usize {
     /// `WARPS` and `HEADS` of `kernels/decode_attention.cuh`.
     const WARPS: usize = 8;
     const HEADS: usize = 8;
-    // `JOINED_HEADS`
-    let joined = match head_dim {
-        ..=128 => group.min(HEADS),
-        _ => group.min(HEADS).div_ceil(4),
-    };
+    let joined = joined_heads(head_dim, group);
     let (query, newest) = (32 * head_dim, 2 * 2 * head_dim);
     let sums = (2 * WARPS + 2) * HEADS * size_of::<f32>() + size_of::<CUdeviceptr>();
     let rows = (WARPS + 1) * head_dim * size_of::<f32>();

@@ -22,7 +22,7 @@ fn describe(source: &Source) -> Result<Decoder> {
     ends.embedding_scale = Some((shape.hidden_size as f32).sqrt());
     ends.softcap = source.nonzero("final_logit_softcapping")?;
     let rope = source.rope(RopeStyle::Neox, shape.head_dim)?.into();
-    let scale = source.attention_scale(usual_scale(&shape))?;
+    let scale = source.attention_scale(usual_scale(&shape, 46))?;
     let softcap = source.nonzero("attn_logit_softcapping")?;
     let window = source.window(&shape)?;
     let sliding = source.sliding_layers(&shape, PERIOD)?;
@@ -36,11 +36,11 @@ fn describe(source: &Source) -> Result<Decoder> {
 }
 
 /// Files do not say what scores are multiplied with. It follows from the length of a head, but in the model of 27 billion
-/// parameters, the one of 46 layers, from that of an equal share of the residual stream.
-fn usual_scale(shape: &Shape) -> f32 {
-    let len = match shape.block_count {
-        46 => shape.hidden_size / shape.head_count[0],
-        _ => shape.head_dim,
+/// parameters, the one of `largest` layers, from that of an equal share of the residual stream.
+pub fn usual_scale(shape: &Shape, largest: usize) -> f32 {
+    let len = match shape.block_count == largest {
+        true => shape.hidden_size / shape.head_count[0],
+        false => shape.head_dim,
     };
     (len as f32).sqrt().recip()
 }

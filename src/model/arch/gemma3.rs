@@ -7,7 +7,8 @@ use anyhow::Result;
 
 use super::{
     super::decoder::{Activation, Decoder, RopeStyle},
-    Architecture, Shape, Source,
+    Architecture, Source,
+    gemma2::usual_scale,
 };
 
 pub const GEMMA3: Architecture = Architecture {
@@ -26,7 +27,7 @@ fn describe(source: &Source) -> Result<Decoder> {
     let head_dim = shape.head_dim;
     let rope = Arc::new(source.rope(RopeStyle::Neox, head_dim)?);
     let sliding_rope = Arc::new(source.sliding_rope(&rope, head_dim)?);
-    let scale = source.attention_scale(usual_scale(&shape))?;
+    let scale = source.attention_scale(usual_scale(&shape, 62))?;
     let window = source.window(&shape)?;
     let sliding = source.sliding_layers(&shape, PERIOD)?;
     source.decoder(&shape, &ends, |tensors| {
@@ -38,14 +39,4 @@ fn describe(source: &Source) -> Result<Decoder> {
         attention.window = window.filter(|_| sliding);
         tensors.post_norm(tensors.pre_norm(attention, tensors.feed_forward(Activation::GeluTanh)?)?)
     })
-}
-
-/// Files do not say what scores are multiplied with. It follows from the length of a head, but in the model of 27 billion
-/// parameters, the one of 62 layers, from that of an equal share of the residual stream.
-fn usual_scale(shape: &Shape) -> f32 {
-    let len = match shape.block_count {
-        62 => shape.hidden_size / shape.head_count[0],
-        _ => shape.head_dim,
-    };
-    (len as f32).sqrt().recip()
 }

@@ -100,17 +100,16 @@ fn own_key_values(tensors: &LayerSource, shape: &Shape, head_dim: usize) -> Resu
 fn owners(sliding: &[bool], sharing: usize) -> Result<Vec<usize>> {
     let first_sharing = sliding.len() - sharing;
     let owner = |layer: usize| {
-        match layer < first_sharing {
-        true => Ok(layer),
-        false => sliding[..first_sharing]
-            .iter()
-            .rposition(|kind| *kind == sliding[layer])
-            .with_context(|| {
-                format!(
-                    "layer {layer} shares keys and values, and no layer of its kind before the last {sharing} has any"
-                )
-            }),
-    }
+        if layer < first_sharing {
+            return Ok(layer);
+        }
+        let mut own = sliding[..first_sharing].iter();
+        let owner = own.rposition(|kind| *kind == sliding[layer]);
+        owner.with_context(|| {
+            format!(
+                "layer {layer} shares keys and values, and no layer of its kind before the last {sharing} has any"
+            )
+        })
     };
     (0..sliding.len()).map(owner).collect()
 }

@@ -128,7 +128,7 @@ impl<'a> Source<'a> {
         let scaling = self.rope_scaling()?;
         Ok(Rope {
             style,
-            base: self.rope_base()?,
+            base: self.rope_base("rope.freq_base", self.rope.freq_base)?,
             dimensions: self.rope_dimensions("rope.dimension_count", head_dim)?,
             factors: None,
             scaling,
@@ -217,16 +217,9 @@ impl<'a> Source<'a> {
     /// The rotation of sliding layers, whose heads have `head_dim` values: that of the others with a base of its own and
     /// positions as they are, since a window needs no scaling.
     pub fn sliding_rope(&self, rope: &Rope, head_dim: usize) -> Result<Rope> {
-        const BASE: &str = "rope.freq_base_swa";
-        let base = self.float(BASE)?.unwrap_or(10_000.0);
-        ensure!(
-            base >= 1.0,
-            "metadata key \"{}\" is {base}, expected 1 or more",
-            self.full(BASE)
-        );
         Ok(Rope {
             style: rope.style,
-            base,
+            base: self.rope_base("rope.freq_base_swa", None)?,
             dimensions: self.rope_dimensions("rope.dimension_count_swa", head_dim)?,
             factors: None,
             scaling: RopeScaling::None,
@@ -516,16 +509,16 @@ impl<'a> Source<'a> {
         Ok(epsilon)
     }
 
-    fn rope_base(&self) -> Result<f32> {
-        const KEY: &str = "rope.freq_base";
-        let base = self.float(KEY)?.unwrap_or(10_000.0);
-        if let Some(base) = self.rope.freq_base {
+    /// `asked`, or else the file's.
+    fn rope_base(&self, key: &str, asked: Option<f32>) -> Result<f32> {
+        let base = self.float(key)?.unwrap_or(10_000.0);
+        if let Some(base) = asked {
             return Ok(base);
         }
         ensure!(
             base >= 1.0,
             "metadata key \"{}\" is {base}, expected 1 or more",
-            self.full(KEY)
+            self.full(key)
         );
         Ok(base)
     }
