@@ -110,6 +110,15 @@ impl KvLayout {
         self.bytes_of(rings.map(|(_, layer)| layer.token_len() * layer.capacity))
     }
 
+    /// Says under `-v` what a context takes, by what is known of its layout.
+    pub fn log_size(context_len: usize, bytes_per_token: usize, ring_bytes: usize) {
+        let bytes = context_len.saturating_mul(bytes_per_token);
+        tracing::debug!("KV cache: {bytes} bytes, {bytes_per_token} a token");
+        if ring_bytes > 0 {
+            tracing::debug!("KV cache of layers with sliding windows: {ring_bytes} bytes");
+        }
+    }
+
     /// Bytes of so many keys' values, and of as many values'.
     fn bytes_of(&self, lens: impl Iterator<Item = usize>) -> usize {
         2 * lens.sum::<usize>() * self.format.bytes_per_value()

@@ -62,16 +62,7 @@ impl CpuBackend {
     pub fn new(decoder: Arc<Decoder>, context_len: usize, threads: usize) -> Result<Self> {
         let layout = KvLayout::new(&decoder, context_len, CHUNK_LEN, KvFormat::F32);
         let bytes_per_token = layout.bytes_per_token();
-        tracing::debug!(
-            "KV cache: {} bytes, {bytes_per_token} a token",
-            bytes_per_token.saturating_mul(context_len)
-        );
-        if layout.ring_bytes() > 0 {
-            tracing::debug!(
-                "KV cache of layers with sliding windows: {} bytes",
-                layout.ring_bytes()
-            );
-        }
+        KvLayout::log_size(context_len, bytes_per_token, layout.ring_bytes());
         let no_memory = || {
             format!(
                 "cannot allocate the KV cache for a context of {context_len} tokens ({bytes_per_token} bytes a token)"

@@ -88,9 +88,7 @@ impl Prompt<'_> {
                 }
                 Group::TokenInputs(inputs) => {
                     self.read_as_it_is(launch, inputs.norm.epsilon, counted)?;
-                    let product = self
-                        .weights
-                        .product(inputs.projection, scratch.token_inputs);
+                    let product = weights.product(inputs.projection, scratch.token_inputs);
                     self.store(launch, &[product], scratch.normed, chunk)?;
                     let params = token_inputs_params(
                         &inputs,
@@ -126,7 +124,7 @@ impl Prompt<'_> {
                 } => {
                     // Any epsilon will do: what is divided by is multiplied with again.
                     self.read_as_it_is(launch, 1e-6, counted)?;
-                    let product = self.weights.product(gate, scratch.gate);
+                    let product = weights.product(gate, scratch.gate);
                     self.store(launch, &[product], scratch.normed, counted.chunk)?;
                     let all = part.len() * decoder.layers.len();
                     let up = counted.part_of(scratch.token_inputs, all);
@@ -161,7 +159,7 @@ impl Prompt<'_> {
                     };
                 }
                 Group::Logits { linear, finish } => {
-                    let logits = self.weights.linear(linear, self.decode.logits);
+                    let logits = weights.linear(linear, self.decode.logits);
                     self.store(launch, &[logits], scratch.normed, counted.chunk)?;
                     let finish = finishing(device, weights, &finish, logits, counted.chunk)?;
                     finish.into_iter().try_for_each(&mut *launch)?;

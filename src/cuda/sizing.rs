@@ -120,11 +120,7 @@ pub fn choose(
         };
         tracing::debug!("tables of which a token reads one row: {tables} bytes, {place}");
     }
-    let kv_bytes = context_len * kv_per_token;
-    tracing::debug!("KV cache: {kv_bytes} bytes, {kv_per_token} a token");
-    if kv_rings > 0 {
-        tracing::debug!("KV cache of layers with sliding windows: {kv_rings} bytes");
-    }
+    KvLayout::log_size(context_len, kv_per_token, kv_rings);
     Ok(Choice {
         chunk: Chunk { tokens },
         context_len,

@@ -73,9 +73,10 @@ impl DeviceWeights {
             0 => None,
             bytes => Some(device.allocate_pinned(bytes)?),
         };
-        let address = |place: Place| match (place, &tables) {
-            (Place::Table(offset), Some(tables)) => tables.device_address() + offset as u64,
-            (Place::Device(offset) | Place::Table(offset), _) => memory.at(offset),
+        let tables_at = tables.as_ref().map_or(0, PinnedBuffer::device_address);
+        let address = |place: Place| match place {
+            Place::Device(offset) => memory.at(offset),
+            Place::Table(offset) => tables_at + offset as u64,
         };
         let mut matrices = HashMap::new();
         let mut pieces = Vec::new();
