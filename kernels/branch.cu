@@ -2,8 +2,9 @@
 //
 //   x = (x + rms_norm(branch)) * scale      (the norm where the model has one)
 //
-// add_branch: of one token, and x * (the next norm's weights), quantized, for the product behind it, as gemv.cuh's ADD
-// does. add_branch_tokens: of the tokens of a chunk.
+// add_branch: of one token, the squares summed up by groups of 32 values as the step kernel does (step.cu), and x *
+// (the next norm's weights), quantized, for the product behind it, as gemv.cuh's ADD does. add_branch_tokens: of the
+// tokens of a chunk.
 //
 // Bound: latency for one token, else bytes. Grid: add_branch a thread a value, 256 a block, each of which sums up all
 // squares; add_branch_tokens a block of whole warps a token, best with a thread for 4 values.
@@ -11,7 +12,38 @@
 
 namespace {
 
-constexpr int AT_ONCE = 6;  // pieces of four values that a thread of add_branch loads together
+constexpr int AT_ONCE = 12;            // groups of 32 values that a warp of add_branch loads together
+constexpr int GROUPS_TOGETHER = 1024;  // whose sums are in shared memory at a time, a multiple of 32
+
+// The sum of the squares of `groups` groups of 32 values: of each group by itself, then lane i adds those of groups i,
+// i + 32, ..., as the step kernel does. By a whole block.
+__device__ __forceinline__ float squares_by_groups(const float *x, int groups) {
+    __shared__ float of_group[GROUPS_TOGETHER];
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    float sum = 0.f;
+    for (int begin = 0; begin < groups; begin += GROUPS_TOGETHER) {
+        const int end = min(begin + GROUPS_TOGETHER, groups);
+        // All loads of a batch are on their way before the first one is needed.
+        for (int first = begin + warp; first < end; first += AT_ONCE * warps) {
+            float value[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                const int group = first + i * warps;
+                value[i] = group < end ? x[group * ACTIVATION_GROUP + lane] : 0.f;
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                const float squares = warp_sum(value[i] * value[i]);
+                const int group = first + i * warps;
+                if (lane == 0 && group < end) of_group[group - begin] = squares;
+            }
+        }
+        __syncthreads();
+        for (int group = begin + lane; group < end; group += WARP) sum += of_group[group - begin];
+        __syncthreads();
+    }
+    return warp_sum(sum);
+}
 
 template <bool ALIGNED>
 __device__ __forceinline__ void add_tokens(const AddBranchTokensParams &p) {
@@ -54,19 +86,9 @@ extern "C" __global__ void __launch_bounds__(256) add_branch(const __grid_consta
         const float own = exists ? p.branch[column] : 0.f;
         float factor = 1.f;
         if (p.norm) {
-            float squares = 0.f;
-            // All loads of a batch are on their way before the first one is needed.
-            for (int first = threadIdx.x * 4; first < p.columns; first += AT_ONCE * blockDim.x * 4) {
-                float4 value[AT_ONCE];
-#pragma unroll
-                for (int i = 0; i < AT_ONCE; i++)
-                    value[i] = load4<true>(p.branch, first + i * blockDim.x * 4, p.columns);
-#pragma unroll
-                for (int i = 0; i < AT_ONCE; i++) squares += squares_of(value[i]);
-            }
-            factor = 1.f / sqrtf(block_sum(squares) / p.columns + p.epsilon);
+            factor = 1.f / sqrtf(squares_by_groups(p.branch, p.columns / ACTIVATION_GROUP) / p.columns + p.epsilon);
         }
-        if (exists) x = (x + own * factor * weight) * p.scale;
+        if (exists) x = fmaf(own * factor, weight, x) * p.scale;
     }
     if (!exists) return;
     p.x[column] = x;

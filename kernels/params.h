@@ -467,10 +467,14 @@ struct StepProduct {
     int floats;            // whether a matrix is of floats
     StepMatrix matrix[3];  // Embed: the table, its share being of the columns; Qkv: three; Gate: gate and up; else one
     int slices;            // into which quantized rows are cut
-    uint32_t slices_inverse;  // 2^32 / slices, rounded up
-    uint64_t padding;
+    uint32_t slices_inverse;   // 2^32 / slices, rounded up
+    int gelu;                  // Gate: GELU in the place of SiLU (activate.cuh)
+    float scale;               // Add: of the sum
+    const float *branch_norm;  // (rows), Add: weights of the norm of what is added; or null
+    float branch_epsilon;
+    int branch_columns;  // of all blocks together
 };
-static_assert(sizeof(StepProduct) == 192, "StepProduct");
+static_assert(sizeof(StepProduct) == 208, "StepProduct");
 FIELD(StepProduct, kind, 0);
 FIELD(StepProduct, columns, 4);
 FIELD(StepProduct, matrices, 8);
@@ -481,16 +485,20 @@ FIELD(StepProduct, floats, 28);
 FIELD(StepProduct, matrix, 32);
 FIELD(StepProduct, slices, 176);
 FIELD(StepProduct, slices_inverse, 180);
-FIELD(StepProduct, padding, 184);
+FIELD(StepProduct, gelu, 184);
+FIELD(StepProduct, scale, 188);
+FIELD(StepProduct, branch_norm, 192);
+FIELD(StepProduct, branch_epsilon, 200);
+FIELD(StepProduct, branch_columns, 204);
 
 // Attention as a stage of the step kernel.
 struct StepAttention {
     int kind;  // StepKind
     int unused;
     AttentionLayer layer;
-    uint64_t padding[12];
+    uint64_t padding[14];
 };
-static_assert(sizeof(StepAttention) == 192, "StepAttention");
+static_assert(sizeof(StepAttention) == 208, "StepAttention");
 FIELD(StepAttention, kind, 0);
 FIELD(StepAttention, unused, 4);
 FIELD(StepAttention, layer, 8);
@@ -516,6 +524,7 @@ struct StepParams {
     uint64_t *partial;          // (head_dim, head_count, splits): packets of one value
     uint4 *partial_sums;        // (head_count, splits): packets of the greatest score and the sum of exponentials
     float *logits;              // (vocabulary)
+    uint64_t *branch_squares;   // (hidden_size / 32): packets of a branch's sums of squares
     uint64_t *failure;          // in the host's memory: what a block waited for in vain; see step/packet.cuh
     int stage_count;
     int slots;               // of the ring
@@ -532,9 +541,9 @@ struct StepParams {
     int head_count_kv;
     int group;   // query heads of a key/value head
     int splits;  // pieces of the context that are worked on side by side, at most
-    int unused;
+    int window;  // of those that have one; 0 where none has
 };
-static_assert(sizeof(StepParams) == 152, "StepParams");
+static_assert(sizeof(StepParams) == 160, "StepParams");
 FIELD(StepParams, stages, 0);
 FIELD(StepParams, epochs, 8);
 FIELD(StepParams, inputs, 16);
@@ -544,21 +553,22 @@ FIELD(StepParams, qkv, 56);
 FIELD(StepParams, partial, 64);
 FIELD(StepParams, partial_sums, 72);
 FIELD(StepParams, logits, 80);
-FIELD(StepParams, failure, 88);
-FIELD(StepParams, stage_count, 96);
-FIELD(StepParams, slots, 100);
-FIELD(StepParams, slots_inverse, 104);
-FIELD(StepParams, in_flight, 108);
-FIELD(StepParams, hidden, 112);
-FIELD(StepParams, attention, 116);
-FIELD(StepParams, vector, 120);
-FIELD(StepParams, squares, 124);
-FIELD(StepParams, unquantized, 128);
-FIELD(StepParams, row_sums, 132);
-FIELD(StepParams, head_count_kv, 136);
-FIELD(StepParams, group, 140);
-FIELD(StepParams, splits, 144);
-FIELD(StepParams, unused, 148);
+FIELD(StepParams, branch_squares, 88);
+FIELD(StepParams, failure, 96);
+FIELD(StepParams, stage_count, 104);
+FIELD(StepParams, slots, 108);
+FIELD(StepParams, slots_inverse, 112);
+FIELD(StepParams, in_flight, 116);
+FIELD(StepParams, hidden, 120);
+FIELD(StepParams, attention, 124);
+FIELD(StepParams, vector, 128);
+FIELD(StepParams, squares, 132);
+FIELD(StepParams, unquantized, 136);
+FIELD(StepParams, row_sums, 140);
+FIELD(StepParams, head_count_kv, 144);
+FIELD(StepParams, group, 148);
+FIELD(StepParams, splits, 152);
+FIELD(StepParams, window, 156);
 
 // gate_tokens
 struct GateParams {

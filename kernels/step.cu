@@ -15,6 +15,7 @@
 // Older devices lack what it takes, and are not asked to run it.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
+#include "activate.cuh"
 #include "types/all.cuh"
 #include "step/attention.cuh"
 
@@ -59,13 +60,13 @@ __device__ __forceinline__ void produce(const StepParams &p, StageBuffer &stages
         const StepProduct &stage = stages[s];
         if (stage.kind == EMBED) continue;
         if (stage.kind == ATTEND) {
-            Jobs &jobs = *shared_at<Jobs>(PRODUCER_JOBS_AT);
             if (first_attention) {
                 wait_for_predecessor();
-                jobs = Jobs(p, __ldcg(p.inputs + 1));
+                find_jobs(p, PRODUCER_JOBS_AT, __ldcg(p.inputs + 1));
                 first_attention = false;
             }
-            stream<D>(producer, as_attention(stage), jobs);
+            const StepAttention &attention = as_attention(stage);
+            stream<D>(producer, attention, jobs_of(attention.layer, PRODUCER_JOBS_AT));
             continue;
         }
         const Slices slices(stage);
@@ -93,13 +94,30 @@ struct Block {
         }
     }
 
+    // 1 / rms of what is about to be added, of which all blocks have given the sums of the squares of their groups. By
+    // a warp.
+    __device__ __forceinline__ float branch_scale(const StepProduct &stage, const Wait &wait, uint32_t now) const {
+        constexpr int AT_ONCE = 4;
+        const int columns = stage.branch_columns, groups = columns / ACTIVATION_GROUP;
+        float sum = 0.f;
+        for (int first = consumer.lane; first < groups; first += AT_ONCE * WARP) {
+            take<AT_ONCE>(
+                Wait{now, wait.stage, wait.failure}, [&](int i) { return first + i * WARP < groups; },
+                [&](int i) { return p.branch_squares + first + i * WARP; },
+                [&](int i, const ValuePacket &packet) { sum += packet.value; });
+        }
+        return 1.f / sqrtf(warp_sum(sum) / columns + stage.branch_epsilon);
+    }
+
     // Multiplies with all matrices of a stage, and does what follows.
     __device__ __forceinline__ void product(const StepProduct &stage, const Wait &wait, uint32_t now,
                                             StageBuffer &stages) const {
         const bool adds = stage.kind == ADD_TO_HIDDEN;
         const int rows = stage.rows;
         // What the end takes is on its way before the wait.
-        const float norm = adds && consumer.thread < stage.matrix[0].rows ? stage.norm[consumer.thread] : 0.f;
+        const bool has_one = adds && consumer.thread < stage.matrix[0].rows;
+        const float norm = has_one ? stage.norm[consumer.thread] : 0.f;
+        const float branch_norm = has_one && stage.branch_norm ? stage.branch_norm[consumer.thread] : 1.f;
         if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage.columns, !adds, stage.floats, wait);
         sync_consumers();
         stages.fetch_next(p, wait.stage, consumer.thread);
@@ -147,10 +165,16 @@ struct Block {
             const int group = (matrix.first_row + i) / ACTIVATION_GROUP;
             const bool exists = i < matrix.rows;
             if (adds) {
-                float x = 0.f, weight = 0.f;
+                float x = 0.f, weight = 0.f, y = exists ? total(0, i) : 0.f, branch_weight = 1.f;
+                if (stage.branch_norm) {
+                    const float squares = warp_sum(y * y);
+                    if (consumer.lane == 0) put(p.branch_squares + group, squares, now);
+                    y *= branch_scale(stage, wait, now);
+                    if (exists) branch_weight = i == consumer.thread ? branch_norm : stage.branch_norm[i];
+                }
                 if (exists) {
                     float &old = shared_at<float>(p.hidden)[i];
-                    x = old + total(0, i);
+                    x = fmaf(y, branch_weight, old) * stage.scale;
                     weight = i == consumer.thread ? norm : stage.norm[i];
                     old = x;
                 }
@@ -159,7 +183,7 @@ struct Block {
                 float gated = 0.f;
                 if (exists) {
                     const float gate = scale * total(0, i), up = scale * total(1, matrix.pairs * TILE_ROWS + i);
-                    gated = __fdividef(gate, 1.f + __expf(-gate)) * up;
+                    gated = activate(stage.gelu, gate) * up;
                 }
                 put_group(p.activation, group, consumer.lane, gated, 0.f, now);
             }
@@ -179,8 +203,8 @@ struct Block {
 template <int D>
 __device__ __forceinline__ void run(const StepParams &p) {
     StageBuffer &consumed = shared_at<StageBuffer>(STAGES_AT)[0], &produced = shared_at<StageBuffer>(STAGES_AT)[1];
-    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT && JOBS_AT + sizeof(Jobs) <= PRODUCER_JOBS_AT &&
-                  PRODUCER_JOBS_AT + sizeof(Jobs) <= RING_AT);
+    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT && JOBS_AT + 2 * sizeof(Jobs) <= PRODUCER_JOBS_AT &&
+                  PRODUCER_JOBS_AT + 2 * sizeof(Jobs) <= RING_AT);
     if (threadIdx.x == 0) Ring::init(p);
     consumed.fetch(p, 0, threadIdx.x);
     consumed.fetch(p, 1, threadIdx.x);
@@ -196,7 +220,7 @@ __device__ __forceinline__ void run(const StepParams &p) {
     const uint32_t epoch = p.epochs[blockIdx.x];
     Consumer consumer;
     const Block<D> block{p, consumer, __ldcg(p.inputs), __ldcg(p.inputs + 1)};
-    if (threadIdx.x == 0) *shared_at<Jobs>(JOBS_AT) = Jobs(p, block.position);
+    if (threadIdx.x == 0) find_jobs(p, JOBS_AT, block.position);
     for (int s = 0; s < p.stage_count; s++) {
         consumer.begin_stage();
         const StepProduct &stage = consumed[s];

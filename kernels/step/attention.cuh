@@ -2,8 +2,7 @@
 // through the ring. Older tokens depend on nothing of this step, so the producer asks for them behind the weights of
 // queries, keys and values, and they are there when the query is.
 //
-// Every token sees all before it, and all have room in the cache, a token's slot being its position: the host leaves
-// windows, and layers that store nothing, to separate kernels.
+// The host leaves layers that store nothing, norm values or cap scores to separate kernels.
 //
 // A job is a chunk of the context for up to 8 query heads of a key/value head: one job a block. Where there are several
 // chunks, their sums travel as packets, and each group of 32 values is added up by one block, in order.
@@ -27,15 +26,18 @@ struct Job {
     int begin, end;
 };
 
-// The jobs of a step, which are the same in each layer, and the first one of a block: worked out once, as divisions
-// take long.
+// The jobs of a step, which are the same in each layer with the same window (0 for none), and the first one of a block:
+// worked out once, as divisions take long.
 struct Jobs {
+    int first_seen, end;  // of the tokens that the newest one sees
     decode_attention::Chunks chunks;
     int head_groups, count;
     Job first;
 
-    __device__ __forceinline__ Jobs(const StepParams &p, int position)
-        : chunks(position + 1, p.splits),
+    __device__ __forceinline__ Jobs(const StepParams &p, int position, int window)
+        : first_seen(window ? max(position + 1 - window, 0) : 0),
+          end(position + 1),
+          chunks(end - first_seen, p.splits),
           head_groups((p.group + decode_attention::HEADS - 1) / decode_attention::HEADS),
           count(p.head_count_kv * head_groups * chunks.count),
           first(at(p, blockIdx.x)) {}
@@ -43,15 +45,24 @@ struct Jobs {
     __device__ __forceinline__ Job at(const StepParams &p, int job) const {
         const int head_kv = job % p.head_count_kv, head_group = job / p.head_count_kv % head_groups;
         const int split = job / (p.head_count_kv * head_groups);
-        const int before = head_group * decode_attention::HEADS, begin = split * chunks.chunk;
+        const int before = head_group * decode_attention::HEADS, begin = first_seen + split * chunks.chunk;
         return {head_kv,
                 split,
                 head_kv * p.group + before,
                 min(p.group - before, decode_attention::HEADS),
                 begin,
-                min(begin + chunks.chunk, chunks.tokens)};
+                min(begin + chunks.chunk, end)};
     }
 };
+
+// Those of a layer, of the two that lie at `at` in shared memory.
+__device__ __forceinline__ Jobs &jobs_of(const AttentionLayer &layer, int at) {
+    return shared_at<Jobs>(at)[layer.window != 0];
+}
+__device__ __forceinline__ void find_jobs(const StepParams &p, int at, int position) {
+    shared_at<Jobs>(at)[0] = Jobs(p, position, 0);
+    if (p.window) shared_at<Jobs>(at)[1] = Jobs(p, position, p.window);
+}
 
 // Asks for the cached keys and values of a block's jobs, without those of the newest token.
 template <int D>
@@ -60,19 +71,27 @@ __device__ __forceinline__ void stream(Producer &producer, const StepAttention &
     using Entry = CacheEntry<D>;
     using decode_attention::STEP;
     const AttentionLayer &layer = stage.layer;
-    const int position = jobs.chunks.tokens - 1;
+    constexpr int ROW_BYTES = D * int(sizeof(half));
+    const int position = jobs.end - 1;
     Job job = jobs.first;
     for (int at = blockIdx.x; at < jobs.count;) {
+        const typename Cache::Slots slot_of(job.begin, layer.context);
         for (int from = job.begin; from < job.end; from += STEP) {
-            const int bytes = min(position - from, STEP) * D * int(sizeof(half));
-            const size_t row = Cache::row(job.head_kv, from, layer.context) * D;
-            producer.begin(Entry::COUNT == 1 ? 2 * bytes : bytes);
-            if (bytes > 0) producer.copy(0, layer.k_cache + row, bytes);
+            const int tokens = min(position - from, STEP), slot = slot_of(from);
+            // The others lie at the beginning of the ring that the cache is.
+            const int whole = min(tokens, layer.context - slot);
+            const auto copy = [&](int offset, const half *cache) {
+                const auto row = [&](int slot) { return cache + Cache::row(job.head_kv, slot, layer.context) * D; };
+                if (whole > 0) producer.copy(offset, row(slot), whole * ROW_BYTES);
+                if (whole < tokens) producer.copy(offset + whole * ROW_BYTES, row(0), (tokens - whole) * ROW_BYTES);
+            };
+            producer.begin(Entry::COUNT == 1 ? 2 * tokens * ROW_BYTES : tokens * ROW_BYTES);
+            copy(0, layer.k_cache);
             if constexpr (Entry::COUNT == 2) {
                 producer.end();
-                producer.begin(bytes);
+                producer.begin(tokens * ROW_BYTES);
             }
-            if (bytes > 0) producer.copy(Entry::COUNT == 1 ? Entry::KEY_BYTES : 0, layer.v_cache + row, bytes);
+            copy(Entry::COUNT == 1 ? Entry::KEY_BYTES : 0, layer.v_cache);
             producer.end();
         }
         at += gridDim.x;
@@ -106,7 +125,7 @@ struct AttentionStage {
 
     // Behind a barrier, as whatever lay in this memory may then be overwritten.
     __device__ __forceinline__ void run(const Wait &wait) const {
-        const Jobs &jobs = *shared_at<Jobs>(JOBS_AT);
+        const Jobs &jobs = jobs_of(stage.layer, JOBS_AT);
         if (int(blockIdx.x) < jobs.count) {
             Job job = jobs.first;
             for (int at = blockIdx.x;;) {
@@ -141,7 +160,7 @@ struct AttentionStage {
         const AttentionLayer &layer = stage.layer;
         const int warp = consumer.warp, lane = consumer.lane;
         const int key_row = p.head_count_kv * p.group * D + job.head_kv * D, value_row = key_row + p.head_count_kv * D;
-        const bool newest = job.end == chunks.tokens;
+        const bool newest = job.end > position;
         Memory &memory = this->memory();
         const HeadRope<D> head_rope(layer, position);
         float x[D / WARP] = {};
@@ -150,7 +169,7 @@ struct AttentionStage {
         } else if (newest && (warp == KEY_WARP || warp == VALUE_WARP)) {
             load_head(wait, warp == KEY_WARP ? key_row : value_row, x);
         }
-        const size_t slot = Cache::row(job.head_kv, position, layer.context) * D;
+        const size_t slot = Cache::row(job.head_kv, Cache::slot_of(position, layer.context), layer.context) * D;
         if (warp < job.heads) {
             head_rope(x, layer.q_norm, head_rope.query_norm, layer, memory.row[warp],
                       [&](int d, float x) { memory.query.store(warp, d, x * layer.scale); });

@@ -272,7 +272,7 @@ params! {
     }
 
     /// A stage of the step kernel but attention, as one block does it.
-    StepProduct: 192 {
+    StepProduct: 208 {
         0 kind: i32,
         4 columns: i32,
         8 matrices: i32,
@@ -283,15 +283,19 @@ params! {
         32 matrix: [StepMatrix; 3],
         176 slices: i32,
         180 slices_inverse: u32,
-        184 padding: u64,
+        184 gelu: i32,
+        188 scale: f32,
+        192 branch_norm: CUdeviceptr,
+        200 branch_epsilon: f32,
+        204 branch_columns: i32,
     }
 
     /// Attention as a stage of the step kernel.
-    StepAttention: 192 {
+    StepAttention: 208 {
         0 kind: i32,
         4 unused: i32,
         8 layer: AttentionLayer,
-        96 padding: [u64; 12],
+        96 padding: [u64; 14],
     }
 
     /// A vector between two stages of the step kernel.
@@ -301,7 +305,7 @@ params! {
     }
 
     /// `step_*`.
-    StepParams: 152 {
+    StepParams: 160 {
         0 stages: CUdeviceptr,
         8 epochs: CUdeviceptr,
         16 inputs: CUdeviceptr,
@@ -311,21 +315,22 @@ params! {
         64 partial: CUdeviceptr,
         72 partial_sums: CUdeviceptr,
         80 logits: CUdeviceptr,
-        88 failure: CUdeviceptr,
-        96 stage_count: i32,
-        100 slots: i32,
-        104 slots_inverse: u32,
-        108 in_flight: i32,
-        112 hidden: i32,
-        116 attention: i32,
-        120 vector: i32,
-        124 squares: i32,
-        128 unquantized: i32,
-        132 row_sums: i32,
-        136 head_count_kv: i32,
-        140 group: i32,
-        144 splits: i32,
-        148 unused: i32,
+        88 branch_squares: CUdeviceptr,
+        96 failure: CUdeviceptr,
+        104 stage_count: i32,
+        108 slots: i32,
+        112 slots_inverse: u32,
+        116 in_flight: i32,
+        120 hidden: i32,
+        124 attention: i32,
+        128 vector: i32,
+        132 squares: i32,
+        136 unquantized: i32,
+        140 row_sums: i32,
+        144 head_count_kv: i32,
+        148 group: i32,
+        152 splits: i32,
+        156 window: i32,
     }
 
     /// `gate_tokens`.

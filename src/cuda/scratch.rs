@@ -241,6 +241,7 @@ impl StepScratch {
             qkv: next(),
             partial: next(),
             partial_sums: next(),
+            branch_squares: next(),
             ..StepParams::zeroed()
         };
         Ok(Self { memory, params })
@@ -301,6 +302,10 @@ pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         ),
         ("step kernel: attention partial sums", partial),
         ("step kernel: their exponentials", sums),
+        (
+            "step kernel: squares of a branch",
+            hidden.div_ceil(32) * VALUE_PACKET,
+        ),
     ]
     .map(Part::from)
     .to_vec()

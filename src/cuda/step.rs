@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    decode::{attention_layer, norm_behind},
+    decode::{attention_layer, branch_sum, norm_behind},
     device::{Device, Launch, PinnedBuffer},
     kv_cache::KvCache,
     launches::{STEP_STAGE_BYTES, StepLinear, StepStage, step},
@@ -15,10 +15,7 @@ use super::{
     scratch::{Scratch, StepScratch},
     weights::DeviceWeights,
 };
-use crate::model::{
-    Decoder,
-    decoder::{Activation, Linear},
-};
+use crate::model::{Decoder, decoder::Linear};
 
 /// The step kernel, ready to be launched.
 pub struct Step {
@@ -59,6 +56,13 @@ impl Step {
             }),
             "the layers' heads differ in size or number"
         );
+        let windows = decoder
+            .layers
+            .iter()
+            .filter_map(|layer| layer.attention.window);
+        let mut windows: Vec<usize> = windows.collect();
+        windows.dedup();
+        ensure!(windows.len() <= 1, "the layers' windows differ");
         let (names, stages): (Vec<_>, Vec<_>) = lower(decoder, weights, cache)?.into_iter().unzip();
         let step_scratch = StepScratch::new(device, decoder)?;
         let failure = device.allocate_pinned(size_of::<u64>())?;
@@ -66,6 +70,7 @@ impl Step {
             inputs: scratch.inputs,
             logits: scratch.logits,
             failure: failure.device_address(),
+            window: windows.first().map_or(0, |window| *window as i32),
             ..step_scratch.params()
         };
         let (launch, stages) = step(device, attention, &stages, params)?;
@@ -146,10 +151,8 @@ fn lower(
                 };
                 let attention = heads.attention;
                 ensure!(
-                    heads.v_norm.is_none()
-                        && attention.softcap.is_none()
-                        && attention.window.is_none(),
-                    "layer {} norms values, caps scores or has a sliding window",
+                    heads.v_norm.is_none() && attention.softcap.is_none(),
+                    "layer {} norms values or caps scores",
                     heads.layer
                 );
                 let matrices = [linear(q), linear(k), linear(v)];
@@ -163,23 +166,23 @@ fn lower(
                 up,
                 activation,
             } => {
-                ensure!(
-                    *activation == Activation::Silu,
-                    "{} is gated by another function than SiLU",
-                    gate.name()
-                );
                 let name = gate.name().to_owned();
                 let (gate, up) = (weights.matrix(gate), weights.matrix(up));
-                stages.push((name, StepStage::Gate { gate, up, epsilon }));
+                let stage = StepStage::Gate {
+                    gate,
+                    up,
+                    activation: *activation,
+                    epsilon,
+                };
+                stages.push((name, stage));
             }
             Group::AddAttended(branch) | Group::AddGated(branch) => {
-                let name = branch.matrix.name();
-                ensure!(
-                    branch.is_plain(),
-                    "the product of {name} is normalized or scaled before it is added"
-                );
-                let (matrix, norm) = (weights.matrix(branch.matrix), norm()?);
-                stages.push((name.to_owned(), StepStage::Add { matrix, norm }));
+                let stage = StepStage::Add {
+                    matrix: weights.matrix(branch.matrix),
+                    sum: branch_sum(branch, weights),
+                    norm: norm()?,
+                };
+                stages.push((branch.matrix.name().to_owned(), stage));
             }
             Group::TokenInputs(inputs) => {
                 bail!(

@@ -6,7 +6,9 @@ use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{GROUP, WARP, attention::joined_heads, decode_attention_splits, for_head_dim};
+use super::{
+    BranchSum, GROUP, WARP, attention::joined_heads, decode_attention_splits, for_head_dim, gelu,
+};
 use crate::{
     cuda::{
         device::{Device, Launch, Parameter},
@@ -14,7 +16,7 @@ use crate::{
         tensor_types::{KernelType, UNIT},
         weights::Matrix,
     },
-    model::decoder::Attention,
+    model::decoder::{Activation, Attention},
 };
 
 /// A stage of the step kernel, in the order in which they run.
@@ -31,15 +33,18 @@ pub enum StepStage {
         epsilon: f32,
     },
     Attend(AttentionLayer),
-    /// `x += W a`, and x times the norm's weights, f32 (rows).
+    /// `x = (x + rms_norm(W a)) * scale`, and x times the norm's weights, f32 (rows).
     Add {
         matrix: Matrix,
+        /// What becomes of the product.
+        sum: BranchSum,
         norm: CUdeviceptr,
     },
-    /// `silu(gate rms_norm(x)) * (up rms_norm(x))`
+    /// `activation(gate rms_norm(x)) * (up rms_norm(x))`
     Gate {
         gate: Matrix,
         up: Matrix,
+        activation: Activation,
         epsilon: f32,
     },
     /// `W rms_norm(x) + bias`
@@ -74,7 +79,7 @@ mod kind {
 const THREADS: usize = 13 * WARP;
 
 /// `RING_AT`, `SLOT_BYTES`, `MAX_SLOTS` and `SHARES` of `kernels/step/ring.cuh`.
-const RING_AT: usize = 1280;
+const RING_AT: usize = 1536;
 const SLOT_BYTES: usize = 10_112;
 const MAX_SLOTS: usize = 24;
 const SHARES: usize = 8;
@@ -137,17 +142,31 @@ impl StepStage {
                     kind: kind::ATTEND,
                     unused: 0,
                     layer,
-                    padding: [0; 12],
+                    padding: [0; 14],
                 }));
             }
-            Self::Add { matrix, norm } => {
+            Self::Add { matrix, sum, norm } => {
                 let rows = group_share(matrix.rows, block, blocks);
                 product.kind = kind::ADD;
                 product.columns = matrix.columns as i32;
-                product.norm = norm + (rows.start * size_of::<f32>()) as u64;
+                let part = |vector: CUdeviceptr| match vector {
+                    0 => 0,
+                    vector => vector + (rows.start * size_of::<f32>()) as u64,
+                };
+                product.norm = part(norm);
+                product.branch_norm = part(sum.norm);
+                product.branch_epsilon = sum.epsilon;
+                product.branch_columns = matrix.rows as i32;
+                product.scale = sum.scale;
                 matrices.push(step_matrix(&matrix.into(), pairs_of(rows))?);
             }
-            Self::Gate { gate, up, epsilon } => {
+            Self::Gate {
+                gate,
+                up,
+                activation,
+                epsilon,
+            } => {
+                product.gelu = gelu(activation);
                 product.kind = kind::GATE;
                 product.columns = gate.columns as i32;
                 product.factor = epsilon;
