@@ -493,14 +493,14 @@ FIELD(StepProduct, branch_columns, 204);
 
 // Attention as a stage of the step kernel.
 struct StepAttention {
-    int kind;  // StepKind
-    int unused;
+    int kind;             // StepKind
+    int values_are_keys;  // before their norms: they have no product of their own
     AttentionLayer layer;
     uint64_t padding[14];
 };
 static_assert(sizeof(StepAttention) == 208, "StepAttention");
 FIELD(StepAttention, kind, 0);
-FIELD(StepAttention, unused, 4);
+FIELD(StepAttention, values_are_keys, 4);
 FIELD(StepAttention, layer, 8);
 FIELD(StepAttention, padding, 96);
 

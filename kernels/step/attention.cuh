@@ -2,7 +2,7 @@
 // through the ring. Older tokens depend on nothing of this step, so the producer asks for them behind the weights of
 // queries, keys and values, and they are there when the query is.
 //
-// The host leaves layers that store nothing, norm values or cap scores to separate kernels.
+// The host leaves layers that store nothing or cap scores to separate kernels.
 //
 // A job is a chunk of the context for up to 8 query heads of a key/value head: one job a block. Where there are several
 // chunks, their sums travel as packets, and each group of 32 values is added up by one block, in order.
@@ -159,7 +159,8 @@ struct AttentionStage {
         using Entry = CacheEntry<D>;
         const AttentionLayer &layer = stage.layer;
         const int warp = consumer.warp, lane = consumer.lane;
-        const int key_row = p.head_count_kv * p.group * D + job.head_kv * D, value_row = key_row + p.head_count_kv * D;
+        const int key_row = p.head_count_kv * p.group * D + job.head_kv * D;
+        const int value_row = stage.values_are_keys ? key_row : key_row + p.head_count_kv * D;
         const bool newest = job.end > position;
         Memory &memory = this->memory();
         const HeadRope<D> head_rope(layer, position);
@@ -181,6 +182,11 @@ struct AttentionStage {
                 Cache::store(layer.k_cache + slot + d, x);
             });
         } else if (newest && warp == VALUE_WARP) {
+            if (layer.v_norm) {
+                const float scale = head_scale<D>(x, layer.epsilon);
+#pragma unroll
+                for (int i = 0; i < D / WARP; i++) x[i] = x[i] * scale * layer.v_norm[i * WARP + lane];
+            }
 #pragma unroll
             for (int i = 0; i < D / WARP; i++) {
                 Cache::store(memory.value + i * WARP + lane, x[i]);

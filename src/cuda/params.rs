@@ -293,7 +293,7 @@ params! {
     /// Attention as a stage of the step kernel.
     StepAttention: 208 {
         0 kind: i32,
-        4 unused: i32,
+        4 values_are_keys: i32,
         8 layer: AttentionLayer,
         96 padding: [u64; 14],
     }

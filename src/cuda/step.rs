@@ -146,19 +146,23 @@ fn lower(
             }
             Group::Norm(norm) => epsilon = norm.epsilon,
             Group::Attention { q, kv, heads } => {
-                let Some(KeyValueProducts { k, v: Some(v) }) = kv else {
-                    bail!("layer {} has no keys or values of its own", heads.layer);
+                let Some(KeyValueProducts { k, v }) = kv else {
+                    bail!("layer {} has no keys and values of its own", heads.layer);
                 };
                 let attention = heads.attention;
                 ensure!(
-                    heads.v_norm.is_none() && attention.softcap.is_none(),
-                    "layer {} norms values or caps scores",
+                    attention.softcap.is_none(),
+                    "layer {} caps scores",
                     heads.layer
                 );
-                let matrices = [linear(q), linear(k), linear(v)];
+                let mut matrices = vec![linear(q), linear(k)];
+                matrices.extend(v.map(linear));
                 let stage = StepStage::Qkv { matrices, epsilon };
                 stages.push((q.weights.name().to_owned(), stage));
-                let stage = StepStage::Attend(attention_layer(weights, cache, heads));
+                let stage = StepStage::Attend {
+                    layer: attention_layer(weights, cache, heads),
+                    values_are_keys: v.is_none(),
+                };
                 stages.push((format!("attention of layer {}", heads.layer), stage));
             }
             Group::Gate {

@@ -20,6 +20,7 @@ use crate::{
 };
 
 /// A stage of the step kernel, in the order in which they run.
+#[derive(Clone)]
 pub enum StepStage {
     /// `x = E[token] * factor`, and x times the norm's weights, f32 (columns).
     Embed {
@@ -29,10 +30,14 @@ pub enum StepStage {
     },
     /// `W rms_norm(x) + bias` of queries, keys and values.
     Qkv {
-        matrices: [StepLinear; 3],
+        /// Of queries, keys and values; without the last, values are what keys are before their norm.
+        matrices: Vec<StepLinear>,
         epsilon: f32,
     },
-    Attend(AttentionLayer),
+    Attend {
+        layer: AttentionLayer,
+        values_are_keys: bool,
+    },
     /// `x = (x + rms_norm(W a)) * scale`, and x times the norm's weights, f32 (rows).
     Add {
         matrix: Matrix,
@@ -48,10 +53,7 @@ pub enum StepStage {
         epsilon: f32,
     },
     /// `W rms_norm(x) + bias`
-    Logits {
-        linear: StepLinear,
-        epsilon: f32,
-    },
+    Logits { linear: StepLinear, epsilon: f32 },
 }
 
 /// A matrix and its bias, f32 (rows), or 0.
@@ -102,7 +104,7 @@ impl StepStage {
     fn of_block(&self, block: usize, blocks: usize) -> Result<StepProduct> {
         let mut product = StepProduct::zeroed();
         let mut matrices = Vec::new();
-        match *self {
+        match self.clone() {
             Self::Embed {
                 table,
                 factor,
@@ -137,10 +139,13 @@ impl StepStage {
                     matrices.push(matrix);
                 }
             }
-            Self::Attend(layer) => {
+            Self::Attend {
+                layer,
+                values_are_keys,
+            } => {
                 return Ok(bytemuck::cast(StepAttention {
                     kind: kind::ATTEND,
-                    unused: 0,
+                    values_are_keys: i32::from(values_are_keys),
                     layer,
                     padding: [0; 14],
                 }));
