@@ -16,23 +16,6 @@ using namespace decode_attention;
 
 constexpr int AT_ONCE = 16;  // chunks whose sums a thread loads together
 
-// How the warps of a team add up their parts of scores: in two places in turn, so that one barrier a step is enough.
-template <int D>
-struct Exchange {
-    float4 scores[2][WARPS][WARP];
-
-    __device__ __forceinline__ void operator()(float (&score)[4], int step) {
-        static_assert(PARTS<D> == 2);
-        const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-        scores[step % 2][warp][lane] = {score[0], score[1], score[2], score[3]};
-        asm volatile("bar.sync %0, %1;" ::"r"(1 + warp / 2), "n"(2 * WARP) : "memory");
-        const float4 other = scores[step % 2][warp ^ 1][lane];
-        score[0] += other.x, score[1] += other.y, score[2] += other.z, score[3] += other.w;
-    }
-};
-template <>
-struct Exchange<0> {};  // where a team is one warp
-
 template <int D>
 __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     using Cache = KvCache<D>;
@@ -41,7 +24,6 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     __shared__ WarpSums sums;
     __shared__ float weight[MAX_SPLITS][HEADS];
     __shared__ bool last;
-    __shared__ Exchange<PARTS<D> == 2 ? D : 0> exchange;
     extern __shared__ float warp_out[];
 
     const AttentionLayer &layer = p.layer;
@@ -150,7 +132,10 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
                 if (next < end) load_keys(next);
             },
             [&](float (&score)[4]) {
-                if constexpr (PARTS<D> == 2) exchange(score, step);
+                if constexpr (PARTS<D> == 2) {
+                    __shared__ Exchange exchange;
+                    exchange(score, step);
+                }
                 if (softcap != 0.f) cap_scores(score, softcap);
             },
             [&](int c, int i) { return value[c][i]; });

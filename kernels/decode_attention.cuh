@@ -211,6 +211,21 @@ struct Gathered {
     }
 };
 
+// How the warps of a team add up their parts of scores: in two places in turn, so that one barrier a step is enough.
+struct Exchange {
+    float4 scores[2][WARPS][WARP];
+
+    // Barriers 0 and 1 are those of all threads, and of the step kernel's consumers.
+    __device__ __forceinline__ void operator()(float (&score)[4], int step) {
+        constexpr int FIRST_BARRIER = 2;
+        const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+        scores[step % 2][warp][lane] = {score[0], score[1], score[2], score[3]};
+        asm volatile("bar.sync %0, %1;" ::"r"(FIRST_BARRIER + warp / 2), "n"(2 * WARP) : "memory");
+        const float4 other = scores[step % 2][warp ^ 1][lane];
+        score[0] += other.x, score[1] += other.y, score[2] += other.z, score[3] += other.w;
+    }
+};
+
 // Heads whose sums are joined together: all, where shared memory is enough for them.
 template <int D>
 constexpr int JOINED_HEADS = D > 128 ? HEADS / 4 : HEADS;

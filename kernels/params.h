@@ -462,19 +462,21 @@ struct StepProduct {
     int columns;
     int matrices;
     float factor;          // Embed: of the row; else the norm's epsilon
-    const float *norm;     // (rows), Embed and Add: weights of the next norm
+    const float *norm;     // (rows), Embed and Add: weights of the next norm; null where what comes next has none
     int rows;              // of all matrices' row pairs
     int floats;            // whether a matrix is of floats
-    StepMatrix matrix[3];  // Embed: the table, its share being of the columns; Qkv: three; Gate: gate and up; else one
+    StepMatrix matrix[3];  // Embed: the table, its share being of the columns; Gate: gate and up; else one, Qkv to three
     int slices;            // into which quantized rows are cut
     uint32_t slices_inverse;   // 2^32 / slices, rounded up
     int gelu;                  // Gate: GELU in the place of SiLU (activate.cuh)
     float scale;               // Add: of the sum
     const float *branch_norm;  // (rows), Add: weights of the norm of what is added; or null
     float branch_epsilon;
-    int branch_columns;  // of all blocks together
+    int branch_columns;   // of all blocks together
+    const float *inputs;  // (rows), Gate: what the product, of a vector that no norm made, gates in the place of up; or null
+    uint64_t unused;
 };
-static_assert(sizeof(StepProduct) == 208, "StepProduct");
+static_assert(sizeof(StepProduct) == 224, "StepProduct");
 FIELD(StepProduct, kind, 0);
 FIELD(StepProduct, columns, 4);
 FIELD(StepProduct, matrices, 8);
@@ -490,19 +492,28 @@ FIELD(StepProduct, scale, 188);
 FIELD(StepProduct, branch_norm, 192);
 FIELD(StepProduct, branch_epsilon, 200);
 FIELD(StepProduct, branch_columns, 204);
+FIELD(StepProduct, inputs, 208);
+FIELD(StepProduct, unused, 216);
 
 // Attention as a stage of the step kernel.
 struct StepAttention {
     int kind;             // StepKind
     int values_are_keys;  // before their norms: they have no product of their own
     AttentionLayer layer;
+    uint64_t *newest;  // (head_dim, head_count_kv, 2): packets of the newest token's key and value, where layers share
+                       // them: of the layer that stores them, and those that read them; else null
+    int newest_age;    // stages since it stored them
+    int heads;         // of StepParams::heads
     uint64_t padding[14];
 };
-static_assert(sizeof(StepAttention) == 208, "StepAttention");
+static_assert(sizeof(StepAttention) == 224, "StepAttention");
 FIELD(StepAttention, kind, 0);
 FIELD(StepAttention, values_are_keys, 4);
 FIELD(StepAttention, layer, 8);
-FIELD(StepAttention, padding, 96);
+FIELD(StepAttention, newest, 96);
+FIELD(StepAttention, newest_age, 104);
+FIELD(StepAttention, heads, 108);
+FIELD(StepAttention, padding, 112);
 
 // A vector between two stages of the step kernel, as packets of it that carry an epoch (step/packet.cuh).
 struct StepVector {
@@ -512,6 +523,22 @@ struct StepVector {
 static_assert(sizeof(StepVector) == 16, "StepVector");
 FIELD(StepVector, groups, 0);
 FIELD(StepVector, values, 8);
+
+// What layers of the step kernel have in common that share their jobs of attention.
+struct StepHeads {
+    int head_dim;  // 0 where there are no such layers
+    int head_count_kv;
+    int group;   // query heads of a key/value head
+    int splits;  // pieces of what a token sees that are worked on side by side, at most
+    int window;  // as AttentionLayer::window
+};
+static_assert(sizeof(StepHeads) == 20, "StepHeads");
+FIELD(StepHeads, head_dim, 0);
+FIELD(StepHeads, head_count_kv, 4);
+FIELD(StepHeads, group, 8);
+FIELD(StepHeads, splits, 12);
+FIELD(StepHeads, window, 16);
+constexpr int HEAD_KINDS = 2;
 
 // step_*
 struct StepParams {
@@ -537,13 +564,9 @@ struct StepParams {
     int squares;    // float (3, groups): where it is a norm's, sums of the squares of what it was made of, and padding
     int unquantized;  // float (columns)
     int row_sums;     // float (rows of the block, slices)
-    // Of all layers:
-    int head_count_kv;
-    int group;   // query heads of a key/value head
-    int splits;  // pieces of the context that are worked on side by side, at most
-    int window;  // of those that have one; 0 where none has
+    StepHeads heads[HEAD_KINDS];
 };
-static_assert(sizeof(StepParams) == 160, "StepParams");
+static_assert(sizeof(StepParams) == 184, "StepParams");
 FIELD(StepParams, stages, 0);
 FIELD(StepParams, epochs, 8);
 FIELD(StepParams, inputs, 16);
@@ -565,10 +588,7 @@ FIELD(StepParams, vector, 128);
 FIELD(StepParams, squares, 132);
 FIELD(StepParams, unquantized, 136);
 FIELD(StepParams, row_sums, 140);
-FIELD(StepParams, head_count_kv, 144);
-FIELD(StepParams, group, 148);
-FIELD(StepParams, splits, 152);
-FIELD(StepParams, window, 156);
+FIELD(StepParams, heads, 144);
 
 // gate_tokens
 struct GateParams {

@@ -46,6 +46,20 @@ __device__ __forceinline__ const StepAttention &as_attention(const StepProduct &
 }
 
 template <int D>
+struct HeadDim {
+    static constexpr int value = D;
+};
+
+// Calls `f(dim)` with a layer's head size as dim.value: it is D, or beside 256 also 512.
+template <int D, typename F>
+__device__ __forceinline__ void with_head_dim(const StepHeads &heads, F f) {
+    if constexpr (D == 256) {
+        if (heads.head_dim == 512) return f(HeadDim<512>());
+    }
+    f(HeadDim<D>());
+}
+
+template <int D>
 __device__ __forceinline__ void produce(const StepParams &p, StageBuffer &stages) {
     Producer producer(p);
     const auto fetch = [&](int s) {
@@ -66,7 +80,8 @@ __device__ __forceinline__ void produce(const StepParams &p, StageBuffer &stages
                 first_attention = false;
             }
             const StepAttention &attention = as_attention(stage);
-            stream<D>(producer, attention, jobs_of(attention.layer, PRODUCER_JOBS_AT));
+            const Jobs &jobs = shared_at<Jobs>(PRODUCER_JOBS_AT)[attention.heads];
+            with_head_dim<D>(jobs.heads, [&](auto dim) { stream<dim.value>(producer, attention, jobs); });
             continue;
         }
         const Slices slices(stage);
@@ -80,17 +95,17 @@ template <int D>
 struct Block {
     const StepParams &p;
     Consumer &consumer;
-    int token, position;
 
     // x = E[token] * factor
     __device__ __forceinline__ void embed(const StepProduct &stage, uint32_t now) const {
         const StepMatrix &table = stage.matrix[0];
+        const int token = __ldcg(p.inputs);
         for (int i = consumer.thread; i < table.rows; i += CONSUMER_THREADS) {
             const int column = table.first_row + i;
             const float value = stage.factor * matrix_value(table.type, table.weights, stage.columns, token, column);
             shared_at<float>(p.hidden)[i] = value;
-            put_group(p.normed, column / ACTIVATION_GROUP, consumer.lane, value * stage.norm[column],
-                      warp_sum(value * value), now);
+            put_group(p.normed, column / ACTIVATION_GROUP, consumer.lane,
+                      stage.norm ? value * stage.norm[column] : value, warp_sum(value * value), now);
         }
     }
 
@@ -112,13 +127,13 @@ struct Block {
     // Multiplies with all matrices of a stage, and does what follows.
     __device__ __forceinline__ void product(const StepProduct &stage, const Wait &wait, uint32_t now,
                                             StageBuffer &stages) const {
-        const bool adds = stage.kind == ADD_TO_HIDDEN;
+        const bool adds = stage.kind == ADD_TO_HIDDEN, normed = !adds && !stage.inputs;
         const int rows = stage.rows;
         // What the end takes is on its way before the wait.
         const bool has_one = adds && consumer.thread < stage.matrix[0].rows;
-        const float norm = has_one ? stage.norm[consumer.thread] : 0.f;
+        const float norm = has_one && stage.norm ? stage.norm[consumer.thread] : 1.f;
         const float branch_norm = has_one && stage.branch_norm ? stage.branch_norm[consumer.thread] : 1.f;
-        if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage.columns, !adds, stage.floats, wait);
+        if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage.columns, normed, stage.floats, wait);
         sync_consumers();
         stages.fetch_next(p, wait.stage, consumer.thread);
         int sums = p.row_sums;
@@ -128,13 +143,13 @@ struct Block {
             sums += stage.matrix[m].pairs * TILE_ROWS * sizeof(float);
         }
         // By a warp that has none of the last tiles.
-        if (!adds && consumer.first() == 0) {
+        if (normed && consumer.first() == 0) {
             const float scale = rms_scale(p.squares, consumer.lane, stage.columns, stage.factor);
             if (elect()) *shared_at<float>(SCALE_AT) = scale;
         }
         wait_for_copies<0>();
         sync_consumers();
-        const float scale = adds ? 1.f : *shared_at<float>(SCALE_AT);
+        const float scale = normed ? *shared_at<float>(SCALE_AT) : 1.f;
 
         // The sum of row `i` of the block's, which is one of matrix `m`.
         const auto total = [&](int m, int i) {
@@ -175,14 +190,16 @@ struct Block {
                 if (exists) {
                     float &old = shared_at<float>(p.hidden)[i];
                     x = fmaf(y, branch_weight, old) * stage.scale;
-                    weight = i == consumer.thread ? norm : stage.norm[i];
+                    weight = i == consumer.thread || !stage.norm ? norm : stage.norm[i];
                     old = x;
                 }
                 put_group(p.normed, group, consumer.lane, x * weight, warp_sum(x * x), now);
             } else {
                 float gated = 0.f;
                 if (exists) {
-                    const float gate = scale * total(0, i), up = scale * total(1, matrix.pairs * TILE_ROWS + i);
+                    const float gate = scale * total(0, i);
+                    const float up =
+                        stage.inputs ? stage.inputs[i] : scale * total(1, matrix.pairs * TILE_ROWS + i);
                     gated = activate(stage.gelu, gate) * up;
                 }
                 put_group(p.activation, group, consumer.lane, gated, 0.f, now);
@@ -194,7 +211,11 @@ struct Block {
                                            StageBuffer &stages) const {
         sync_consumers();
         stages.fetch_next(p, wait.stage, consumer.thread);
-        AttentionStage<D>{p, as_attention(stage), consumer, position, now}.run(wait);
+        const StepAttention &attention = as_attention(stage);
+        const Jobs &jobs = shared_at<Jobs>(JOBS_AT)[attention.heads];
+        with_head_dim<D>(jobs.heads, [&](auto dim) {
+            AttentionStage<dim.value>{p, attention, jobs, consumer, now}.run(wait);
+        });
         wait_for_copies<0>();
         sync_consumers();
     }
@@ -203,8 +224,8 @@ struct Block {
 template <int D>
 __device__ __forceinline__ void run(const StepParams &p) {
     StageBuffer &consumed = shared_at<StageBuffer>(STAGES_AT)[0], &produced = shared_at<StageBuffer>(STAGES_AT)[1];
-    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT && JOBS_AT + 2 * sizeof(Jobs) <= PRODUCER_JOBS_AT &&
-                  PRODUCER_JOBS_AT + 2 * sizeof(Jobs) <= RING_AT);
+    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT && JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= PRODUCER_JOBS_AT &&
+                  PRODUCER_JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= RING_AT);
     if (threadIdx.x == 0) Ring::init(p);
     consumed.fetch(p, 0, threadIdx.x);
     consumed.fetch(p, 1, threadIdx.x);
@@ -219,8 +240,8 @@ __device__ __forceinline__ void run(const StepParams &p) {
     wait_for_predecessor();
     const uint32_t epoch = p.epochs[blockIdx.x];
     Consumer consumer;
-    const Block<D> block{p, consumer, __ldcg(p.inputs), __ldcg(p.inputs + 1)};
-    if (threadIdx.x == 0) find_jobs(p, JOBS_AT, block.position);
+    const Block<D> block{p, consumer};
+    if (threadIdx.x == 0) find_jobs(p, JOBS_AT, __ldcg(p.inputs + 1));
     for (int s = 0; s < p.stage_count; s++) {
         consumer.begin_stage();
         const StepProduct &stage = consumed[s];

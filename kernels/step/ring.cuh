@@ -28,8 +28,8 @@ struct Place {
 
 // Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), a norm's
 // scale, the jobs of attention, the ring, and what StepParams places behind it.
-constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, SCALE_AT = 1216,
-              JOBS_AT = 1232, PRODUCER_JOBS_AT = 1344, RING_AT = 1536;
+constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, SCALE_AT = 1280,
+              JOBS_AT = 1296, PRODUCER_JOBS_AT = 1440, RING_AT = 1664;
 
 // A barrier of all consumers of a block.
 __device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory"); }

@@ -43,11 +43,7 @@ pub fn lower(
 ) -> Result<Vec<Launch>> {
     let (x, normed, activation) = (scratch.hidden, scratch.normed, scratch.activation);
     let columns = decoder.hidden_size;
-    // `out = W x`, of x as it is.
-    let product = |tensor: &Tensor, activation, out| {
-        let product = weights.product(tensor, out);
-        gemv_store(device, &[product], as_it_is(activation), 0.0)
-    };
+    let product = |tensor, activation, out| product(device, weights, tensor, activation, out);
     let one = Chunk { tokens: 1 };
     let groups = token_groups(decoder)?;
     let mut launches = Vec::new();
@@ -63,10 +59,7 @@ pub fn lower(
                 launches.push(embed_token(device, table, *scale, token, x, norm, normed)?);
             }
             Group::TokenInputs(inputs) => {
-                let out = scratch.token_inputs;
-                launches.push(product(inputs.projection, normed.activation, out)?);
-                let params = token_inputs_params(inputs, weights, scratch.inputs, out, 0)?;
-                launches.push(token_inputs(device, decoder.layers.len(), params, one)?);
+                launches.extend(inputs_of_token(device, decoder, weights, scratch, inputs)?);
                 let norm = next_norm()?;
                 launches.push(add_branch(
                     device,
@@ -110,11 +103,10 @@ pub fn lower(
                 activation: function,
             } => {
                 launches.push(product(gate, normed.activation, scratch.gate)?);
-                let part_at = scratch.token_inputs + (part.start * size_of::<f32>()) as u64;
                 launches.push(gate_token(
                     device,
                     scratch.gate,
-                    part_at,
+                    scratch.inputs_of_layer(part),
                     part.len(),
                     *function,
                     activation,
@@ -158,6 +150,34 @@ pub fn norm_behind(next: Option<&Group>, weights: &DeviceWeights) -> Result<CUde
         Some(Group::TokenInputs(_) | Group::GateInputs { .. }) => Ok(0),
         _ => bail!(NORMS),
     }
+}
+
+/// `out = W x`, of x as it is.
+fn product(
+    device: &Device,
+    weights: &DeviceWeights,
+    tensor: &Tensor,
+    x: Activation,
+    out: CUdeviceptr,
+) -> Result<Launch> {
+    let product = weights.product(tensor, out);
+    gemv_store(device, &[product], as_it_is(x), 0.0)
+}
+
+/// What makes the inputs that the token gives to every layer, of its row of the embedding.
+pub fn inputs_of_token(
+    device: &Device,
+    decoder: &Decoder,
+    weights: &DeviceWeights,
+    scratch: &Scratch,
+    inputs: &TokenInputs,
+) -> Result<[Launch; 2]> {
+    let (x, out) = (scratch.normed.activation, scratch.token_inputs);
+    let params = token_inputs_params(inputs, weights, scratch.inputs, out, 0)?;
+    Ok([
+        product(device, weights, inputs.projection, x, out)?,
+        token_inputs(device, decoder.layers.len(), params, Chunk { tokens: 1 })?,
+    ])
 }
 
 /// What a product reads that no norm is in front of.

@@ -4,6 +4,9 @@
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::sys::CUdeviceptr;
 
+/// Kinds of heads that the step kernel does in one model.
+pub const HEAD_KINDS: usize = 2;
+
 /// Declares structs as C lays them out, and holds them to the size and the offsets that the header is held to as well.
 macro_rules! params {
     ($($(#[$doc:meta])* $name:ident: $size:literal { $($offset:literal $field:ident: $type:ty,)* })*) => {$(
@@ -272,7 +275,7 @@ params! {
     }
 
     /// A stage of the step kernel but attention, as one block does it.
-    StepProduct: 208 {
+    StepProduct: 224 {
         0 kind: i32,
         4 columns: i32,
         8 matrices: i32,
@@ -288,14 +291,19 @@ params! {
         192 branch_norm: CUdeviceptr,
         200 branch_epsilon: f32,
         204 branch_columns: i32,
+        208 inputs: CUdeviceptr,
+        216 unused: u64,
     }
 
     /// Attention as a stage of the step kernel.
-    StepAttention: 208 {
+    StepAttention: 224 {
         0 kind: i32,
         4 values_are_keys: i32,
         8 layer: AttentionLayer,
-        96 padding: [u64; 14],
+        96 newest: CUdeviceptr,
+        104 newest_age: i32,
+        108 heads: i32,
+        112 padding: [u64; 14],
     }
 
     /// A vector between two stages of the step kernel.
@@ -304,8 +312,17 @@ params! {
         8 values: CUdeviceptr,
     }
 
+    /// What layers of the step kernel have in common that share their jobs of attention.
+    StepHeads: 20 {
+        0 head_dim: i32,
+        4 head_count_kv: i32,
+        8 group: i32,
+        12 splits: i32,
+        16 window: i32,
+    }
+
     /// `step_*`.
-    StepParams: 160 {
+    StepParams: 184 {
         0 stages: CUdeviceptr,
         8 epochs: CUdeviceptr,
         16 inputs: CUdeviceptr,
@@ -327,10 +344,7 @@ params! {
         132 squares: i32,
         136 unquantized: i32,
         140 row_sums: i32,
-        144 head_count_kv: i32,
-        148 group: i32,
-        152 splits: i32,
-        156 window: i32,
+        144 heads: [StepHeads; HEAD_KINDS],
     }
 
     /// `gate_tokens`.

@@ -4,7 +4,7 @@
 //!
 //! Here alone it is decided which way a token is computed, and whether in a graph.
 
-use std::{iter, slice, sync::Arc};
+use std::{iter, sync::Arc};
 
 use anyhow::{Error, Result};
 
@@ -21,7 +21,7 @@ pub struct Region {
     states: [State; 2],
     /// The kernels that compute a token one by one.
     separate: Vec<Launch>,
-    /// The one that does the same, or why there is none.
+    /// The one that does the same, or nearly all of it, or why there is none.
     step: Result<Step, String>,
     choosing: Vec<Launch>,
     report: GraphReport,
@@ -173,15 +173,15 @@ impl Region {
         }
     }
 
-    /// Launches directly. A step kernel that the driver refuses has done nothing: separate kernels take its place.
+    /// Launches directly. A step kernel that the driver refuses has done nothing, and what went before it is done again:
+    /// separate kernels take their place.
     fn launch_or_fall_back(&mut self, choosing: bool) -> Result<()> {
         let Ok(step) = &self.step else {
             return self.launch(choosing);
         };
         if self.step_report.enabled {
-            // SAFETY: as the caller of `new` vouched.
-            let Err(error) = (unsafe { self.device.launch(&step.launch) }) else {
-                return self.launch_all(self.launches(choosing).skip(1));
+            let Err(error) = self.launch_all(step.launches.iter()) else {
+                return self.launch_all(self.launches(choosing).skip(step.launches.len()));
             };
             tracing::warn!(
                 "the step kernel could not be launched, going on with separate kernels: {error:#}"
@@ -206,7 +206,7 @@ impl Region {
     /// What computes a token, and with `choosing` what chooses the next.
     fn launches(&self, choosing: bool) -> impl Iterator<Item = &Launch> {
         let computing = match &self.step {
-            Ok(step) if self.step_report.enabled => slice::from_ref(&step.launch),
+            Ok(step) if self.step_report.enabled => &step.launches,
             _ => &self.separate,
         };
         let choosing = iter::once(&self.choosing).filter(move |_| choosing);

@@ -1,7 +1,7 @@
 //! Everything but the KV cache that a run writes to on the device: sized before anything is taken, taken once, never grown.
 //! Where layers differ, each buffer is as long as the layer takes that needs most.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use anyhow::Result;
 use bytemuck::Zeroable;
@@ -10,7 +10,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use super::{
     device::{Device, DeviceBuffer},
     launches::{self, Chunk, Normed, SplitKWorkspace},
-    params::{Activation, ChoiceSettings, StepParams, StepVector},
+    params::{Activation, ChoiceSettings, HEAD_KINDS, StepParams, StepVector},
     prompt,
     step::stages_bytes,
     tensor_types::UNIT,
@@ -120,6 +120,11 @@ impl Scratch {
             .upload((address - self.memory.at(0)) as usize, source)
     }
 
+    /// The address of the part of [`token_inputs`](Self::token_inputs) that is a layer's.
+    pub fn inputs_of_layer(&self, part: &Range<usize>) -> CUdeviceptr {
+        self.token_inputs + (part.start * size_of::<f32>()) as u64
+    }
+
     /// The address of an i32: the position of the token to compute, or of a chunk's first.
     pub fn position(&self) -> CUdeviceptr {
         self.inputs + size_of::<i32>() as u64
@@ -215,6 +220,9 @@ pub fn decode_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
 pub struct StepScratch {
     memory: DeviceBuffer,
     params: StepParams,
+    /// (kv_dim, 2, HEAD_KINDS): the newest token's keys and values that layers share
+    newest: CUdeviceptr,
+    newest_bytes: u64,
 }
 
 impl StepScratch {
@@ -244,12 +252,23 @@ impl StepScratch {
             branch_squares: next(),
             ..StepParams::zeroed()
         };
-        Ok(Self { memory, params })
+        let newest = next();
+        Ok(Self {
+            memory,
+            params,
+            newest,
+            newest_bytes: newest_bytes(&decoder.layers) as u64,
+        })
     }
 
     /// The buffers' addresses, and nothing else.
     pub fn params(&self) -> StepParams {
         self.params
+    }
+
+    /// Where layers with heads of kind `kind` share the newest token's key and value.
+    pub fn newest(&self, kind: usize) -> CUdeviceptr {
+        self.newest + kind as u64 * self.newest_bytes
     }
 
     pub fn upload_stages(&self, stages: &[u8]) -> Result<()> {
@@ -264,10 +283,17 @@ fn has_floats(decoder: &Decoder) -> bool {
     })
 }
 
+/// Bytes of packets.
+const PACKET: usize = 16;
+const VALUE_PACKET: usize = 8;
+
+/// Bytes of the newest token's key and value.
+fn newest_bytes(layers: &[Layer]) -> usize {
+    2 * Lengths::new(layers).kv_dim * VALUE_PACKET
+}
+
 /// The buffers of [`StepScratch`] in its order.
 pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
-    const PACKET: usize = 16;
-    const VALUE_PACKET: usize = 8;
     let Lengths {
         q_dim,
         kv_dim,
@@ -305,6 +331,10 @@ pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         (
             "step kernel: squares of a branch",
             hidden.div_ceil(32) * VALUE_PACKET,
+        ),
+        (
+            "step kernel: shared keys and values",
+            HEAD_KINDS * newest_bytes(&decoder.layers),
         ),
     ]
     .map(Part::from)

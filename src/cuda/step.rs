@@ -3,23 +3,28 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
-    decode::{attention_layer, branch_sum, norm_behind},
+    decode::{attention_layer, branch_sum, finishing, inputs_of_token, norm_behind},
     device::{Device, Launch, PinnedBuffer},
     kv_cache::KvCache,
-    launches::{STEP_STAGE_BYTES, StepLinear, StepStage, step},
+    launches::{Chunk, STEP_STAGE_BYTES, StepLinear, StepStage, embed_token, step},
     lowering::{Group, KeyValueProducts, token_groups},
-    params::StepParams,
+    params::{HEAD_KINDS, StepParams},
     scratch::{Scratch, StepScratch},
     weights::DeviceWeights,
 };
-use crate::model::{Decoder, decoder::Linear};
+use crate::model::{
+    Decoder,
+    decoder::{Attention, Linear},
+};
 
 /// The step kernel, ready to be launched.
 pub struct Step {
-    pub launch: Launch,
+    /// What the kernel takes of the token itself, the kernel, and what becomes of its logits.
+    pub launches: Vec<Launch>,
     /// u64: where a block that waited in vain leaves its stage (from 1 on) and itself; see `kernels/step/packet.cuh`
     failure: PinnedBuffer,
     /// Of the stages, as messages name them.
@@ -43,40 +48,25 @@ impl Step {
         scratch: &Scratch,
         cache: &KvCache,
     ) -> Result<Self> {
-        let mut attentions = decoder.layers.iter().map(|layer| &layer.attention);
-        let attention = attentions.next().context("there are no layers")?;
-        ensure!(
-            attentions.all(|other| {
-                (other.head_dim, other.head_count, other.head_count_kv)
-                    == (
-                        attention.head_dim,
-                        attention.head_count,
-                        attention.head_count_kv,
-                    )
-            }),
-            "the layers' heads differ in size or number"
-        );
-        let windows = decoder
-            .layers
-            .iter()
-            .filter_map(|layer| layer.attention.window);
-        let mut windows: Vec<usize> = windows.collect();
-        windows.dedup();
-        ensure!(windows.len() <= 1, "the layers' windows differ");
-        let (names, stages): (Vec<_>, Vec<_>) = lower(decoder, weights, cache)?.into_iter().unzip();
         let step_scratch = StepScratch::new(device, decoder)?;
+        let Lowered {
+            before,
+            attentions,
+            names,
+            stages,
+            behind,
+        } = lower(device, decoder, weights, scratch, cache, &step_scratch)?;
         let failure = device.allocate_pinned(size_of::<u64>())?;
         let params = StepParams {
             inputs: scratch.inputs,
             logits: scratch.logits,
             failure: failure.device_address(),
-            window: windows.first().map_or(0, |window| *window as i32),
             ..step_scratch.params()
         };
-        let (launch, stages) = step(device, attention, &stages, params)?;
+        let (launch, stages) = step(device, &attentions, &stages, params)?;
         step_scratch.upload_stages(bytemuck::cast_slice(&stages))?;
         Ok(Self {
-            launch,
+            launches: before.into_iter().chain([launch]).chain(behind).collect(),
             failure,
             names,
             _scratch: step_scratch,
@@ -115,26 +105,49 @@ pub fn stages_bytes(device: &Device, decoder: &Decoder) -> usize {
 
 /// Stages of all blocks.
 fn stage_count(device: &Device, decoder: &Decoder) -> usize {
-    // Of each layer: queries, keys and values; attention; its output; gate and up; down. Of the model: embedding, logits.
-    (5 * decoder.layers.len() + 2) * device.multiprocessors()
+    // Of each layer: queries, keys and values; attention; its output; gate and up; down; what the token gives to it, gated and
+    // projected. Of the model: embedding, logits.
+    let layers = decoder.layers.iter();
+    let of_layers = layers.map(|layer| 5 + 2 * usize::from(layer.token_input.is_some()));
+    (of_layers.sum::<usize>() + 2) * device.multiprocessors()
 }
 
-/// The stages, and what messages call them.
-fn lower(
-    decoder: &Decoder,
+/// What a decoder is lowered to.
+#[derive(Default)]
+struct Lowered<'a> {
+    /// Launches before the kernel, and behind it.
+    before: Vec<Launch>,
+    behind: Option<Launch>,
+    /// A layer of each kind of heads.
+    attentions: Vec<&'a Attention>,
+    /// What messages call the stages.
+    names: Vec<String>,
+    stages: Vec<StepStage>,
+}
+
+fn lower<'a>(
+    device: &Device,
+    decoder: &'a Decoder,
     weights: &DeviceWeights,
+    scratch: &Scratch,
     cache: &KvCache,
-) -> Result<Vec<(String, StepStage)>> {
+    step_scratch: &StepScratch,
+) -> Result<Lowered<'a>> {
     let linear = |linear: &Linear| StepLinear {
         weights: weights.matrix(&linear.weights),
         bias: weights.vector(linear.bias.as_ref()),
     };
     let groups = token_groups(decoder)?;
-    let mut stages = Vec::new();
+    let mut lowered = Lowered::default();
+    // Stages whose newest keys and values other layers read.
+    let mut shared = Vec::new();
     // Of the norm that made what is read.
     let mut epsilon = 0.0;
     for (i, group) in groups.iter().enumerate() {
-        let norm = || norm_behind(groups.get(i + 1), weights);
+        // What is launched before the kernel writes nothing for a norm.
+        let mut behind = groups[i + 1..].iter();
+        let next = behind.find(|next| !matches!(next, Group::TokenInputs(_)));
+        let norm = || norm_behind(next, weights);
         match group {
             Group::Embed { table, scale } => {
                 let stage = StepStage::Embed {
@@ -142,43 +155,68 @@ fn lower(
                     factor: *scale,
                     norm: norm()?,
                 };
-                stages.push((table.name().to_owned(), stage));
+                lowered.push(table.name(), stage);
+                if let Some(Group::TokenInputs(inputs)) = groups.get(i + 1) {
+                    let (x, normed) = (scratch.hidden, scratch.normed);
+                    let (table, token) = (weights.matrix(table), scratch.inputs);
+                    let embed = embed_token(device, table, *scale, token, x, 0, normed)?;
+                    lowered.before.push(embed);
+                    let launches = inputs_of_token(device, decoder, weights, scratch, inputs)?;
+                    lowered.before.extend(launches);
+                }
             }
+            Group::TokenInputs(_) | Group::Select => {}
             Group::Norm(norm) => epsilon = norm.epsilon,
             Group::Attention { q, kv, heads } => {
-                let Some(KeyValueProducts { k, v }) = kv else {
-                    bail!("layer {} has no keys and values of its own", heads.layer);
-                };
-                let attention = heads.attention;
                 ensure!(
-                    attention.softcap.is_none(),
+                    heads.attention.softcap.is_none(),
                     "layer {} caps scores",
                     heads.layer
                 );
-                let mut matrices = vec![linear(q), linear(k)];
-                matrices.extend(v.map(linear));
+                let mut matrices = vec![linear(q)];
+                if let Some(KeyValueProducts { k, v }) = kv {
+                    matrices.push(linear(k));
+                    matrices.extend(v.map(linear));
+                }
                 let stage = StepStage::Qkv { matrices, epsilon };
-                stages.push((q.weights.name().to_owned(), stage));
-                let stage = StepStage::Attend {
-                    layer: attention_layer(weights, cache, heads),
-                    values_are_keys: v.is_none(),
+                lowered.push(q.weights.name(), stage);
+                let layer = attention_layer(weights, cache, heads);
+                let newest = match heads.stores {
+                    true => None,
+                    false => Some(lowered.share(&mut shared, layer.k_cache, step_scratch)?),
                 };
-                stages.push((format!("attention of layer {}", heads.layer), stage));
+                let stage = StepStage::Attend {
+                    heads: lowered.kind(heads.attention),
+                    newest,
+                    layer,
+                    values_are_keys: kv.as_ref().is_some_and(|kv| kv.v.is_none()),
+                };
+                lowered.push(format!("attention of layer {}", heads.layer), stage);
             }
             Group::Gate {
                 gate,
                 up,
                 activation,
             } => {
-                let name = gate.name().to_owned();
-                let (gate, up) = (weights.matrix(gate), weights.matrix(up));
                 let stage = StepStage::Gate {
-                    gate,
-                    up,
+                    gate: weights.matrix(gate),
+                    up: weights.matrix(up),
                     activation: *activation,
                     epsilon,
                 };
-                stages.push((name, stage));
+                lowered.push(gate.name(), stage);
+            }
+            Group::GateInputs {
+                gate,
+                part,
+                activation,
+            } => {
+                let stage = StepStage::GateInputs {
+                    gate: weights.matrix(gate),
+                    inputs: scratch.inputs_of_layer(part),
+                    activation: *activation,
+                };
+                lowered.push(gate.name(), stage);
             }
             Group::AddAttended(branch) | Group::AddGated(branch) => {
                 let stage = StepStage::Add {
@@ -186,33 +224,83 @@ fn lower(
                     sum: branch_sum(branch, weights),
                     norm: norm()?,
                 };
-                stages.push((branch.matrix.name().to_owned(), stage));
+                lowered.push(branch.matrix.name(), stage);
             }
-            Group::TokenInputs(inputs) => {
-                bail!(
-                    "layers take inputs of the token itself, from {}",
-                    inputs.table.name()
-                )
-            }
-            Group::GateInputs { gate, .. } => {
-                bail!("{} takes inputs of the token itself", gate.name())
-            }
-            Group::Select => {}
             Group::Logits {
                 linear: output,
                 finish,
             } => {
-                ensure!(
-                    finish.softcap.is_none() && finish.suppressed.is_none(),
-                    "logits are capped, or some tokens have none"
-                );
                 let stage = StepStage::Logits {
                     linear: linear(output),
                     epsilon,
                 };
-                stages.push((output.weights.name().to_owned(), stage));
+                lowered.push(output.weights.name(), stage);
+                let logits = weights.linear(output, scratch.logits);
+                let one = Chunk { tokens: 1 };
+                lowered.behind = finishing(device, weights, finish, logits, one)?;
             }
         }
     }
-    Ok(stages)
+    Ok(lowered)
+}
+
+impl<'a> Lowered<'a> {
+    fn push(&mut self, name: impl Into<String>, stage: StepStage) {
+        self.names.push(name.into());
+        self.stages.push(stage);
+    }
+
+    /// Which of the kinds of heads these are.
+    fn kind(&mut self, attention: &'a Attention) -> usize {
+        let kind = |attention: &Attention| {
+            let Attention {
+                head_dim,
+                head_count,
+                head_count_kv,
+                window,
+                ..
+            } = *attention;
+            (head_dim, head_count, head_count_kv, window)
+        };
+        let mut known = self.attentions.iter();
+        known
+            .position(|known| kind(known) == kind(attention))
+            .unwrap_or_else(|| {
+                self.attentions.push(attention);
+                self.attentions.len() - 1
+            })
+    }
+
+    /// Where the next stage finds the newest key and value that the layer with `k_cache` stores, and how many stages before.
+    /// `shared` are the stages of such layers so far.
+    fn share(
+        &mut self,
+        shared: &mut Vec<usize>,
+        k_cache: CUdeviceptr,
+        step_scratch: &StepScratch,
+    ) -> Result<(CUdeviceptr, usize)> {
+        let here = self.stages.len();
+        let mut stages = self.stages.iter_mut().enumerate();
+        let found = stages.find_map(|(i, stage)| match stage {
+            StepStage::Attend { layer, newest, .. }
+                if layer.k_cache == k_cache && layer.stores != 0 =>
+            {
+                Some((i, newest))
+            }
+            _ => None,
+        });
+        let (source, newest) = found.context("a layer shares keys that none before it stores")?;
+        let place = shared.iter().position(|other| *other == source);
+        let place = place.unwrap_or_else(|| {
+            shared.push(source);
+            shared.len() - 1
+        });
+        ensure!(
+            place < HEAD_KINDS,
+            "layers share the keys and values of more than {HEAD_KINDS} others"
+        );
+        let address = step_scratch.newest(place);
+        *newest = Some((address, 0));
+        Ok((address, here - source))
+    }
 }

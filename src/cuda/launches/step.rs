@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
@@ -12,7 +12,10 @@ use super::{
 use crate::{
     cuda::{
         device::{Device, Launch, Parameter},
-        params::{AttentionLayer, StepAttention, StepMatrix, StepParams, StepProduct},
+        params::{
+            AttentionLayer, HEAD_KINDS, StepAttention, StepHeads, StepMatrix, StepParams,
+            StepProduct,
+        },
         tensor_types::{KernelType, UNIT},
         weights::Matrix,
     },
@@ -28,17 +31,21 @@ pub enum StepStage {
         factor: f32,
         norm: CUdeviceptr,
     },
-    /// `W rms_norm(x) + bias` of queries, keys and values.
+    /// `W rms_norm(x) + bias` of queries, and where the layer has its own of keys and values.
     Qkv {
         /// Of queries, keys and values; without the last, values are what keys are before their norm.
         matrices: Vec<StepLinear>,
         epsilon: f32,
     },
     Attend {
+        /// Of those that [`step`] is given.
+        heads: usize,
+        /// Packets of the newest token's key and value, and how many stages ago they were written, where layers share them.
+        newest: Option<(CUdeviceptr, usize)>,
         layer: AttentionLayer,
         values_are_keys: bool,
     },
-    /// `x = (x + rms_norm(W a)) * scale`, and x times the norm's weights, f32 (rows).
+    /// `x = (x + rms_norm(W a)) * scale`, and x times the norm's weights, f32 (rows), or 0: as it is.
     Add {
         matrix: Matrix,
         /// What becomes of the product.
@@ -51,6 +58,12 @@ pub enum StepStage {
         up: Matrix,
         activation: Activation,
         epsilon: f32,
+    },
+    /// `activation(gate x) * inputs`, f32 (rows)
+    GateInputs {
+        gate: Matrix,
+        inputs: CUdeviceptr,
+        activation: Activation,
     },
     /// `W rms_norm(x) + bias`
     Logits { linear: StepLinear, epsilon: f32 },
@@ -81,7 +94,7 @@ mod kind {
 const THREADS: usize = 13 * WARP;
 
 /// `RING_AT`, `SLOT_BYTES`, `MAX_SLOTS` and `SHARES` of `kernels/step/ring.cuh`.
-const RING_AT: usize = 1536;
+const RING_AT: usize = 1664;
 const SLOT_BYTES: usize = 10_112;
 const MAX_SLOTS: usize = 24;
 const SHARES: usize = 8;
@@ -93,8 +106,8 @@ const UNIT_BYTES: usize = UNIT + 2 * 4;
 const IN_FLIGHT: usize = 4;
 
 /// Entries of the ring from one that a warp waits for to the next, at most: it takes every 12th tile, at least 2 of which
-/// make an entry, and up to 3 matrices begin a new one; or what is cached of every 8th 16 tokens, keys and values
-/// together or keys before values.
+/// make an entry, and up to 3 matrices begin a new one; or what is cached of every 8th 16 tokens (of heads of 512, every
+/// 4th), keys and values together or keys before values.
 const fn stride(head_dim: usize) -> usize {
     if head_dim > 128 { 15 } else { 8 }
 }
@@ -140,13 +153,19 @@ impl StepStage {
                 }
             }
             Self::Attend {
+                heads,
+                newest,
                 layer,
                 values_are_keys,
             } => {
+                let (newest, newest_age) = newest.unwrap_or_default();
                 return Ok(bytemuck::cast(StepAttention {
                     kind: kind::ATTEND,
                     values_are_keys: i32::from(values_are_keys),
                     layer,
+                    newest,
+                    newest_age: newest_age as i32,
+                    heads: heads as i32,
                     padding: [0; 14],
                 }));
             }
@@ -154,12 +173,8 @@ impl StepStage {
                 let rows = group_share(matrix.rows, block, blocks);
                 product.kind = kind::ADD;
                 product.columns = matrix.columns as i32;
-                let part = |vector: CUdeviceptr| match vector {
-                    0 => 0,
-                    vector => vector + (rows.start * size_of::<f32>()) as u64,
-                };
-                product.norm = part(norm);
-                product.branch_norm = part(sum.norm);
+                product.norm = from_row(norm, rows.start);
+                product.branch_norm = from_row(sum.norm, rows.start);
                 product.branch_epsilon = sum.epsilon;
                 product.branch_columns = matrix.rows as i32;
                 product.scale = sum.scale;
@@ -179,6 +194,18 @@ impl StepStage {
                     let rows = group_share(matrix.rows, block, blocks);
                     matrices.push(step_matrix(&matrix.into(), pairs_of(rows))?);
                 }
+            }
+            Self::GateInputs {
+                gate,
+                inputs,
+                activation,
+            } => {
+                let rows = group_share(gate.rows, block, blocks);
+                product.gelu = gelu(activation);
+                product.kind = kind::GATE;
+                product.columns = gate.columns as i32;
+                product.inputs = from_row(inputs, rows.start);
+                matrices.push(step_matrix(&gate.into(), pairs_of(rows))?);
             }
             Self::Logits { linear, epsilon } => {
                 product.kind = kind::LOGITS;
@@ -216,6 +243,14 @@ fn group_share(count: usize, block: usize, blocks: usize) -> Range<usize> {
     let groups = count.div_ceil(GROUP);
     let boundary = |block: usize| (groups * block / blocks * GROUP).min(count);
     boundary(block)..boundary(block + 1)
+}
+
+/// The address of value `row` of a vector, f32, where there is one.
+fn from_row(vector: CUdeviceptr, row: usize) -> CUdeviceptr {
+    match vector {
+        0 => 0,
+        vector => vector + (row * size_of::<f32>()) as u64,
+    }
 }
 
 fn pairs_of(rows: Range<usize>) -> Range<usize> {
@@ -258,10 +293,7 @@ fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
     let lacking = (weights.columns.div_ceil(slice) * tile_bytes).saturating_sub(pair_bytes);
     Ok(StepMatrix {
         weights: weights.address + (pairs.start * pair_bytes) as u64,
-        bias: match bias {
-            0 => 0,
-            bias => bias + (first_row * size_of::<f32>()) as u64,
-        },
+        bias: from_row(bias, first_row),
         tensor_type: kernel_type.id,
         pairs: pairs.len() as i32,
         rows: (2 * pairs.end).min(weights.rows).saturating_sub(first_row) as i32,
@@ -273,14 +305,14 @@ fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
     })
 }
 
-/// The step kernel's launch for layers whose heads are those of `attention`, and what is to lie at `params.stages`: the stages of each block, (stages, blocks). Of `params`
-/// it fills in what follows from the stages.
+/// The step kernel's launch for layers whose heads are those of `attentions`, and what is to lie at `params.stages`: the
+/// stages of each block, (stages, blocks). Of `params` it fills in what follows from the stages and the heads.
 ///
 /// # Errors
-/// Where a device cannot run it, and why not.
+/// Heads that it does not do, or what the device lacks.
 pub fn step(
     device: &Device,
-    attention: &Attention,
+    attentions: &[&Attention],
     stages: &[StepStage],
     params: StepParams,
 ) -> Result<(Launch, Vec<StepProduct>)> {
@@ -290,8 +322,8 @@ pub fn step(
         "it takes compute capability 9.0, and {} has {major}.{minor}",
         device.name()
     );
-    let name = for_head_dim("step", attention.head_dim)?;
-    let function = device.function("step", &name)?;
+    let (heads, head_dim) = heads(device, attentions)?;
+    let function = device.function("step", &for_head_dim("step", head_dim)?)?;
     let blocks = device.multiprocessors();
     let mut of_blocks = Vec::with_capacity(blocks * stages.len());
     for block in 0..blocks {
@@ -299,11 +331,13 @@ pub fn step(
             of_blocks.push(stage.of_block(block, blocks)?);
         }
     }
-    let (head_count_kv, group) = (attention.head_count_kv, attention.group());
-    let needs = SharedNeeds::new(&of_blocks, attention_bytes(attention.head_dim, group));
+    let of_attention = attentions
+        .iter()
+        .map(|attention| attention_bytes(attention.head_dim, attention.group()));
+    let needs = SharedNeeds::new(&of_blocks, of_attention.max().unwrap_or(0));
     let most = device.shared_bytes_per_block() - function.static_shared_bytes;
     let slots = (most.saturating_sub(RING_AT + needs.bytes()) / SLOT_BYTES).min(MAX_SLOTS);
-    let least_slots = stride(attention.head_dim) + IN_FLIGHT;
+    let least_slots = stride(head_dim) + IN_FLIGHT;
     ensure!(
         slots >= least_slots,
         "it takes {} bytes of shared memory, and a block of {} may have {most}",
@@ -316,9 +350,7 @@ pub fn step(
         slots: slots as i32,
         slots_inverse: inverse(slots),
         in_flight: IN_FLIGHT as i32,
-        head_count_kv: head_count_kv as i32,
-        group: group as i32,
-        splits: decode_attention_splits(device, head_count_kv, group) as i32,
+        heads,
         ..needs.place(RING_AT + slots * SLOT_BYTES, params)
     };
     let launch = Launch {
@@ -331,6 +363,36 @@ pub fn step(
         cooperative: true,
     };
     Ok((launch, of_blocks))
+}
+
+/// The kinds of heads as the kernel takes them, and the size in the name of the one that does them: that for heads of 256
+/// values does heads of 512, too.
+fn heads(device: &Device, attentions: &[&Attention]) -> Result<([StepHeads; HEAD_KINDS], usize)> {
+    ensure!(
+        attentions.len() <= HEAD_KINDS,
+        "the layers' heads are of {} kinds, and the kernel does {HEAD_KINDS}",
+        attentions.len()
+    );
+    let mut heads = [StepHeads::zeroed(); HEAD_KINDS];
+    for (heads, attention) in heads.iter_mut().zip(attentions) {
+        let (head_count_kv, group) = (attention.head_count_kv, attention.group());
+        *heads = StepHeads {
+            head_dim: attention.head_dim as i32,
+            head_count_kv: head_count_kv as i32,
+            group: group as i32,
+            splits: decode_attention_splits(device, head_count_kv, group) as i32,
+            window: attention.window.unwrap_or(0) as i32,
+        };
+    }
+    let mut kernels = attentions
+        .iter()
+        .map(|attention| attention.head_dim.min(256));
+    let head_dim = kernels.next().context("there are no layers")?;
+    ensure!(
+        kernels.all(|other| other == head_dim),
+        "the layers' heads differ in size"
+    );
+    Ok((heads, head_dim))
 }
 
 /// What a block takes of shared memory behind the ring, in bytes: the most of any stage and block.
@@ -407,7 +469,12 @@ fn attention_bytes(head_dim: usize, group: usize) -> usize {
     let joined = joined_heads(head_dim, group);
     let (query, newest) = (32 * head_dim, 2 * 2 * head_dim);
     let sums = (2 * WARPS + 2) * HEADS * size_of::<f32>() + size_of::<CUdeviceptr>();
+    let sums = sums.next_multiple_of(16);
     let rows = (WARPS + 1) * head_dim * size_of::<f32>();
-    let joining = WARPS * joined * (head_dim + 1) * size_of::<f32>();
-    query + newest + sums + rows + joining
+    let (teams, exchange) = match head_dim {
+        512 => (WARPS / 2, 2 * WARPS * WARP * 4 * size_of::<f32>()),
+        _ => (WARPS, 0),
+    };
+    let joining = teams * joined * (head_dim + 1) * size_of::<f32>();
+    query + newest + sums + rows.max(joining).max(exchange)
 }
