@@ -83,6 +83,9 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     const bool for_key = stores_newest && warp == WARPS - 1;
     const bool for_value = stores_newest && layer.v_norm && warp == WARPS - 2;
     const HeadRope<D> head_rope(layer, position);
+    float query_norm[D / WARP], key_norm[D / WARP];
+    load_norm<D>(layer.q_norm, query_norm);
+    load_norm<D>(layer.k_norm, key_norm);
     wait_for_predecessor();
     launch_dependents();
     const size_t newest = size_t(slot_of(position)) * D;
@@ -106,16 +109,18 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     if (for_key) {
         half *to = k_cache + newest;
         load_head(p.k + head_kv * D, x);
-        head_rope(x, layer.k_norm, head_rope.key_norm, layer, row[warp],
-                  [&](int d, float x) { Cache::store(to + d, x); });
+        head_rope(x, layer.k_norm, key_norm, layer, row[warp]);
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) Cache::store(to + i * WARP + lane, x[i]);
     }
     if (warp < heads) {
         load_head(p.q + (first_head + warp) * D, x);
-        head_rope(x, layer.q_norm, head_rope.query_norm, layer, row[warp],
-                  [&](int d, float x) { query.store(warp, d, x * layer.scale); });
+        head_rope(x, layer.q_norm, query_norm, layer, row[warp]);
     } else {
-        for (int d = lane; d < D; d += WARP) query.store(warp, d, 0.f);
+#pragma unroll
+        for (float &value : x) value = 0.f;
     }
+    query.store(warp, x, layer.scale);
     __syncthreads();
     if (!early && from < end) {
         load_keys(from);

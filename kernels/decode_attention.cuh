@@ -64,33 +64,30 @@ __device__ __forceinline__ float head_scale(const float (&value)[D / WARP], floa
     return 1.f / sqrtf(warp_sum(squares) / D + epsilon);
 }
 
-// Norm and rotation of a query and a key head: what they take, loaded once for a lane's values.
+// The weights of a norm of heads: of value i * WARP + lane those are [i]. 1 where there is no norm.
+template <int D>
+__device__ __forceinline__ void load_norm(const float *weights, float (&norm)[D / WARP]) {
+#pragma unroll
+    for (int i = 0; i < D / WARP; i++) norm[i] = weights ? weights[i * WARP + threadIdx.x % WARP] : 1.f;
+}
+
+// Rotates heads, of which this lane has values i * WARP + lane, at a position.
 template <int D>
 struct HeadRope {
-    float query_norm[D / WARP], key_norm[D / WARP];
     float2 rotations[D / 2 / WARP];
 
     __device__ __forceinline__ HeadRope(const AttentionLayer &layer, int position) {
-        const int lane = threadIdx.x % WARP;
-#pragma unroll
-        for (int i = 0; i < D / WARP; i++) {
-            query_norm[i] = layer.q_norm ? layer.q_norm[i * WARP + lane] : 1.f;
-            key_norm[i] = layer.k_norm ? layer.k_norm[i * WARP + lane] : 1.f;
-        }
 #pragma unroll
         for (int i = 0; i < D / 2 / WARP; i++) {
-            const int pair = i * WARP + lane;
+            const int pair = i * WARP + threadIdx.x % WARP;
             rotations[i] = pair < layer.rope_dims / 2 ? rotation(position, layer.frequencies[pair], layer.rope_factor)
                                                       : float2{1.f, 0.f};
         }
     }
 
-    // Gives the head whose value i * WARP + lane is value[i], normalized (if `normalize`) and rotated, value by value
-    // to `store(d, value)`. By one warp; `row` is float[D] of its own in shared memory.
-    template <typename Store>
-    __device__ __forceinline__ void operator()(const float (&value)[D / WARP], bool normalize,
-                                               const float (&norm)[D / WARP], const AttentionLayer &layer, float *row,
-                                               Store store) const {
+    // Normalizes a head (if `normalize`) and rotates it. By one warp; `row` is float[D] of its own in shared memory.
+    __device__ __forceinline__ void operator()(float (&value)[D / WARP], bool normalize, const float (&norm)[D / WARP],
+                                               const AttentionLayer &layer, float *row) const {
         const int lane = threadIdx.x % WARP;
         const float scale = normalize ? head_scale<D>(value, layer.epsilon) : 1.f;
 #pragma unroll
@@ -101,14 +98,16 @@ struct HeadRope {
         for (int i = 0; i < D / 2 / WARP; i++) {
             const int pair = i * WARP + lane;
             if (pair < half) {
-                const int first = layer.interleaved ? 2 * pair : pair,
-                          second = layer.interleaved ? 2 * pair + 1 : pair + half;
-                const float a = row[first], b = row[second];
-                store(first, a * rotations[i].x - b * rotations[i].y);
-                store(second, a * rotations[i].y + b * rotations[i].x);
+                float &first = row[layer.interleaved ? 2 * pair : pair];
+                float &second = row[layer.interleaved ? 2 * pair + 1 : pair + half];
+                const float a = first, b = second;
+                first = a * rotations[i].x - b * rotations[i].y;
+                second = a * rotations[i].y + b * rotations[i].x;
             }
         }
-        for (int d = layer.rope_dims + lane; d < D; d += WARP) store(d, row[d]);
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) value[i] = row[i * WARP + lane];
         __syncwarp();
     }
 };
@@ -119,6 +118,11 @@ template <int D>
 struct QueryFragments {
     uint4 lanes[D / 16][WARP];
 
+    // The head whose value i * WARP + lane is value[i], times `scale`. By a warp.
+    __device__ __forceinline__ void store(int head, const float (&value)[D / WARP], float scale) {
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) store(head, i * WARP + threadIdx.x % WARP, value[i] * scale);
+    }
     // Value `d` of head `head`.
     __device__ __forceinline__ void store(int head, int d, float x) {
         const half high = __float2half_rn(x), low = __float2half_rn(x - __half2float(high));
@@ -277,7 +281,7 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
         const float own = exp2f(sums.largest[team][head] - top);
         factor[0] = __shfl_sync(~0u, own, 2 * t), factor[1] = __shfl_sync(~0u, own, 2 * t + 1);
     }
-#pragma unroll
+#pragma unroll 1
     for (int round = 0; round < ROUNDS; round++) {
         const int joined = (heads - round + ROUNDS - 1) / ROUNDS;
         if (team < teams) {
@@ -294,6 +298,7 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
             }
         }
         sync();
+#pragma unroll 1
         for (int i = thread; i < joined * D; i += threads) {
             const int head = i / D * ROUNDS + round, d = i % D;
             float of_team[TEAMS<D>], sum = 0.f;

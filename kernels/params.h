@@ -474,9 +474,14 @@ struct StepProduct {
     float branch_epsilon;
     int branch_columns;   // of all blocks together
     const float *inputs;  // (rows), Gate: what the product, of a vector that no norm made, gates in the place of up; or null
-    uint64_t unused;
+    // Where in dynamic shared memory, in bytes, lies what a product takes behind its vector:
+    int squares;      // float (3, groups): where the vector is a norm's, sums of the squares of what it was made of, and
+                      // padding
+    int unquantized;  // float (columns): where a matrix is of floats
+    int row_sums;     // float (rows, slices)
+    int unused[3];
 };
-static_assert(sizeof(StepProduct) == 224, "StepProduct");
+static_assert(sizeof(StepProduct) == 240, "StepProduct");
 FIELD(StepProduct, kind, 0);
 FIELD(StepProduct, columns, 4);
 FIELD(StepProduct, matrices, 8);
@@ -493,7 +498,10 @@ FIELD(StepProduct, branch_norm, 192);
 FIELD(StepProduct, branch_epsilon, 200);
 FIELD(StepProduct, branch_columns, 204);
 FIELD(StepProduct, inputs, 208);
-FIELD(StepProduct, unused, 216);
+FIELD(StepProduct, squares, 216);
+FIELD(StepProduct, unquantized, 220);
+FIELD(StepProduct, row_sums, 224);
+FIELD(StepProduct, unused, 228);
 
 // Attention as a stage of the step kernel.
 struct StepAttention {
@@ -504,9 +512,9 @@ struct StepAttention {
                        // them: of the layer that stores them, and those that read them; else null
     int newest_age;    // stages since it stored them
     int heads;         // of StepParams::heads
-    uint64_t padding[14];
+    uint64_t padding[16];
 };
-static_assert(sizeof(StepAttention) == 224, "StepAttention");
+static_assert(sizeof(StepAttention) == 240, "StepAttention");
 FIELD(StepAttention, kind, 0);
 FIELD(StepAttention, values_are_keys, 4);
 FIELD(StepAttention, layer, 8);
@@ -561,12 +569,10 @@ struct StepParams {
     int hidden;     // float (rows): the block's part of the residual stream
     int attention;  // AttentionMemory, where products have what follows
     int vector;     // uint32_t (9, groups): the vector that a product reads, integers and scale of each group
-    int squares;    // float (3, groups): where it is a norm's, sums of the squares of what it was made of, and padding
-    int unquantized;  // float (columns)
-    int row_sums;     // float (rows of the block, slices)
+    int unused;
     StepHeads heads[HEAD_KINDS];
 };
-static_assert(sizeof(StepParams) == 184, "StepParams");
+static_assert(sizeof(StepParams) == 176, "StepParams");
 FIELD(StepParams, stages, 0);
 FIELD(StepParams, epochs, 8);
 FIELD(StepParams, inputs, 16);
@@ -585,10 +591,8 @@ FIELD(StepParams, in_flight, 116);
 FIELD(StepParams, hidden, 120);
 FIELD(StepParams, attention, 124);
 FIELD(StepParams, vector, 128);
-FIELD(StepParams, squares, 132);
-FIELD(StepParams, unquantized, 136);
-FIELD(StepParams, row_sums, 140);
-FIELD(StepParams, heads, 144);
+FIELD(StepParams, unused, 132);
+FIELD(StepParams, heads, 136);
 
 // gate_tokens
 struct GateParams {

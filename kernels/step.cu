@@ -32,11 +32,11 @@ struct StageBuffer {
     __device__ __forceinline__ void fetch(const StepParams &p, int s, int piece) {
         if (s >= p.stage_count || piece >= STAGE_PIECES) return;
         copy_or_zero<16>(shared_address(&stage[s % 2]) + piece * 16,
-                         reinterpret_cast<const uint4 *>(p.stages + (blockIdx.x * p.stage_count + s)) + piece, true);
+                         reinterpret_cast<const uint4 *>(p.stages + (this_block() * p.stage_count + s)) + piece, true);
     }
-    // By all consumers, while stage `s` is at work and nobody is at the one before.
-    __device__ __forceinline__ void fetch_next(const StepParams &p, int s, int thread) {
-        fetch(p, s + 1, thread);
+    // By all consumers, while a stage is at work and nobody is at the one before.
+    __device__ __forceinline__ void fetch_next(const StepParams &p, const Consumer &consumer) {
+        fetch(p, consumer.progress().stage + 1, consumer.thread);
         commit_copies();
     }
     __device__ __forceinline__ const StepProduct &operator[](int s) const { return stage[s % 2]; }
@@ -97,7 +97,7 @@ struct Block {
     Consumer &consumer;
 
     // x = E[token] * factor
-    __device__ __forceinline__ void embed(const StepProduct &stage, uint32_t now) const {
+    __device__ __forceinline__ void embed(const StepProduct &stage) const {
         const StepMatrix &table = stage.matrix[0];
         const int token = __ldcg(p.inputs);
         for (int i = consumer.thread; i < table.rows; i += CONSUMER_THREADS) {
@@ -105,19 +105,19 @@ struct Block {
             const float value = stage.factor * matrix_value(table.type, table.weights, stage.columns, token, column);
             shared_at<float>(p.hidden)[i] = value;
             put_group(p.normed, column / ACTIVATION_GROUP, consumer.lane,
-                      stage.norm ? value * stage.norm[column] : value, warp_sum(value * value), now);
+                      stage.norm ? value * stage.norm[column] : value, warp_sum(value * value), consumer.now());
         }
     }
 
     // 1 / rms of what is about to be added, of which all blocks have given the sums of the squares of their groups. By
     // a warp.
-    __device__ __forceinline__ float branch_scale(const StepProduct &stage, const Wait &wait, uint32_t now) const {
+    __device__ __forceinline__ float branch_scale(const StepProduct &stage) const {
         constexpr int AT_ONCE = 4;
         const int columns = stage.branch_columns, groups = columns / ACTIVATION_GROUP;
         float sum = 0.f;
         for (int first = consumer.lane; first < groups; first += AT_ONCE * WARP) {
             take<AT_ONCE>(
-                Wait{now, wait.stage, wait.failure}, [&](int i) { return first + i * WARP < groups; },
+                Wait{consumer.now()}, [&](int i) { return first + i * WARP < groups; },
                 [&](int i) { return p.branch_squares + first + i * WARP; },
                 [&](int i, const ValuePacket &packet) { sum += packet.value; });
         }
@@ -125,26 +125,27 @@ struct Block {
     }
 
     // Multiplies with all matrices of a stage, and does what follows.
-    __device__ __forceinline__ void product(const StepProduct &stage, const Wait &wait, uint32_t now,
-                                            StageBuffer &stages) const {
+    __device__ __forceinline__ void product(const StepProduct &stage, StageBuffer &stages) const {
         const bool adds = stage.kind == ADD_TO_HIDDEN, normed = !adds && !stage.inputs;
         const int rows = stage.rows;
         // What the end takes is on its way before the wait.
         const bool has_one = adds && consumer.thread < stage.matrix[0].rows;
         const float norm = has_one && stage.norm ? stage.norm[consumer.thread] : 1.f;
         const float branch_norm = has_one && stage.branch_norm ? stage.branch_norm[consumer.thread] : 1.f;
-        if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage.columns, normed, stage.floats, wait);
+        if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage, normed);
         sync_consumers();
-        stages.fetch_next(p, wait.stage, consumer.thread);
-        int sums = p.row_sums;
+        consumer.begin();
+        stages.fetch_next(p, consumer);
+        int sums = stage.row_sums;
 #pragma unroll 1
         for (int m = 0; m < stage.matrices; m++) {
             multiply(p, consumer, stage, stage.matrix[m], sums);
             sums += stage.matrix[m].pairs * TILE_ROWS * sizeof(float);
         }
+        consumer.begin();
         // By a warp that has none of the last tiles.
         if (normed && consumer.first() == 0) {
-            const float scale = rms_scale(p.squares, consumer.lane, stage.columns, stage.factor);
+            const float scale = rms_scale(stage.squares, consumer.lane, stage.columns, stage.factor);
             if (elect()) *shared_at<float>(SCALE_AT) = scale;
         }
         wait_for_copies<0>();
@@ -154,8 +155,9 @@ struct Block {
         // The sum of row `i` of the block's, which is one of matrix `m`.
         const auto total = [&](int m, int i) {
             const int count = is_float(stage.matrix[m].type) ? 1 : stage.slices;
-            const float *partial = shared_at<const float>(p.row_sums) + i;
+            const float *partial = shared_at<const float>(stage.row_sums) + i;
             float sum = partial[0];
+#pragma unroll 4
             for (int s = 1; s < count; s++) sum += partial[s * rows];
             return sum;
         };
@@ -166,7 +168,7 @@ struct Block {
                 for (int i = consumer.thread; i < matrix.rows; i += CONSUMER_THREADS) {
                     const float y = scale * total(m, from + i) + (matrix.bias ? matrix.bias[i] : 0.f);
                     if (stage.kind == QKV) {
-                        put(p.qkv + matrix.first_row + i, y, now);
+                        put(p.qkv + matrix.first_row + i, y, consumer.now());
                     } else {
                         p.logits[matrix.first_row + i] = y;
                     }
@@ -183,8 +185,8 @@ struct Block {
                 float x = 0.f, weight = 0.f, y = exists ? total(0, i) : 0.f, branch_weight = 1.f;
                 if (stage.branch_norm) {
                     const float squares = warp_sum(y * y);
-                    if (consumer.lane == 0) put(p.branch_squares + group, squares, now);
-                    y *= branch_scale(stage, wait, now);
+                    if (consumer.lane == 0) put(p.branch_squares + group, squares, consumer.now());
+                    y *= branch_scale(stage);
                     if (exists) branch_weight = i == consumer.thread ? branch_norm : stage.branch_norm[i];
                 }
                 if (exists) {
@@ -193,7 +195,7 @@ struct Block {
                     weight = i == consumer.thread || !stage.norm ? norm : stage.norm[i];
                     old = x;
                 }
-                put_group(p.normed, group, consumer.lane, x * weight, warp_sum(x * x), now);
+                put_group(p.normed, group, consumer.lane, x * weight, warp_sum(x * x), consumer.now());
             } else {
                 float gated = 0.f;
                 if (exists) {
@@ -202,19 +204,18 @@ struct Block {
                         stage.inputs ? stage.inputs[i] : scale * total(1, matrix.pairs * TILE_ROWS + i);
                     gated = activate(stage.gelu, gate) * up;
                 }
-                put_group(p.activation, group, consumer.lane, gated, 0.f, now);
+                put_group(p.activation, group, consumer.lane, gated, 0.f, consumer.now());
             }
         }
     }
 
-    __device__ __forceinline__ void attend(const StepProduct &stage, const Wait &wait, uint32_t now,
-                                           StageBuffer &stages) const {
+    __device__ __forceinline__ void attend(const StepProduct &stage, StageBuffer &stages) const {
         sync_consumers();
-        stages.fetch_next(p, wait.stage, consumer.thread);
+        stages.fetch_next(p, consumer);
         const StepAttention &attention = as_attention(stage);
-        const Jobs &jobs = shared_at<Jobs>(JOBS_AT)[attention.heads];
+        Jobs &jobs = shared_at<Jobs>(JOBS_AT)[attention.heads];
         with_head_dim<D>(jobs.heads, [&](auto dim) {
-            AttentionStage<dim.value>{p, attention, jobs, consumer, now}.run(wait);
+            AttentionStage<dim.value>{p, attention, jobs, consumer}.run();
         });
         wait_for_copies<0>();
         sync_consumers();
@@ -224,7 +225,7 @@ struct Block {
 template <int D>
 __device__ __forceinline__ void run(const StepParams &p) {
     StageBuffer &consumed = shared_at<StageBuffer>(STAGES_AT)[0], &produced = shared_at<StageBuffer>(STAGES_AT)[1];
-    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT && JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= PRODUCER_JOBS_AT &&
+    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= PROGRESS_AT && JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= PRODUCER_JOBS_AT &&
                   PRODUCER_JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= RING_AT);
     if (threadIdx.x == 0) Ring::init(p);
     consumed.fetch(p, 0, threadIdx.x);
@@ -238,24 +239,27 @@ __device__ __forceinline__ void run(const StepParams &p) {
     }
 
     wait_for_predecessor();
-    const uint32_t epoch = p.epochs[blockIdx.x];
     Consumer consumer;
     const Block<D> block{p, consumer};
-    if (threadIdx.x == 0) find_jobs(p, JOBS_AT, __ldcg(p.inputs + 1));
-    for (int s = 0; s < p.stage_count; s++) {
-        consumer.begin_stage();
-        const StepProduct &stage = consumed[s];
-        const Wait wait{epoch + s, s, p.failure};
-        const uint32_t now = epoch + s + 1;
-        if (stage.kind == EMBED) {
-            block.embed(stage, now);
-        } else if (stage.kind == ATTEND) {
-            block.attend(stage, wait, now, consumed);
-        } else {
-            block.product(stage, wait, now, consumed);
-        }
+    consumer.begin();
+    consumer.progress() = {0, p.epochs[this_block()], 0, 0};
+    if (consumer.thread == 0) {
+        *shared_at<uint64_t *>(FAILURE_AT) = p.failure;
+        find_jobs(p, JOBS_AT, __ldcg(p.inputs + 1));
     }
-    if (threadIdx.x == 0) p.epochs[blockIdx.x] = epoch + p.stage_count;
+    while (consumer.progress().stage < p.stage_count) {
+        const StepProduct &stage = consumed[consumer.progress().stage];
+        if (stage.kind == EMBED) {
+            block.embed(stage);
+        } else if (stage.kind == ATTEND) {
+            block.attend(stage, consumed);
+        } else {
+            block.product(stage, consumed);
+        }
+        consumer.begin();
+        consumer.end_stage();
+    }
+    if (consumer.thread == 0) p.epochs[this_block()] = consumer.progress().epoch;
 }
 
 }  // namespace step

@@ -35,7 +35,7 @@ struct Jobs {
     int first_seen, end;  // of the tokens that the newest one sees
     decode_attention::Chunks chunks;
     int head_groups, count;
-    Job first;
+    Job first, later;  // the block's first job, and where it has more, the one at hand
 
     __device__ __forceinline__ Jobs(const StepHeads &heads, int position)
         : heads(heads),
@@ -44,7 +44,8 @@ struct Jobs {
           chunks(end - first_seen, heads.splits),
           head_groups((heads.group + decode_attention::HEADS - 1) / decode_attention::HEADS),
           count(heads.head_count_kv * head_groups * chunks.count),
-          first(at(blockIdx.x)) {}
+          first(at(blockIdx.x)),
+          later(first) {}
 
     // Of the newest token.
     __device__ __forceinline__ int position() const { return end - 1; }
@@ -120,7 +121,7 @@ struct AttentionMemory {
     decode_attention::WarpSums sums;
     // In turn, with barriers between:
     union {
-        float row[decode_attention::WARPS + 1][D];
+        float rows[1];                        // (D, query heads and 1)
         decode_attention::Exchange exchange;  // where a team is two warps
         float warp_out[1];                    // (D + 1, JOINED_HEADS, TEAMS)
     };
@@ -135,25 +136,26 @@ struct AttentionStage {
 
     const StepParams &p;
     const StepAttention &stage;
-    const Jobs &jobs;
+    Jobs &jobs;
     Consumer &consumer;
-    uint32_t now;  // the epoch of what this stage writes
 
     __device__ __forceinline__ Memory &memory() const { return *shared_at<Memory>(p.attention); }
 
     // Behind a barrier, as whatever lay in this memory may then be overwritten.
-    __device__ __forceinline__ void run(const Wait &wait) const {
-        if (int(blockIdx.x) < jobs.count) {
-            Job job = jobs.first;
-            for (int at = blockIdx.x;;) {
-                attend(wait, job);
+    __device__ __forceinline__ void run() const {
+        if (this_block() < jobs.count) {
+            const Job *job = &jobs.first;
+            for (int at = this_block();;) {
+                attend(*job);
                 at += gridDim.x;
                 if (at >= jobs.count) break;
                 sync_consumers();
-                job = jobs.at(at);
+                if (consumer.thread == 0) jobs.later = jobs.at(at);
+                sync_consumers();
+                job = &jobs.later;
             }
         }
-        if (jobs.chunks.count > 1) join(Wait{now, wait.stage, wait.failure});
+        if (jobs.chunks.count > 1) join();
     }
 
     __device__ __forceinline__ void load_head(const Wait &wait, const uint64_t *from, float (&x)[D / WARP]) const {
@@ -170,71 +172,65 @@ struct AttentionStage {
         if (elect()) Ring::release(place, SHARES / decode_attention::PARTS<D>);
     }
 
-    // The newest token's key and value of a layer that stores them: to the cache, and to layers that share them. By
-    // KEY_WARP and VALUE_WARP; `x` as it comes from the product.
-    __device__ __forceinline__ void store_newest(const Job &job, float (&x)[D / WARP],
-                                                 const decode_attention::HeadRope<D> &head_rope) const {
-        const AttentionLayer &layer = stage.layer;
-        const bool is_key = consumer.warp == KEY_WARP;
-        Memory &memory = this->memory();
-        half *newest = is_key ? memory.key : memory.value;
-        half *cached = (is_key ? layer.k_cache : layer.v_cache) +
-                       Cache::row(job.head_kv, Cache::slot_of(jobs.position(), layer.context), layer.context) * D;
-        const auto store = [&](int d, float x) {
-            Cache::store(newest + d, x);
-            Cache::store(cached + d, x);
-            if (stage.newest) put(stage.newest + newest_at(job) + d, x, now);
-        };
-        if (is_key) {
-            head_rope(x, layer.k_norm, head_rope.key_norm, layer, memory.row[KEY_WARP], store);
-            return;
-        }
-        const float scale = layer.v_norm ? decode_attention::head_scale<D>(x, layer.epsilon) : 1.f;
-#pragma unroll
-        for (int i = 0; i < D / WARP; i++) {
-            const int d = i * WARP + consumer.lane;
-            store(d, layer.v_norm ? x[i] * scale * layer.v_norm[d] : x[i]);
-        }
-    }
-
     // Where KEY_WARP and VALUE_WARP find their head in StepAttention::newest.
     __device__ __forceinline__ int newest_at(const Job &job) const {
         return ((consumer.warp == KEY_WARP ? 0 : jobs.heads.head_count_kv) + job.head_kv) * D;
     }
 
-    __device__ __forceinline__ void attend(const Wait &wait, const Job &job) const {
+    // The newest token's key or value, for this block, and where the layer stores it for all: in the cache, and for layers
+    // that share it. By KEY_WARP and VALUE_WARP.
+    __device__ __forceinline__ void store_newest(const Job &job, const float (&x)[D / WARP]) const {
+        const AttentionLayer &layer = stage.layer;
+        const bool is_key = consumer.warp == KEY_WARP;
+        half *newest = is_key ? memory().key : memory().value;
+        half *cached = (is_key ? layer.k_cache : layer.v_cache) +
+                       Cache::row(job.head_kv, Cache::slot_of(jobs.position(), layer.context), layer.context) * D;
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) {
+            const int d = i * WARP + consumer.lane;
+            Cache::store(newest + d, x[i]);
+            if (!layer.stores) continue;
+            Cache::store(cached + d, x[i]);
+            if (stage.newest) put(stage.newest + newest_at(job) + d, x[i], consumer.now());
+        }
+    }
+
+    __device__ __forceinline__ void attend(const Job &job) const {
         using namespace decode_attention;
         const AttentionLayer &layer = stage.layer;
         const int warp = consumer.warp, lane = consumer.lane;
         const int position = jobs.position();
-        const bool for_newest = job.end > position && (warp == KEY_WARP || warp == VALUE_WARP);
+        const bool for_query = warp < job.heads, is_key = warp == KEY_WARP;
+        const bool for_newest = job.end > position && (is_key || warp == VALUE_WARP);
         Memory &memory = this->memory();
         const HeadRope<D> head_rope(layer, position);
-        float x[D / WARP] = {};
+        const float *weights = for_query ? layer.q_norm : is_key ? layer.k_norm : layer.v_norm;
+        float norm[D / WARP], x[D / WARP] = {};
+        load_norm<D>(weights, norm);
         const uint64_t *from = p.qkv;
-        uint32_t epoch = wait.epoch;
-        if (warp < job.heads) {
+        Wait wait = consumer.wait();
+        if (for_query) {
             from += (job.first_head + warp) * D;
         } else if (layer.stores) {
             const int key = jobs.heads.head_count_kv * jobs.heads.group + job.head_kv;
-            const bool behind_keys = warp == VALUE_WARP && !stage.values_are_keys;
+            const bool behind_keys = !is_key && !stage.values_are_keys;
             from += (key + (behind_keys ? jobs.heads.head_count_kv : 0)) * D;
         } else {
             from = stage.newest + newest_at(job);
-            epoch = now - stage.newest_age;
+            wait = {consumer.now() - stage.newest_age};
         }
-        if (warp < job.heads || for_newest) load_head(Wait{epoch, wait.stage, wait.failure}, from, x);
-        if (warp < job.heads) {
-            head_rope(x, layer.q_norm, head_rope.query_norm, layer, memory.row[warp],
-                      [&](int d, float x) { memory.query.store(warp, d, x * layer.scale); });
-        } else if (warp < WARPS) {
-            for (int d = lane; d < D; d += WARP) memory.query.store(warp, d, 0.f);
-        } else if (for_newest && layer.stores) {
-            store_newest(job, x, head_rope);
-        } else if (for_newest) {
-            half *newest = warp == KEY_WARP ? memory.key : memory.value;
+        if (for_query || for_newest) load_head(wait, from, x);
+        if (for_query || (for_newest && is_key && layer.stores)) {
+            head_rope(x, weights, norm, layer, memory.rows + min(warp, job.heads) * D);
+        } else if (for_newest && layer.stores && weights) {
+            const float scale = head_scale<D>(x, layer.epsilon);
 #pragma unroll
-            for (int i = 0; i < D / WARP; i++) Cache::store(newest + i * WARP + lane, x[i]);
+            for (int i = 0; i < D / WARP; i++) x[i] = x[i] * scale * norm[i];
+        }
+        if (warp < WARPS) {
+            memory.query.store(warp, x, layer.scale);
+        } else if (for_newest) {
+            store_newest(job, x);
         }
         sync_consumers();
 
@@ -249,7 +245,7 @@ struct AttentionStage {
                 // Keys, and as many behind them values, or both together.
                 constexpr int OF_KEYS = (Entry::COUNT + 1) / 2;
                 Place place[Entry::COUNT];
-                place[0] = Ring::place(p, consumer.entries + i * Entry::COUNT);
+                place[0] = Ring::place(p, consumer.progress().entries + i * Entry::COUNT);
 #pragma unroll
                 for (int j = 1; j < Entry::COUNT; j++) {
                     place[j] = place[j - 1];
@@ -292,6 +288,7 @@ struct AttentionStage {
                 for (int j = Entry::COUNT / 2; j < Entry::COUNT; j++) release(place[j]);
             }
         }
+        consumer.begin();
         consumer.pass(0, steps * Entry::COUNT);
 
         const int head_count = jobs.heads.head_count_kv * jobs.heads.group;
@@ -301,23 +298,24 @@ struct AttentionStage {
                        head += job.first_head;
                        if (jobs.chunks.count == 1) {
                            put_group(p.activation, (head * D + d) / ACTIVATION_GROUP, consumer.lane, sum / all, 0.f,
-                                     now);
+                                     consumer.now());
                            return;
                        }
-                       put(p.partial + (size_t(job.split) * head_count + head) * D + d, sum, now);
+                       put(p.partial + (size_t(job.split) * head_count + head) * D + d, sum, consumer.now());
                        if (d == 0) {
                            put(p.partial_sums + job.split * head_count + head, __float_as_uint(top),
-                               __float_as_uint(all), 0, now);
+                               __float_as_uint(all), 0, consumer.now());
                        }
                    });
     }
 
     // Adds up the chunks.
-    __device__ __forceinline__ void join(const Wait &wait) const {
+    __device__ __forceinline__ void join() const {
+        const Wait wait{consumer.now()};
         using namespace decode_attention;
         constexpr int AT_ONCE = 16;
         const int head_count = jobs.heads.head_count_kv * jobs.heads.group, groups = head_count * (D / ACTIVATION_GROUP);
-        for (int group = blockIdx.x + consumer.warp * gridDim.x; group < groups; group += CONSUMERS * gridDim.x) {
+        for (int group = this_block() + consumer.warp * gridDim.x; group < groups; group += CONSUMERS * gridDim.x) {
             const int head = group / (D / ACTIVATION_GROUP), d = group % (D / ACTIVATION_GROUP) * WARP + consumer.lane;
             float tops[MAX_SPLITS / WARP], all[MAX_SPLITS / WARP];
 #pragma unroll
@@ -344,7 +342,7 @@ struct AttentionStage {
                     sum += part[j] * weight;
                 }
             }
-            put_group(p.activation, group, consumer.lane, sum, 0.f, now);
+            put_group(p.activation, group, consumer.lane, sum, 0.f, consumer.now());
         }
     }
 };

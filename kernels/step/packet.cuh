@@ -6,7 +6,7 @@
 // on all blocks that read it: each of them contributed to a stage between the two.
 #pragma once
 
-#include "../common.cuh"
+#include "ring.cuh"
 
 namespace step {
 
@@ -21,14 +21,20 @@ __device__ __forceinline__ uint64_t nanoseconds() {
     return now;
 }
 
+// Ends the kernel, and leaves the host the stage (from 1 on) and the block.
+__device__ __forceinline__ void fail() {
+    const uint64_t stage = progress_of(this_thread() / WARP).stage;
+    *static_cast<volatile uint64_t *>(*shared_at<uint64_t *>(FAILURE_AT)) = (stage + 1) << 32 | this_block();
+    __threadfence_system();
+    __trap();
+}
+
 // A wait for packets of one epoch.
 struct Wait {
     uint32_t epoch;
-    int stage;
-    uint64_t *failure;
 
     // Polls with `poll()` until `arrived()`. Ends the kernel, and with it all that the process does on the GPU, when
-    // that takes too long: the host then finds the stage (from 1 on) and the block.
+    // that takes too long.
     template <typename Arrived, typename Poll>
     __device__ __forceinline__ void until(Arrived arrived, Poll poll) const {
         uint64_t since = 0;
@@ -38,11 +44,7 @@ struct Wait {
             if (polls % POLLS_A_LOOK == 0) {
                 const uint64_t now = nanoseconds();
                 if (since == 0) since = now;
-                if (now - since > PATIENCE_NS) {
-                    *static_cast<volatile uint64_t *>(failure) = uint64_t(stage + 1) << 32 | blockIdx.x;
-                    __threadfence_system();
-                    __trap();
-                }
+                if (now - since > PATIENCE_NS) fail();
             }
         }
     }

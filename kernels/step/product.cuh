@@ -45,24 +45,39 @@ __device__ __forceinline__ void stream(Producer &producer, const StepMatrix &mat
     }
 }
 
-// A thread that consumes, and its warp's place in the stream of entries.
+// A thread that consumes.
 struct Consumer {
     int thread, warp, lane;
-    int entries = 0;  // of all stages before
-    int turn = 0;     // the warp that takes the next tile
 
-    // Finds out anew which thread this is, so that the compiler keeps nothing that follows from it over a stage: the
-    // kernel would spill registers, and shared memory leaves no cache for that.
-    __device__ __forceinline__ void begin_stage() {
-        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    // A part of a stage.
+    __device__ __forceinline__ void begin() {
+        thread = this_thread();
         warp = warp_uniform(thread / WARP);
         lane = thread % WARP;
     }
+    __device__ __forceinline__ Progress &progress() const { return progress_of(warp); }
+    // For what the stage reads, and the epoch of what it writes.
+    __device__ __forceinline__ Wait wait() const { return {progress().epoch}; }
+    __device__ __forceinline__ uint32_t now() const { return progress().epoch + 1; }
     // The first of the things that come next, in turn, which is this warp's.
-    __device__ __forceinline__ int first() const { return warp >= turn ? warp - turn : warp - turn + CONSUMERS; }
-    __device__ __forceinline__ void pass(int things, int in_entries) {
-        turn = (turn + things) % CONSUMERS;
-        entries += in_entries;
+    __device__ __forceinline__ int first() const {
+        const int first = warp - progress().turn;
+        return first >= 0 ? first : first + CONSUMERS;
+    }
+    __device__ __forceinline__ void pass(int things, int entries) const {
+        Progress now = progress();
+        now.entries += entries;
+        now.turn = (now.turn + things) % CONSUMERS;
+        set(now);
+    }
+    __device__ __forceinline__ void end_stage() const {
+        Progress now = progress();
+        now.stage++, now.epoch++;
+        set(now);
+    }
+    __device__ __forceinline__ void set(const Progress &now) const {
+        __syncwarp();  // no lane reads any more
+        progress() = now;
     }
 };
 
@@ -97,7 +112,7 @@ __device__ __forceinline__ float2 dots(const uint8_t *weights, int n, int lane, 
 
 // partial[s][i] of the rows i of a block's share, `pitch` values from one slice to the next.
 template <typename Type>
-__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const Slices &slices,
+__device__ __forceinline__ void multiply(const StepParams &p, const Consumer &consumer, const Slices &slices,
                                          const StepMatrix &matrix, int partial, int pitch) {
     using Layout = typename Type::Layout;
     constexpr int TILES = ENTRY_TILES<Layout>;
@@ -108,7 +123,7 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
     int pair = slices.pair_of(first), slice = first - pair * slices.count;
     const int pair_step = slices.pair_of(CONSUMERS), slice_step = CONSUMERS - pair_step * slices.count;
     int tile = first % TILES;  // of its entry
-    Place place = Ring::place(p, consumer.entries + first / TILES);
+    Place place = Ring::place(p, consumer.progress().entries + first / TILES);
     typename Type::Activations a = {};  // or it would be kept from one call to the next
     int held = -1, n = 0, lane = 0;
 #pragma unroll 1
@@ -156,16 +171,17 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
 // Rows of floats come straight from memory, and have one slice.
 template <typename Type>
 __device__ __forceinline__ void float_multiply(const StepParams &p, const Consumer &consumer, const StepMatrix &matrix,
-                                               int columns, int partial) {
+                                               const StepProduct &stage, int partial) {
+    const int columns = stage.columns;
     for (int i = consumer.warp; i < matrix.rows; i += CONSUMERS) {
         const auto *weights =
             reinterpret_cast<const typename Type::Value *>(matrix.weights + i * Type::stride(columns));
-        const float sum = float_dot(weights, shared_at<const float>(p.unquantized), columns, consumer.lane);
+        const float sum = float_dot(weights, shared_at<const float>(stage.unquantized), columns, consumer.lane);
         if (consumer.lane == 0) shared_at<float>(partial)[i] = sum;
     }
 }
 
-__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const StepProduct &stage,
+__device__ __forceinline__ void multiply(const StepParams &p, const Consumer &consumer, const StepProduct &stage,
                                          const StepMatrix &matrix, int partial) {
     switch (matrix.type) {
 #define MULTIPLY(NAME, TYPE, NUMBER) \
@@ -174,26 +190,26 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
 #undef MULTIPLY
         default:
             for_float(matrix.type,
-                      [&](auto type) { float_multiply<decltype(type)>(p, consumer, matrix, stage.columns, partial); });
+                      [&](auto type) { float_multiply<decltype(type)>(p, consumer, matrix, stage, partial); });
     }
 }
 
-// Brings a vector of `columns` values into shared memory as packets arrive, with its squares where it is a norm's; a
+// Brings the vector that a stage reads into shared memory as packets arrive, with its squares where it is a norm's; a
 // barrier is to follow.
 __device__ __forceinline__ void gather(const StepParams &p, const Consumer &consumer, const StepVector &from,
-                                       int columns, bool normed, bool unquantized, const Wait &wait) {
+                                       const StepProduct &stage, bool normed) {
     constexpr int AT_ONCE = 4;
     static_assert(CONSUMER_THREADS % GROUP_PACKETS == 0);
-    const int groups = (columns + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
+    const int columns = stage.columns, groups = (columns + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
     const int part = consumer.thread % GROUP_PACKETS;  // of a group: the same in all of a thread's packets
     const bool wanted = part < SQUARES_PACKET || normed;
     uint32_t *to =
-        part < SQUARES_PACKET ? shared_at<uint32_t>(p.vector) + PACKET_WORDS * part : shared_at<uint32_t>(p.squares);
+        part < SQUARES_PACKET ? shared_at<uint32_t>(p.vector) + PACKET_WORDS * part : shared_at<uint32_t>(stage.squares);
     const int pitch = part < SQUARES_PACKET ? GROUP_WORDS : PACKET_WORDS;
     for (int first = consumer.thread; first < groups * GROUP_PACKETS; first += AT_ONCE * CONSUMER_THREADS) {
         const uint4 *packets = from.groups + first;
         take<AT_ONCE>(
-            wait, [&](int i) { return wanted && first + i * CONSUMER_THREADS < groups * GROUP_PACKETS; },
+            consumer.wait(), [&](int i) { return wanted && first + i * CONSUMER_THREADS < groups * GROUP_PACKETS; },
             [&](int i) { return packets + i * CONSUMER_THREADS; },
             [&](int i, const Packet &packet) {
                 const int group = (first + i * CONSUMER_THREADS) / GROUP_PACKETS;
@@ -205,13 +221,13 @@ __device__ __forceinline__ void gather(const StepParams &p, const Consumer &cons
     if (groups % 2 == 1 && consumer.thread < GROUP_WORDS) {
         shared_at<uint32_t>(p.vector)[groups * GROUP_WORDS + consumer.thread] = 0;
     }
-    if (unquantized) {
+    if (stage.floats) {
         for (int first = consumer.thread; first < columns; first += AT_ONCE * CONSUMER_THREADS) {
             take<AT_ONCE>(
-                wait, [&](int i) { return first + i * CONSUMER_THREADS < columns; },
+                consumer.wait(), [&](int i) { return first + i * CONSUMER_THREADS < columns; },
                 [&](int i) { return from.values + first + i * CONSUMER_THREADS; },
                 [&](int i, const ValuePacket &packet) {
-                    shared_at<float>(p.unquantized)[first + i * CONSUMER_THREADS] = packet.value;
+                    shared_at<float>(stage.unquantized)[first + i * CONSUMER_THREADS] = packet.value;
                 });
         }
     }

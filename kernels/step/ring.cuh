@@ -26,13 +26,26 @@ struct Place {
     int slot, round;
 };
 
-// Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), a norm's
-// scale, the jobs of attention, the ring, and what StepParams places behind it.
-constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, SCALE_AT = 1280,
-              JOBS_AT = 1296, PRODUCER_JOBS_AT = 1440, RING_AT = 1664;
+// Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), how far
+// each warp is, a norm's scale, StepParams::failure, the jobs of attention, the ring, and what StepParams places behind it.
+constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS,
+              PROGRESS_AT = 1344, SCALE_AT = PROGRESS_AT + 16 * CONSUMERS, FAILURE_AT = SCALE_AT + 8, JOBS_AT = 1552,
+              PRODUCER_JOBS_AT = 1744, RING_AT = 2048;
 
 // A barrier of all consumers of a block.
 __device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory"); }
+
+// threadIdx.x and blockIdx.x, found out anew, so that the compiler keeps nothing that follows from them.
+__device__ __forceinline__ int this_thread() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+__device__ __forceinline__ int this_block() {
+    int block;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+    return block;
+}
 
 // What lies at a place in dynamic shared memory.
 template <typename T>
@@ -40,6 +53,16 @@ __device__ __forceinline__ T *shared_at(int at) {
     extern __shared__ __align__(128) uint8_t bytes[];
     return reinterpret_cast<T *>(bytes + at);
 }
+
+// How far a consuming warp is: in shared memory, as the kernel would spill registers that it lay in, and shared memory
+// leaves no cache for that. All lanes write the same.
+struct Progress {
+    int stage;
+    uint32_t epoch;  // of what the stage reads
+    int entries;     // of the ring, of all stages before
+    int turn;        // the warp that takes the next tile
+};
+__device__ __forceinline__ Progress &progress_of(int warp) { return shared_at<Progress>(PROGRESS_AT)[warp]; }
 
 struct Ring {
     __device__ static __forceinline__ Barrier full(int slot) {

@@ -275,7 +275,7 @@ params! {
     }
 
     /// A stage of the step kernel but attention, as one block does it.
-    StepProduct: 224 {
+    StepProduct: 240 {
         0 kind: i32,
         4 columns: i32,
         8 matrices: i32,
@@ -292,18 +292,21 @@ params! {
         200 branch_epsilon: f32,
         204 branch_columns: i32,
         208 inputs: CUdeviceptr,
-        216 unused: u64,
+        216 squares: i32,
+        220 unquantized: i32,
+        224 row_sums: i32,
+        228 unused: [i32; 3],
     }
 
     /// Attention as a stage of the step kernel.
-    StepAttention: 224 {
+    StepAttention: 240 {
         0 kind: i32,
         4 values_are_keys: i32,
         8 layer: AttentionLayer,
         96 newest: CUdeviceptr,
         104 newest_age: i32,
         108 heads: i32,
-        112 padding: [u64; 14],
+        112 padding: [u64; 16],
     }
 
     /// A vector between two stages of the step kernel.
@@ -322,7 +325,7 @@ params! {
     }
 
     /// `step_*`.
-    StepParams: 184 {
+    StepParams: 176 {
         0 stages: CUdeviceptr,
         8 epochs: CUdeviceptr,
         16 inputs: CUdeviceptr,
@@ -341,10 +344,8 @@ params! {
         120 hidden: i32,
         124 attention: i32,
         128 vector: i32,
-        132 squares: i32,
-        136 unquantized: i32,
-        140 row_sums: i32,
-        144 heads: [StepHeads; HEAD_KINDS],
+        132 unused: i32,
+        136 heads: [StepHeads; HEAD_KINDS],
     }
 
     /// `gate_tokens`.

@@ -94,7 +94,7 @@ mod kind {
 const THREADS: usize = 13 * WARP;
 
 /// `RING_AT`, `SLOT_BYTES`, `MAX_SLOTS` and `SHARES` of `kernels/step/ring.cuh`.
-const RING_AT: usize = 1664;
+const RING_AT: usize = 2048;
 const SLOT_BYTES: usize = 10_112;
 const MAX_SLOTS: usize = 24;
 const SHARES: usize = 8;
@@ -166,7 +166,7 @@ impl StepStage {
                     newest,
                     newest_age: newest_age as i32,
                     heads: heads as i32,
-                    padding: [0; 14],
+                    padding: [0; 16],
                 }));
             }
             Self::Add { matrix, sum, norm } => {
@@ -334,7 +334,7 @@ pub fn step(
     let of_attention = attentions
         .iter()
         .map(|attention| attention_bytes(attention.head_dim, attention.group()));
-    let needs = SharedNeeds::new(&of_blocks, of_attention.max().unwrap_or(0));
+    let needs = SharedNeeds::new(&mut of_blocks, of_attention.max().unwrap_or(0));
     let most = device.shared_bytes_per_block() - function.static_shared_bytes;
     let slots = (most.saturating_sub(RING_AT + needs.bytes()) / SLOT_BYTES).min(MAX_SLOTS);
     let least_slots = stride(head_dim) + IN_FLIGHT;
@@ -344,20 +344,20 @@ pub fn step(
         RING_AT + least_slots * SLOT_BYTES + needs.bytes(),
         device.name()
     );
-    let shared_bytes = RING_AT + slots * SLOT_BYTES + needs.bytes();
+    let ring_end = RING_AT + slots * SLOT_BYTES;
     let params = StepParams {
         stage_count: stages.len() as i32,
         slots: slots as i32,
         slots_inverse: inverse(slots),
         in_flight: IN_FLIGHT as i32,
         heads,
-        ..needs.place(RING_AT + slots * SLOT_BYTES, params)
+        ..needs.place(ring_end, &mut of_blocks, params)
     };
     let launch = Launch {
         function,
         grid: [blocks as u32, 1, 1],
         block: [THREADS as u32, 1],
-        shared_bytes: shared_bytes as u32,
+        shared_bytes: (ring_end + needs.bytes()) as u32,
         parameter: Parameter::new(params),
         dependent: false,
         cooperative: true,
@@ -396,66 +396,68 @@ fn heads(device: &Device, attentions: &[&Attention]) -> Result<([StepHeads; HEAD
 }
 
 /// What a block takes of shared memory behind the ring, in bytes: the most of any stage and block.
-#[derive(Default)]
 struct SharedNeeds {
     hidden: usize,
-    attention: usize,
-    /// What a product reads.
-    vector: usize,
-    squares: usize,
-    unquantized: usize,
-    row_sums: usize,
+    /// Attention, or a product's vector and what it takes behind that, as [`place`](Self::place) places it
+    stage: usize,
 }
 
 impl SharedNeeds {
-    fn new(stages: &[StepProduct], attention: usize) -> Self {
+    /// Counts from behind the residual stream, where each product's parts are to lie.
+    fn new(stages: &mut [StepProduct], attention: usize) -> Self {
         let mut needs = Self {
-            attention,
-            ..Self::default()
+            hidden: 0,
+            stage: attention,
         };
         for stage in stages {
             let columns = stage.columns as usize;
             match stage.kind {
                 kind::EMBED => {
                     let hidden = stage.matrix[0].rows as usize * size_of::<f32>();
-                    needs.hidden = needs.hidden.max(hidden);
+                    needs.hidden = needs.hidden.max(hidden.next_multiple_of(16));
                 }
                 kind::ATTEND => {}
                 _ => {
                     let units = columns.div_ceil(UNIT);
-                    let sums = stage.rows as usize * stage.slices as usize * size_of::<f32>();
-                    needs.row_sums = needs.row_sums.max(sums);
-                    needs.vector = needs.vector.max(units * UNIT_BYTES);
-                    if stage.kind != kind::ADD {
-                        needs.squares = needs.squares.max(units * 2 * 3 * size_of::<f32>());
-                    }
-                    if stage.floats != 0 {
-                        needs.unquantized = needs.unquantized.max(columns * size_of::<f32>());
-                    }
+                    let mut end = 0;
+                    let mut part = |bytes: usize| {
+                        let at = end;
+                        end += bytes.next_multiple_of(16);
+                        at as i32
+                    };
+                    part(units * UNIT_BYTES);
+                    stage.squares = part(units * 2 * 3 * size_of::<f32>());
+                    stage.unquantized = part(match stage.floats {
+                        0 => 0,
+                        _ => columns * size_of::<f32>(),
+                    });
+                    let sums = stage.rows as usize * stage.slices as usize;
+                    stage.row_sums = part(sums * size_of::<f32>());
+                    needs.stage = needs.stage.max(end);
                 }
             }
-        }
-        for part in [&mut needs.hidden, &mut needs.vector, &mut needs.squares] {
-            *part = part.next_multiple_of(16);
         }
         needs
     }
 
     fn bytes(&self) -> usize {
-        let product = self.vector + self.squares + self.unquantized + self.row_sums;
-        self.hidden + product.max(self.attention)
+        self.hidden + self.stage
     }
 
     /// Places everything from `at` on.
-    fn place(&self, at: usize, params: StepParams) -> StepParams {
-        let place = |offset: usize| (at + self.hidden + offset) as i32;
+    fn place(&self, at: usize, stages: &mut [StepProduct], params: StepParams) -> StepParams {
+        let behind = (at + self.hidden) as i32;
+        for stage in stages {
+            if !matches!(stage.kind, kind::EMBED | kind::ATTEND) {
+                stage.squares += behind;
+                stage.unquantized += behind;
+                stage.row_sums += behind;
+            }
+        }
         StepParams {
             hidden: at as i32,
-            attention: place(0),
-            vector: place(0),
-            squares: place(self.vector),
-            unquantized: place(self.vector + self.squares),
-            row_sums: place(self.vector + self.squares + self.unquantized),
+            attention: behind,
+            vector: behind,
             ..params
         }
     }
@@ -470,7 +472,7 @@ fn attention_bytes(head_dim: usize, group: usize) -> usize {
     let (query, newest) = (32 * head_dim, 2 * 2 * head_dim);
     let sums = (2 * WARPS + 2) * HEADS * size_of::<f32>() + size_of::<CUdeviceptr>();
     let sums = sums.next_multiple_of(16);
-    let rows = (WARPS + 1) * head_dim * size_of::<f32>();
+    let rows = (group.min(HEADS) + 1) * head_dim * size_of::<f32>();
     let (teams, exchange) = match head_dim {
         512 => (WARPS / 2, 2 * WARPS * WARP * 4 * size_of::<f32>()),
         _ => (WARPS, 0),
