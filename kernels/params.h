@@ -462,7 +462,8 @@ struct StepProduct {
     int columns;
     int matrices;
     float factor;          // Embed: of the row; else the norm's epsilon
-    const float *norm;     // (rows), Embed and Add: weights of the next norm; null where what comes next has none
+    const float *norm;     // (columns or all rows), Embed and Add: weights of the next norm; null where what comes next
+                           // has none
     int rows;              // of all matrices' row pairs
     int floats;            // whether a matrix is of floats
     StepMatrix matrix[3];  // Embed: the table, its share being of the columns; Gate: gate and up; else one, Qkv to three
@@ -470,10 +471,10 @@ struct StepProduct {
     uint32_t slices_inverse;   // 2^32 / slices, rounded up
     int gelu;                  // Gate: GELU in the place of SiLU (activate.cuh)
     float scale;               // Add: of the sum
-    const float *branch_norm;  // (rows), Add: weights of the norm of what is added; or null
+    const float *branch_norm;  // (all_rows), Add: weights of the norm of what is added; or null
     float branch_epsilon;
-    int branch_columns;   // of all blocks together
-    const float *inputs;  // (rows), Gate: what the product, of a vector that no norm made, gates in the place of up; or null
+    int all_rows;         // Add and Gate: of all blocks together
+    const float *inputs;  // (all_rows), Gate: what the product, of a vector that no norm made, gates in the place of up; or null
     // Where in dynamic shared memory, in bytes, lies what a product takes behind its vector:
     int squares;      // float (3, groups): where the vector is a norm's, sums of the squares of what it was made of, and
                       // padding
@@ -496,7 +497,7 @@ FIELD(StepProduct, gelu, 184);
 FIELD(StepProduct, scale, 188);
 FIELD(StepProduct, branch_norm, 192);
 FIELD(StepProduct, branch_epsilon, 200);
-FIELD(StepProduct, branch_columns, 204);
+FIELD(StepProduct, all_rows, 204);
 FIELD(StepProduct, inputs, 208);
 FIELD(StepProduct, squares, 216);
 FIELD(StepProduct, unquantized, 220);
@@ -560,6 +561,7 @@ struct StepParams {
     uint4 *partial_sums;        // (head_count, splits): packets of the greatest score and the sum of exponentials
     float *logits;              // (vocabulary)
     uint64_t *branch_squares;   // (hidden_size / 32): packets of a branch's sums of squares
+    uint64_t *spill;            // (32, grid): packets of a block's values of a group that the block before owns
     uint64_t *failure;          // in the host's memory: what a block waited for in vain; see step/packet.cuh
     int stage_count;
     int slots;               // of the ring
@@ -572,7 +574,7 @@ struct StepParams {
     int unused;
     StepHeads heads[HEAD_KINDS];
 };
-static_assert(sizeof(StepParams) == 176, "StepParams");
+static_assert(sizeof(StepParams) == 184, "StepParams");
 FIELD(StepParams, stages, 0);
 FIELD(StepParams, epochs, 8);
 FIELD(StepParams, inputs, 16);
@@ -583,16 +585,17 @@ FIELD(StepParams, partial, 64);
 FIELD(StepParams, partial_sums, 72);
 FIELD(StepParams, logits, 80);
 FIELD(StepParams, branch_squares, 88);
-FIELD(StepParams, failure, 96);
-FIELD(StepParams, stage_count, 104);
-FIELD(StepParams, slots, 108);
-FIELD(StepParams, slots_inverse, 112);
-FIELD(StepParams, in_flight, 116);
-FIELD(StepParams, hidden, 120);
-FIELD(StepParams, attention, 124);
-FIELD(StepParams, vector, 128);
-FIELD(StepParams, unused, 132);
-FIELD(StepParams, heads, 136);
+FIELD(StepParams, spill, 96);
+FIELD(StepParams, failure, 104);
+FIELD(StepParams, stage_count, 112);
+FIELD(StepParams, slots, 116);
+FIELD(StepParams, slots_inverse, 120);
+FIELD(StepParams, in_flight, 124);
+FIELD(StepParams, hidden, 128);
+FIELD(StepParams, attention, 132);
+FIELD(StepParams, vector, 136);
+FIELD(StepParams, unused, 140);
+FIELD(StepParams, heads, 144);
 
 // gate_tokens
 struct GateParams {

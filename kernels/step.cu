@@ -113,7 +113,7 @@ struct Block {
     // a warp.
     __device__ __forceinline__ float branch_scale(const StepProduct &stage) const {
         constexpr int AT_ONCE = 4;
-        const int columns = stage.branch_columns, groups = columns / ACTIVATION_GROUP;
+        const int columns = stage.all_rows, groups = columns / ACTIVATION_GROUP;
         float sum = 0.f;
         for (int first = consumer.lane; first < groups; first += AT_ONCE * WARP) {
             take<AT_ONCE>(
@@ -129,9 +129,10 @@ struct Block {
         const bool adds = stage.kind == ADD_TO_HIDDEN, normed = !adds && !stage.inputs;
         const int rows = stage.rows;
         // What the end takes is on its way before the wait.
-        const bool has_one = adds && consumer.thread < stage.matrix[0].rows;
-        const float norm = has_one && stage.norm ? stage.norm[consumer.thread] : 1.f;
-        const float branch_norm = has_one && stage.branch_norm ? stage.branch_norm[consumer.thread] : 1.f;
+        const int first_group = stage.matrix[0].first_row / ACTIVATION_GROUP * ACTIVATION_GROUP;
+        const bool has_one = adds && first_group + consumer.thread < stage.all_rows;
+        const float norm = has_one && stage.norm ? stage.norm[first_group + consumer.thread] : 1.f;
+        const float branch_norm = has_one && stage.branch_norm ? stage.branch_norm[first_group + consumer.thread] : 1.f;
         if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage, normed);
         sync_consumers();
         consumer.begin();
@@ -178,34 +179,48 @@ struct Block {
             return;
         }
         const StepMatrix &matrix = stage.matrix[0];
-        for (int i = consumer.thread; i < round_up(matrix.rows, ACTIVATION_GROUP); i += CONSUMER_THREADS) {
-            const int group = (matrix.first_row + i) / ACTIVATION_GROUP;
-            const bool exists = i < matrix.rows;
-            if (adds) {
-                float x = 0.f, weight = 0.f, y = exists ? total(0, i) : 0.f, branch_weight = 1.f;
-                if (stage.branch_norm) {
-                    const float squares = warp_sum(y * y);
-                    if (consumer.lane == 0) put(p.branch_squares + group, squares, consumer.now());
-                    y *= branch_scale(stage);
-                    if (exists) branch_weight = i == consumer.thread ? branch_norm : stage.branch_norm[i];
-                }
-                if (exists) {
-                    float &old = shared_at<float>(p.hidden)[i];
-                    x = fmaf(y, branch_weight, old) * stage.scale;
-                    weight = i == consumer.thread || !stage.norm ? norm : stage.norm[i];
-                    old = x;
-                }
-                put_group(p.normed, group, consumer.lane, x * weight, warp_sum(x * x), consumer.now());
-            } else {
-                float gated = 0.f;
-                if (exists) {
-                    const float gate = scale * total(0, i);
+        // A block owns the groups of which it has the first row. Of another group, the block before gets its values.
+        const int before = matrix.first_row - first_group;
+        for (int i = consumer.thread; i < round_up(before + matrix.rows, ACTIVATION_GROUP); i += CONSUMER_THREADS) {
+            const int own = i - before, row = matrix.first_row + own, group = row / ACTIVATION_GROUP;
+            float value = 0.f;
+            if (own >= 0 && own < matrix.rows) {
+                value = scale * total(0, own);
+                if (!adds) {
                     const float up =
-                        stage.inputs ? stage.inputs[i] : scale * total(1, matrix.pairs * TILE_ROWS + i);
-                    gated = activate(stage.gelu, gate) * up;
+                        stage.inputs ? stage.inputs[row] : scale * total(1, matrix.pairs * TILE_ROWS + own);
+                    value = activate(stage.gelu, value) * up;
                 }
-                put_group(p.activation, group, consumer.lane, gated, 0.f, consumer.now());
             }
+            uint64_t *spilt = p.spill + this_block() * ACTIVATION_GROUP + consumer.lane;
+            if (before > 0 && i < ACTIVATION_GROUP) {
+                if (own >= 0) put(spilt, value, consumer.now());
+                continue;
+            }
+            const bool exists = row < stage.all_rows;
+            if (exists && own >= matrix.rows) {
+                take<1>(
+                    Wait{consumer.now()}, [](int) { return true; }, [&](int) { return spilt + ACTIVATION_GROUP; },
+                    [&](int, const ValuePacket &packet) { value = packet.value; });
+            }
+            if (!adds) {
+                put_group(p.activation, group, consumer.lane, value, 0.f, consumer.now());
+                continue;
+            }
+            float x = 0.f, weight = 1.f, branch_weight = 1.f;
+            if (stage.branch_norm) {
+                const float squares = warp_sum(value * value);
+                if (consumer.lane == 0) put(p.branch_squares + group, squares, consumer.now());
+                value *= branch_scale(stage);
+                if (exists) branch_weight = i == consumer.thread ? branch_norm : stage.branch_norm[row];
+            }
+            if (exists) {
+                float &old = shared_at<float>(p.hidden)[row - round_up(matrix.first_row, ACTIVATION_GROUP)];
+                x = fmaf(value, branch_weight, old) * stage.scale;
+                weight = i == consumer.thread || !stage.norm ? norm : stage.norm[row];
+                old = x;
+            }
+            put_group(p.normed, group, consumer.lane, x * weight, warp_sum(x * x), consumer.now());
         }
     }
 

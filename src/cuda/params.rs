@@ -290,7 +290,7 @@ params! {
         188 scale: f32,
         192 branch_norm: CUdeviceptr,
         200 branch_epsilon: f32,
-        204 branch_columns: i32,
+        204 all_rows: i32,
         208 inputs: CUdeviceptr,
         216 squares: i32,
         220 unquantized: i32,
@@ -325,7 +325,7 @@ params! {
     }
 
     /// `step_*`.
-    StepParams: 176 {
+    StepParams: 184 {
         0 stages: CUdeviceptr,
         8 epochs: CUdeviceptr,
         16 inputs: CUdeviceptr,
@@ -336,16 +336,17 @@ params! {
         72 partial_sums: CUdeviceptr,
         80 logits: CUdeviceptr,
         88 branch_squares: CUdeviceptr,
-        96 failure: CUdeviceptr,
-        104 stage_count: i32,
-        108 slots: i32,
-        112 slots_inverse: u32,
-        116 in_flight: i32,
-        120 hidden: i32,
-        124 attention: i32,
-        128 vector: i32,
-        132 unused: i32,
-        136 heads: [StepHeads; HEAD_KINDS],
+        96 spill: CUdeviceptr,
+        104 failure: CUdeviceptr,
+        112 stage_count: i32,
+        116 slots: i32,
+        120 slots_inverse: u32,
+        124 in_flight: i32,
+        128 hidden: i32,
+        132 attention: i32,
+        136 vector: i32,
+        140 unused: i32,
+        144 heads: [StepHeads; HEAD_KINDS],
     }
 
     /// `gate_tokens`.

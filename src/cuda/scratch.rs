@@ -250,6 +250,7 @@ impl StepScratch {
             partial: next(),
             partial_sums: next(),
             branch_squares: next(),
+            spill: next(),
             ..StepParams::zeroed()
         };
         let newest = next();
@@ -331,6 +332,10 @@ pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         (
             "step kernel: squares of a branch",
             hidden.div_ceil(32) * VALUE_PACKET,
+        ),
+        (
+            "step kernel: split groups",
+            32 * device.multiprocessors() * VALUE_PACKET,
         ),
         (
             "step kernel: shared keys and values",

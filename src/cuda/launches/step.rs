@@ -123,7 +123,7 @@ impl StepStage {
                 factor,
                 norm,
             } => {
-                let columns = group_share(table.columns, block, blocks);
+                let columns = owned(row_share(table.columns, block, blocks), table.columns);
                 product.kind = kind::EMBED;
                 product.columns = table.columns as i32;
                 product.factor = factor;
@@ -170,15 +170,15 @@ impl StepStage {
                 }));
             }
             Self::Add { matrix, sum, norm } => {
-                let rows = group_share(matrix.rows, block, blocks);
                 product.kind = kind::ADD;
                 product.columns = matrix.columns as i32;
-                product.norm = from_row(norm, rows.start);
-                product.branch_norm = from_row(sum.norm, rows.start);
+                product.norm = norm;
+                product.branch_norm = sum.norm;
                 product.branch_epsilon = sum.epsilon;
-                product.branch_columns = matrix.rows as i32;
+                product.all_rows = matrix.rows as i32;
                 product.scale = sum.scale;
-                matrices.push(step_matrix(&matrix.into(), pairs_of(rows))?);
+                let pairs = row_share(matrix.rows, block, blocks);
+                matrices.push(step_matrix(&matrix.into(), pairs)?);
             }
             Self::Gate {
                 gate,
@@ -190,9 +190,10 @@ impl StepStage {
                 product.kind = kind::GATE;
                 product.columns = gate.columns as i32;
                 product.factor = epsilon;
+                product.all_rows = gate.rows as i32;
+                let pairs = row_share(gate.rows, block, blocks);
                 for matrix in [gate, up] {
-                    let rows = group_share(matrix.rows, block, blocks);
-                    matrices.push(step_matrix(&matrix.into(), pairs_of(rows))?);
+                    matrices.push(step_matrix(&matrix.into(), pairs.clone())?);
                 }
             }
             Self::GateInputs {
@@ -200,12 +201,13 @@ impl StepStage {
                 inputs,
                 activation,
             } => {
-                let rows = group_share(gate.rows, block, blocks);
                 product.gelu = gelu(activation);
                 product.kind = kind::GATE;
                 product.columns = gate.columns as i32;
-                product.inputs = from_row(inputs, rows.start);
-                matrices.push(step_matrix(&gate.into(), pairs_of(rows))?);
+                product.all_rows = gate.rows as i32;
+                product.inputs = inputs;
+                let pairs = row_share(gate.rows, block, blocks);
+                matrices.push(step_matrix(&gate.into(), pairs)?);
             }
             Self::Logits { linear, epsilon } => {
                 product.kind = kind::LOGITS;
@@ -238,11 +240,28 @@ fn inverse(count: usize) -> u32 {
     (u32::MAX / count as u32).wrapping_add(1)
 }
 
-/// A block's share of `count` values that are quantized in groups.
-fn group_share(count: usize, block: usize, blocks: usize) -> Range<usize> {
-    let groups = count.div_ceil(GROUP);
-    let boundary = |block: usize| (groups * block / blocks * GROUP).min(count);
+/// A block's row pairs of what is then quantized in groups: whole groups, but where these would leave many blocks one short,
+/// as many pairs as any other block has. It then has no less than a group, so that it shares groups with its neighbours
+/// alone.
+fn row_share(rows: usize, block: usize, blocks: usize) -> Range<usize> {
+    /// Hundredths of the rows that a block has on average: what splitting groups takes is worth no less.
+    const SPLIT_FROM: usize = 108;
+    let (pairs, groups) = (rows.div_ceil(2), rows.div_ceil(GROUP));
+    let busiest = groups.div_ceil(blocks) * GROUP;
+    let splits = 2 * (pairs / blocks) >= GROUP && busiest * blocks * 100 > rows * SPLIT_FROM;
+    let (count, grain) = if splits {
+        (pairs, 1)
+    } else {
+        (groups, GROUP / 2)
+    };
+    let boundary = |block: usize| (count * block / blocks * grain).min(pairs);
     boundary(block)..boundary(block + 1)
+}
+
+/// The rows of the groups that begin among `pairs` row pairs, of `rows`: what the block owns.
+fn owned(pairs: Range<usize>, rows: usize) -> Range<usize> {
+    let boundary = |pair: usize| (2 * pair).next_multiple_of(GROUP).min(rows);
+    boundary(pairs.start)..boundary(pairs.end)
 }
 
 /// The address of value `row` of a vector, f32, where there is one.
@@ -251,10 +270,6 @@ fn from_row(vector: CUdeviceptr, row: usize) -> CUdeviceptr {
         0 => 0,
         vector => vector + (row * size_of::<f32>()) as u64,
     }
-}
-
-fn pairs_of(rows: Range<usize>) -> Range<usize> {
-    rows.start / 2..rows.end.div_ceil(2)
 }
 
 /// A block's row pairs of each of several matrices: of all of them together it has as many bytes as any other.
@@ -398,15 +413,25 @@ fn heads(device: &Device, attentions: &[&Attention]) -> Result<([StepHeads; HEAD
 /// What a block takes of shared memory behind the ring, in bytes: the most of any stage and block.
 struct SharedNeeds {
     hidden: usize,
-    /// Attention, or a product's vector and what it takes behind that, as [`place`](Self::place) places it
+    /// What a product's end reads, while the next stage's vector may come
+    row_sums: usize,
+    /// Attention, or a product
     stage: usize,
 }
 
 impl SharedNeeds {
-    /// Counts from behind the residual stream, where each product's parts are to lie.
+    /// Places each product's parts, as seen from behind the residual stream.
     fn new(stages: &mut [StepProduct], attention: usize) -> Self {
+        let row_sums = |stage: &StepProduct| {
+            let sums = stage.rows as usize * stage.slices as usize * size_of::<f32>();
+            sums.next_multiple_of(16)
+        };
+        let inner =
+            |stage: &&StepProduct| !matches!(stage.kind, kind::EMBED | kind::ATTEND | kind::LOGITS);
+        let of_inner = stages.iter().filter(inner).map(row_sums);
         let mut needs = Self {
             hidden: 0,
+            row_sums: of_inner.max().unwrap_or(0),
             stage: attention,
         };
         for stage in stages {
@@ -419,7 +444,7 @@ impl SharedNeeds {
                 kind::ATTEND => {}
                 _ => {
                     let units = columns.div_ceil(UNIT);
-                    let mut end = 0;
+                    let mut end = needs.row_sums;
                     let mut part = |bytes: usize| {
                         let at = end;
                         end += bytes.next_multiple_of(16);
@@ -431,8 +456,10 @@ impl SharedNeeds {
                         0 => 0,
                         _ => columns * size_of::<f32>(),
                     });
-                    let sums = stage.rows as usize * stage.slices as usize;
-                    stage.row_sums = part(sums * size_of::<f32>());
+                    if stage.kind == kind::LOGITS {
+                        // No stage follows, and they are many.
+                        stage.row_sums = part(row_sums(stage));
+                    }
                     needs.stage = needs.stage.max(end);
                 }
             }
@@ -457,7 +484,7 @@ impl SharedNeeds {
         StepParams {
             hidden: at as i32,
             attention: behind,
-            vector: behind,
+            vector: behind + self.row_sums as i32,
             ..params
         }
     }
