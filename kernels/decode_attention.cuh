@@ -298,7 +298,6 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
             }
         }
         sync();
-#pragma unroll 1
         for (int i = thread; i < joined * D; i += threads) {
             const int head = i / D * ROUNDS + round, d = i % D;
             float of_team[TEAMS<D>], sum = 0.f;

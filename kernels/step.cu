@@ -35,8 +35,8 @@ struct StageBuffer {
                          reinterpret_cast<const uint4 *>(p.stages + (this_block() * p.stage_count + s)) + piece, true);
     }
     // By all consumers, while a stage is at work and nobody is at the one before.
-    __device__ __forceinline__ void fetch_next(const StepParams &p, const Consumer &consumer) {
-        fetch(p, consumer.progress().stage + 1, consumer.thread);
+    __device__ __forceinline__ void fetch_next(const StepParams &p, int s, int thread) {
+        fetch(p, s + 1, thread);
         commit_copies();
     }
     __device__ __forceinline__ const StepProduct &operator[](int s) const { return stage[s % 2]; }
@@ -125,7 +125,7 @@ struct Block {
     }
 
     // Multiplies with all matrices of a stage, and does what follows.
-    __device__ __forceinline__ void product(const StepProduct &stage, StageBuffer &stages) const {
+    __device__ __forceinline__ void product(const StepProduct &stage, int s, StageBuffer &stages) const {
         const bool adds = stage.kind == ADD_TO_HIDDEN, normed = !adds && !stage.inputs;
         const int rows = stage.rows;
         // What the end takes is on its way before the wait.
@@ -136,7 +136,7 @@ struct Block {
         if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage, normed);
         sync_consumers();
         consumer.begin();
-        stages.fetch_next(p, consumer);
+        stages.fetch_next(p, s, consumer.thread);
         int sums = stage.row_sums;
 #pragma unroll 1
         for (int m = 0; m < stage.matrices; m++) {
@@ -224,9 +224,9 @@ struct Block {
         }
     }
 
-    __device__ __forceinline__ void attend(const StepProduct &stage, StageBuffer &stages) const {
+    __device__ __forceinline__ void attend(const StepProduct &stage, int s, StageBuffer &stages) const {
         sync_consumers();
-        stages.fetch_next(p, consumer);
+        stages.fetch_next(p, s, consumer.thread);
         const StepAttention &attention = as_attention(stage);
         Jobs &jobs = shared_at<Jobs>(JOBS_AT)[attention.heads];
         with_head_dim<D>(jobs.heads, [&](auto dim) {
@@ -240,7 +240,7 @@ struct Block {
 template <int D>
 __device__ __forceinline__ void run(const StepParams &p) {
     StageBuffer &consumed = shared_at<StageBuffer>(STAGES_AT)[0], &produced = shared_at<StageBuffer>(STAGES_AT)[1];
-    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= PROGRESS_AT && JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= PRODUCER_JOBS_AT &&
+    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT && REPORT_AT + sizeof(Report) <= JOBS_AT && JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= PRODUCER_JOBS_AT &&
                   PRODUCER_JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= RING_AT);
     if (threadIdx.x == 0) Ring::init(p);
     consumed.fetch(p, 0, threadIdx.x);
@@ -257,24 +257,26 @@ __device__ __forceinline__ void run(const StepParams &p) {
     Consumer consumer;
     const Block<D> block{p, consumer};
     consumer.begin();
-    consumer.progress() = {0, p.epochs[this_block()], 0, 0};
+    consumer.epoch = p.epochs[this_block()];
+    Report &report = *shared_at<Report>(REPORT_AT);
     if (consumer.thread == 0) {
-        *shared_at<uint64_t *>(FAILURE_AT) = p.failure;
+        report.failure = p.failure;
         find_jobs(p, JOBS_AT, __ldcg(p.inputs + 1));
     }
-    while (consumer.progress().stage < p.stage_count) {
-        const StepProduct &stage = consumed[consumer.progress().stage];
+    for (int s = 0; s < p.stage_count; s++) {
+        if (consumer.thread == 0) report.stage = s;
+        const StepProduct &stage = consumed[s];
         if (stage.kind == EMBED) {
             block.embed(stage);
         } else if (stage.kind == ATTEND) {
-            block.attend(stage, consumed);
+            block.attend(stage, s, consumed);
         } else {
-            block.product(stage, consumed);
+            block.product(stage, s, consumed);
         }
         consumer.begin();
-        consumer.end_stage();
+        consumer.epoch++;
     }
-    if (consumer.thread == 0) p.epochs[this_block()] = consumer.progress().epoch;
+    if (consumer.thread == 0) p.epochs[this_block()] = consumer.epoch;
 }
 
 }  // namespace step

@@ -245,7 +245,7 @@ struct AttentionStage {
                 // Keys, and as many behind them values, or both together.
                 constexpr int OF_KEYS = (Entry::COUNT + 1) / 2;
                 Place place[Entry::COUNT];
-                place[0] = Ring::place(p, consumer.progress().entries + i * Entry::COUNT);
+                place[0] = Ring::place(p, consumer.entries + i * Entry::COUNT);
 #pragma unroll
                 for (int j = 1; j < Entry::COUNT; j++) {
                     place[j] = place[j - 1];

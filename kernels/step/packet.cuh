@@ -23,8 +23,8 @@ __device__ __forceinline__ uint64_t nanoseconds() {
 
 // Ends the kernel, and leaves the host the stage (from 1 on) and the block.
 __device__ __forceinline__ void fail() {
-    const uint64_t stage = progress_of(this_thread() / WARP).stage;
-    *static_cast<volatile uint64_t *>(*shared_at<uint64_t *>(FAILURE_AT)) = (stage + 1) << 32 | this_block();
+    const Report &report = *shared_at<Report>(REPORT_AT);
+    *static_cast<volatile uint64_t *>(report.failure) = uint64_t(report.stage + 1) << 32 | this_block();
     __threadfence_system();
     __trap();
 }

@@ -45,9 +45,12 @@ __device__ __forceinline__ void stream(Producer &producer, const StepMatrix &mat
     }
 }
 
-// A thread that consumes.
+// A thread that consumes, and how far its warp is.
 struct Consumer {
     int thread, warp, lane;
+    uint32_t epoch;   // of what the stage reads
+    int entries = 0;  // of the ring, of all stages before
+    int turn = 0;     // the warp that takes the next tile
 
     // A part of a stage.
     __device__ __forceinline__ void begin() {
@@ -55,29 +58,14 @@ struct Consumer {
         warp = warp_uniform(thread / WARP);
         lane = thread % WARP;
     }
-    __device__ __forceinline__ Progress &progress() const { return progress_of(warp); }
     // For what the stage reads, and the epoch of what it writes.
-    __device__ __forceinline__ Wait wait() const { return {progress().epoch}; }
-    __device__ __forceinline__ uint32_t now() const { return progress().epoch + 1; }
+    __device__ __forceinline__ Wait wait() const { return {epoch}; }
+    __device__ __forceinline__ uint32_t now() const { return epoch + 1; }
     // The first of the things that come next, in turn, which is this warp's.
-    __device__ __forceinline__ int first() const {
-        const int first = warp - progress().turn;
-        return first >= 0 ? first : first + CONSUMERS;
-    }
-    __device__ __forceinline__ void pass(int things, int entries) const {
-        Progress now = progress();
-        now.entries += entries;
-        now.turn = (now.turn + things) % CONSUMERS;
-        set(now);
-    }
-    __device__ __forceinline__ void end_stage() const {
-        Progress now = progress();
-        now.stage++, now.epoch++;
-        set(now);
-    }
-    __device__ __forceinline__ void set(const Progress &now) const {
-        __syncwarp();  // no lane reads any more
-        progress() = now;
+    __device__ __forceinline__ int first() const { return warp >= turn ? warp - turn : warp - turn + CONSUMERS; }
+    __device__ __forceinline__ void pass(int things, int in_entries) {
+        turn = (turn + things) % CONSUMERS;
+        entries += in_entries;
     }
 };
 
@@ -112,7 +100,7 @@ __device__ __forceinline__ float2 dots(const uint8_t *weights, int n, int lane, 
 
 // partial[s][i] of the rows i of a block's share, `pitch` values from one slice to the next.
 template <typename Type>
-__device__ __forceinline__ void multiply(const StepParams &p, const Consumer &consumer, const Slices &slices,
+__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const Slices &slices,
                                          const StepMatrix &matrix, int partial, int pitch) {
     using Layout = typename Type::Layout;
     constexpr int TILES = ENTRY_TILES<Layout>;
@@ -123,7 +111,7 @@ __device__ __forceinline__ void multiply(const StepParams &p, const Consumer &co
     int pair = slices.pair_of(first), slice = first - pair * slices.count;
     const int pair_step = slices.pair_of(CONSUMERS), slice_step = CONSUMERS - pair_step * slices.count;
     int tile = first % TILES;  // of its entry
-    Place place = Ring::place(p, consumer.progress().entries + first / TILES);
+    Place place = Ring::place(p, consumer.entries + first / TILES);
     typename Type::Activations a = {};  // or it would be kept from one call to the next
     int held = -1, n = 0, lane = 0;
 #pragma unroll 1
@@ -170,7 +158,7 @@ __device__ __forceinline__ void multiply(const StepParams &p, const Consumer &co
 
 // Rows of floats come straight from memory, and have one slice.
 template <typename Type>
-__device__ __forceinline__ void float_multiply(const StepParams &p, const Consumer &consumer, const StepMatrix &matrix,
+__device__ __forceinline__ void float_multiply(const StepParams &p, Consumer &consumer, const StepMatrix &matrix,
                                                const StepProduct &stage, int partial) {
     const int columns = stage.columns;
     for (int i = consumer.warp; i < matrix.rows; i += CONSUMERS) {
@@ -181,7 +169,7 @@ __device__ __forceinline__ void float_multiply(const StepParams &p, const Consum
     }
 }
 
-__device__ __forceinline__ void multiply(const StepParams &p, const Consumer &consumer, const StepProduct &stage,
+__device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const StepProduct &stage,
                                          const StepMatrix &matrix, int partial) {
     switch (matrix.type) {
 #define MULTIPLY(NAME, TYPE, NUMBER) \

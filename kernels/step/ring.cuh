@@ -26,11 +26,10 @@ struct Place {
     int slot, round;
 };
 
-// Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), how far
-// each warp is, a norm's scale, StepParams::failure, the jobs of attention, the ring, and what StepParams places behind it.
+// Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), a norm's
+// scale, a report, the jobs of attention, the ring, and what StepParams places behind it.
 constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS,
-              PROGRESS_AT = 1344, SCALE_AT = PROGRESS_AT + 16 * CONSUMERS, FAILURE_AT = SCALE_AT + 8, JOBS_AT = 1552,
-              PRODUCER_JOBS_AT = 1744, RING_AT = 2048;
+              SCALE_AT = 1344, REPORT_AT = 1352, JOBS_AT = 1368, PRODUCER_JOBS_AT = 1560, RING_AT = 1792;
 
 // A barrier of all consumers of a block.
 __device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory"); }
@@ -54,15 +53,11 @@ __device__ __forceinline__ T *shared_at(int at) {
     return reinterpret_cast<T *>(bytes + at);
 }
 
-// How far a consuming warp is: in shared memory, as the kernel would spill registers that it lay in, and shared memory
-// leaves no cache for that. All lanes write the same.
-struct Progress {
-    int stage;
-    uint32_t epoch;  // of what the stage reads
-    int entries;     // of the ring, of all stages before
-    int turn;        // the warp that takes the next tile
+// What a wait that ends in vain reports: in shared memory, as nothing else takes it.
+struct Report {
+    uint64_t *failure;  // StepParams::failure
+    int stage;          // that is at work
 };
-__device__ __forceinline__ Progress &progress_of(int warp) { return shared_at<Progress>(PROGRESS_AT)[warp]; }
 
 struct Ring {
     __device__ static __forceinline__ Barrier full(int slot) {

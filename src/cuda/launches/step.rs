@@ -94,7 +94,7 @@ mod kind {
 const THREADS: usize = 13 * WARP;
 
 /// `RING_AT`, `SLOT_BYTES`, `MAX_SLOTS` and `SHARES` of `kernels/step/ring.cuh`.
-const RING_AT: usize = 2048;
+const RING_AT: usize = 1792;
 const SLOT_BYTES: usize = 10_112;
 const MAX_SLOTS: usize = 24;
 const SHARES: usize = 8;
