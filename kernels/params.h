@@ -461,23 +461,21 @@ struct StepProduct {
     int kind;  // StepKind
     int columns;
     int matrices;
-    float factor;          // Embed: of the row; else the norm's epsilon
-    const float *norm;     // (columns or all rows), Embed and Add: weights of the next norm; null where what comes next
-                           // has none
-    int rows;              // of all matrices' row pairs
-    int floats;            // whether a matrix is of floats
-    StepMatrix matrix[3];  // Embed: the table, its share being of the columns; Gate: gate and up; else one, Qkv to three
-    int slices;            // into which quantized rows are cut
+    float factor;              // Embed: of the row; else the norm's epsilon
+    const float *norm;         // Embed (columns), Add (all_rows): weights of the next norm; null where there is none
+    int rows;                  // of all matrices' row pairs
+    int floats;                // whether a matrix is of floats
+    StepMatrix matrix[3];      // Embed: the table, its share being of the columns; Gate: gate and up; Qkv: up to three
+    int slices;                // into which quantized rows are cut
     uint32_t slices_inverse;   // 2^32 / slices, rounded up
     int gelu;                  // Gate: GELU in the place of SiLU (activate.cuh)
     float scale;               // Add: of the sum
     const float *branch_norm;  // (all_rows), Add: weights of the norm of what is added; or null
     float branch_epsilon;
     int all_rows;         // Add and Gate: of all blocks together
-    const float *inputs;  // (all_rows), Gate: what the product, of a vector that no norm made, gates in the place of up; or null
+    const float *inputs;  // (all_rows), Gate: what is gated in the place of up, by a vector that no norm made; or null
     // Where in dynamic shared memory, in bytes, lies what a product takes behind its vector:
-    int squares;      // float (3, groups): where the vector is a norm's, sums of the squares of what it was made of, and
-                      // padding
+    int squares;      // float (3, groups): of a norm's vector, the squares of what it was made of, and padding
     int unquantized;  // float (columns): where a matrix is of floats
     int row_sums;     // float (rows, slices)
     int unused[3];

@@ -229,9 +229,7 @@ struct Block {
         stages.fetch_next(p, s, consumer.thread);
         const StepAttention &attention = as_attention(stage);
         Jobs &jobs = shared_at<Jobs>(JOBS_AT)[attention.heads];
-        with_head_dim<D>(jobs.heads, [&](auto dim) {
-            AttentionStage<dim.value>{p, attention, jobs, consumer}.run();
-        });
+        with_head_dim<D>(jobs.heads, [&](auto dim) { AttentionStage<dim.value>{p, attention, jobs, consumer}.run(); });
         wait_for_copies<0>();
         sync_consumers();
     }
@@ -240,7 +238,8 @@ struct Block {
 template <int D>
 __device__ __forceinline__ void run(const StepParams &p) {
     StageBuffer &consumed = shared_at<StageBuffer>(STAGES_AT)[0], &produced = shared_at<StageBuffer>(STAGES_AT)[1];
-    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT && REPORT_AT + sizeof(Report) <= JOBS_AT && JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= PRODUCER_JOBS_AT &&
+    static_assert(STAGES_AT + 2 * sizeof(StageBuffer) <= SCALE_AT && REPORT_AT + sizeof(Report) <= JOBS_AT &&
+                  JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= PRODUCER_JOBS_AT &&
                   PRODUCER_JOBS_AT + HEAD_KINDS * sizeof(Jobs) <= RING_AT);
     if (threadIdx.x == 0) Ring::init(p);
     consumed.fetch(p, 0, threadIdx.x);

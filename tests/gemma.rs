@@ -18,7 +18,7 @@ use serde_json::Value;
 use sharpi::{
     backend::Backend,
     cpu::CpuBackend,
-    cuda::{CudaBackend, Device, Options},
+    cuda::{CudaBackend, Device, Options, StepKernel},
     engine::{Divergence, made_up_tokens},
     model::{Gguf, Message, Model, Prompt, TemplateOptions, Vocabulary},
 };
@@ -54,11 +54,15 @@ fn main() {
         trial("channels_are_reasoning", &gemma4, channels_are_reasoning),
         trial("experts_are_refused", &experts, experts_are_refused),
     ];
-    let on_gpu: [Test; 4] = [
+    let on_gpu: [Test; 5] = [
         ("cuda_follows_the_cpu", cuda_follows_the_cpu),
         (
             "graph_and_direct_launches_give_the_same_bits",
             graph_and_direct_are_the_same,
+        ),
+        (
+            "the_step_kernel_gives_the_bits_of_separate_kernels",
+            step_and_separate_are_the_same,
         ),
         (
             "a_ring_gives_the_bits_of_a_full_cache",
@@ -261,7 +265,11 @@ fn decodes_the_same(options: &[Options]) -> TestResult {
         let tokens = made_up_tokens(DECODED, model.decoder.vocab_size);
         let mut backends = Vec::new();
         for options in options {
-            backends.push(gpu::open(&model, options)?);
+            let backend = gpu::open(&model, options)?;
+            let report = backend.step_report().expect("CUDA has a report");
+            let wanted = matches!(options.step_kernel, StepKernel::Always);
+            check(report.enabled || !wanted, format!("{name}: {report:?}"))?;
+            backends.push(backend);
         }
         for (position, &token) in tokens.iter().enumerate() {
             let mut logits = Vec::new();
@@ -283,6 +291,19 @@ fn graph_and_direct_are_the_same() -> TestResult {
             ..Options::default()
         },
     ])
+}
+
+fn step_and_separate_are_the_same() -> TestResult {
+    decodes_the_same(
+        &[
+            StepKernel::Always,
+            StepKernel::Never("for the test".to_owned()),
+        ]
+        .map(|step_kernel| Options {
+            step_kernel,
+            ..Options::default()
+        }),
+    )
 }
 
 /// The window and a chunk are 128 tokens in one, and more than the context in the other.

@@ -177,8 +177,8 @@ struct AttentionStage {
         return ((consumer.warp == KEY_WARP ? 0 : jobs.heads.head_count_kv) + job.head_kv) * D;
     }
 
-    // The newest token's key or value, for this block, and where the layer stores it for all: in the cache, and for layers
-    // that share it. By KEY_WARP and VALUE_WARP.
+    // The newest token's key or value, for this block, and where the layer stores it for all: in the cache, and for
+    // layers that share it. By KEY_WARP and VALUE_WARP.
     __device__ __forceinline__ void store_newest(const Job &job, const float (&x)[D / WARP]) const {
         const AttentionLayer &layer = stage.layer;
         const bool is_key = consumer.warp == KEY_WARP;
@@ -236,12 +236,12 @@ struct AttentionStage {
 
         const int g = lane / 4, t = lane % 4;  // as the matrix instruction numbers them
         const int part = part_of_warp<D>() * PART<D>;
-        const int steps = (job.end - job.begin + STEP - 1) / STEP;
+        const int begin = job.begin, end = job.end, steps = (end - begin + STEP - 1) / STEP;
         Gathered<D> gathered;
         if (warp < WARPS) {
 #pragma unroll 1
             for (int i = warp / PARTS<D>; i < steps; i += TEAMS<D>) {
-                const int from = job.begin + i * STEP;
+                const int from = begin + i * STEP;
                 // Keys, and as many behind them values, or both together.
                 constexpr int OF_KEYS = (Entry::COUNT + 1) / 2;
                 Place place[Entry::COUNT];
@@ -253,7 +253,7 @@ struct AttentionStage {
                 }
                 // Where values t, and those behind, of a token are.
                 const auto row = [&](bool values, int token, const half *newest_row) {
-                    const int last = min(from + token, job.end - 1) - from;
+                    const int last = min(from + token, end - 1) - from;
                     if (last == position - from) return newest_row;
                     const int first = values ? Entry::COUNT / 2 : 0;
                     const uint8_t *entry = Ring::entry(place[first]);
@@ -271,7 +271,7 @@ struct AttentionStage {
 #pragma unroll
                 for (int j = 0; j < OF_KEYS; j++) Ring::wait(place[j]);
                 gathered.add(
-                    memory.query, from, job.end, [&](int tile, int c) { return Cache::load(key_at[tile] + c * 32); },
+                    memory.query, from, end, [&](int tile, int c) { return Cache::load(key_at[tile] + c * 32); },
                     [&] {
                         if constexpr (Entry::COUNT > 1) {
 #pragma unroll
@@ -314,24 +314,25 @@ struct AttentionStage {
         const Wait wait{consumer.now()};
         using namespace decode_attention;
         constexpr int AT_ONCE = 16;
-        const int head_count = jobs.heads.head_count_kv * jobs.heads.group, groups = head_count * (D / ACTIVATION_GROUP);
+        const int chunks = jobs.chunks.count, head_count = jobs.heads.head_count_kv * jobs.heads.group,
+                  groups = head_count * (D / ACTIVATION_GROUP);
         for (int group = this_block() + consumer.warp * gridDim.x; group < groups; group += CONSUMERS * gridDim.x) {
             const int head = group / (D / ACTIVATION_GROUP), d = group % (D / ACTIVATION_GROUP) * WARP + consumer.lane;
             float tops[MAX_SPLITS / WARP], all[MAX_SPLITS / WARP];
 #pragma unroll
             for (int i = 0; i < MAX_SPLITS / WARP; i++) tops[i] = NO_SCORE, all[i] = 0.f;
             take<MAX_SPLITS / WARP>(
-                wait, [&](int i) { return i * WARP + consumer.lane < jobs.chunks.count; },
+                wait, [&](int i) { return i * WARP + consumer.lane < chunks; },
                 [&](int i) { return p.partial_sums + (i * WARP + consumer.lane) * head_count + head; },
                 [&](int i, const Packet &packet) {
                     tops[i] = __uint_as_float(packet.word[0]), all[i] = __uint_as_float(packet.word[1]);
                 });
             const ChunkWeights weights(tops, all);
             float sum = 0.f;
-            for (int first = 0; first < jobs.chunks.count; first += AT_ONCE) {
+            for (int first = 0; first < chunks; first += AT_ONCE) {
                 float part[AT_ONCE] = {};
                 take<AT_ONCE>(
-                    wait, [&](int j) { return first + j < jobs.chunks.count; },
+                    wait, [&](int j) { return first + j < chunks; },
                     [&](int j) { return p.partial + (size_t(first + j) * head_count + head) * D + d; },
                     [&](int j, const ValuePacket &packet) { part[j] = packet.value; });
 #pragma unroll

@@ -191,8 +191,8 @@ __device__ __forceinline__ void gather(const StepParams &p, const Consumer &cons
     const int columns = stage.columns, groups = (columns + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
     const int part = consumer.thread % GROUP_PACKETS;  // of a group: the same in all of a thread's packets
     const bool wanted = part < SQUARES_PACKET || normed;
-    uint32_t *to =
-        part < SQUARES_PACKET ? shared_at<uint32_t>(p.vector) + PACKET_WORDS * part : shared_at<uint32_t>(stage.squares);
+    uint32_t *to = part < SQUARES_PACKET ? shared_at<uint32_t>(p.vector) + PACKET_WORDS * part
+                                         : shared_at<uint32_t>(stage.squares);
     const int pitch = part < SQUARES_PACKET ? GROUP_WORDS : PACKET_WORDS;
     for (int first = consumer.thread; first < groups * GROUP_PACKETS; first += AT_ONCE * CONSUMER_THREADS) {
         const uint4 *packets = from.groups + first;
