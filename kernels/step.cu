@@ -135,7 +135,7 @@ struct Block {
         const float branch_norm = has_one && stage.branch_norm ? stage.branch_norm[first_group + consumer.thread] : 1.f;
         if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage, normed);
         sync_consumers();
-        consumer.begin();
+        consumer.begin<D>();
         stages.fetch_next(p, s, consumer.thread);
         int sums = stage.row_sums;
 #pragma unroll 1
@@ -143,7 +143,7 @@ struct Block {
             multiply(p, consumer, stage, stage.matrix[m], sums);
             sums += stage.matrix[m].pairs * TILE_ROWS * sizeof(float);
         }
-        consumer.begin();
+        consumer.begin<D>();
         // By a warp that has none of the last tiles.
         if (normed && consumer.first() == 0) {
             const float scale = rms_scale(stage.squares, consumer.lane, stage.columns, stage.factor);

@@ -78,24 +78,25 @@ __device__ __forceinline__ void stream(Producer &producer, const StepAttention &
     using decode_attention::STEP;
     const AttentionLayer &layer = stage.layer;
     constexpr int ROW_BYTES = Entry::ROW_BYTES;
-    const int position = jobs.position();
+    const int position = jobs.position(), context = layer.context;
     Job job = jobs.first;
     for (int at = blockIdx.x; at < jobs.count;) {
-        const typename Cache::Slots slot_of(job.begin, layer.context);
+        const size_t head = Cache::row(job.head_kv, 0, context) * D;
+        const half *keys = layer.k_cache + head, *values = layer.v_cache + head;
+        const auto copy = [&](int offset, const half *cache, int slot, int tokens) {
+            // Those that have no room behind lie at the beginning of the ring that the cache is.
+            if (slot >= context) slot -= context;
+            const int behind = min(tokens, context - slot);
+            if (behind > 0) producer.copy(offset, cache + slot * D, behind * ROW_BYTES);
+            if (behind < tokens) producer.copy(offset + behind * ROW_BYTES, cache, (tokens - behind) * ROW_BYTES);
+        };
+        int slot = Cache::slot_of(job.begin, context);
         for (int from = job.begin; from < job.end; from += STEP) {
-            const auto copy = [&](int offset, const half *cache, int from, int tokens) {
-                const int slot = slot_of(from);
-                // The others lie at the beginning of the ring that the cache is.
-                const int whole = min(tokens, layer.context - slot);
-                const auto row = [&](int slot) { return cache + Cache::row(job.head_kv, slot, layer.context) * D; };
-                if (whole > 0) producer.copy(offset, row(slot), whole * ROW_BYTES);
-                if (whole < tokens) producer.copy(offset + whole * ROW_BYTES, row(0), (tokens - whole) * ROW_BYTES);
-            };
             const int tokens = min(position - from, STEP);
             if constexpr (Entry::COUNT == 1) {
                 producer.begin(2 * tokens * ROW_BYTES);
-                copy(0, layer.k_cache, from, tokens);
-                copy(Entry::STEP_BYTES, layer.v_cache, from, tokens);
+                copy(0, keys, slot, tokens);
+                copy(Entry::STEP_BYTES, values, slot, tokens);
                 producer.end();
             } else {
 #pragma unroll
@@ -103,10 +104,12 @@ __device__ __forceinline__ void stream(Producer &producer, const StepAttention &
                     const int before = i % (Entry::COUNT / 2) * Entry::ROWS;
                     const int rows = min(max(tokens - before, 0), Entry::ROWS);
                     producer.begin(rows * ROW_BYTES);
-                    copy(0, i < Entry::COUNT / 2 ? layer.k_cache : layer.v_cache, from + before, rows);
+                    copy(0, i < Entry::COUNT / 2 ? keys : values, slot + before, rows);
                     producer.end();
                 }
             }
+            slot += STEP;
+            if (slot >= context) slot -= context;
         }
         at += gridDim.x;
         if (at < jobs.count) job = jobs.at(at);
@@ -259,7 +262,7 @@ struct AttentionStage {
                     const uint8_t *entry = Ring::entry(place[first]);
                     if (Entry::COUNT == 4 && last >= Entry::ROWS) entry = Ring::entry(place[first + Entry::COUNT / 4]);
                     if (Entry::COUNT == 1 && values) entry += Entry::STEP_BYTES;
-                    return reinterpret_cast<const half *>(entry) + last % Entry::ROWS * D;
+                    return reinterpret_cast<const half *>(entry) + (Entry::COUNT == 4 ? last % Entry::ROWS : last) * D;
                 };
                 const half *key_at[2], *value_at[4];
 #pragma unroll
@@ -288,7 +291,7 @@ struct AttentionStage {
                 for (int j = Entry::COUNT / 2; j < Entry::COUNT; j++) release(place[j]);
             }
         }
-        consumer.begin();
+        consumer.begin<D>();
         consumer.pass(0, steps * Entry::COUNT);
 
         const int head_count = jobs.heads.head_count_kv * jobs.heads.group;

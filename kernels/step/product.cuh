@@ -52,11 +52,16 @@ struct Consumer {
     int entries = 0;  // of the ring, of all stages before
     int turn = 0;     // the warp that takes the next tile
 
-    // A part of a stage.
+    // A stage.
     __device__ __forceinline__ void begin() {
         thread = this_thread();
         warp = warp_uniform(thread / WARP);
         lane = thread % WARP;
+    }
+    // A part of a stage, where heads of D values need all registers.
+    template <int D>
+    __device__ __forceinline__ void begin() {
+        if (D > 128) begin();
     }
     // For what the stage reads, and the epoch of what it writes.
     __device__ __forceinline__ Wait wait() const { return {epoch}; }
