@@ -440,8 +440,8 @@ struct StepMatrix {
     int rows;         // that the matrix has of them
     int first_row;    // where the first one is in the stage's output
     int bytes;        // of all tiles
-    int entry_tiles;  // 0 where the weights are floats, which are not in tiles
-    int entry_bytes;  // of so many tiles, each as long as the first one
+    int entry_tiles;  // of floats, rows; 0 where a row takes several entries
+    int entry_bytes;  // of so many tiles, each as long as the first one; or of such a row
     int lacking;      // what the last tile of each pair has less than that, in bytes
 };
 static_assert(sizeof(StepMatrix) == 48, "StepMatrix");
@@ -468,17 +468,18 @@ struct StepProduct {
     StepMatrix matrix[3];      // Embed: the table, its share being of the columns; Gate: gate and up; Qkv: up to three
     int slices;                // into which quantized rows are cut
     uint32_t slices_inverse;   // 2^32 / slices, rounded up
-    int gelu;                  // Gate: GELU in the place of SiLU (activate.cuh)
+    int gelu;                  // Gate, GateInputs: GELU in the place of SiLU (activate.cuh)
     float scale;               // Add: of the sum
     const float *branch_norm;  // (all_rows), Add: weights of the norm of what is added; or null
     float branch_epsilon;
     int all_rows;         // Add and Gate: of all blocks together
-    const float *inputs;  // (all_rows), Gate: what is gated in the place of up, by a vector that no norm made; or null
+    const float *inputs;  // (all rows), GateInputs: what is gated
     // Where in dynamic shared memory, in bytes, lies what a product takes behind its vector:
     int squares;      // float (3, groups): of a norm's vector, the squares of what it was made of, and padding
     int unquantized;  // float (columns): where a matrix is of floats
     int row_sums;     // float (rows, slices)
-    int unused[3];
+    int plain;        // whether the vector comes as plain values, at StepParams::qkv
+    int unused[2];
 };
 static_assert(sizeof(StepProduct) == 240, "StepProduct");
 FIELD(StepProduct, kind, 0);
@@ -500,7 +501,8 @@ FIELD(StepProduct, inputs, 208);
 FIELD(StepProduct, squares, 216);
 FIELD(StepProduct, unquantized, 220);
 FIELD(StepProduct, row_sums, 224);
-FIELD(StepProduct, unused, 228);
+FIELD(StepProduct, plain, 228);
+FIELD(StepProduct, unused, 232);
 
 // Attention as a stage of the step kernel.
 struct StepAttention {
@@ -554,7 +556,7 @@ struct StepParams {
     const int *inputs;          // the token and its position
     StepVector normed;          // (hidden_size): x times the next norm's weights
     StepVector activation;      // (the widest): of what the heads gathered, and what was gated
-    uint64_t *qkv;              // (rows of Q, K and V): packets of one value
+    uint64_t *qkv;              // (rows of Q, K and V, or of gated inputs): packets of one value
     uint64_t *partial;          // (head_dim, head_count, splits): packets of one value
     uint4 *partial_sums;        // (head_count, splits): packets of the greatest score and the sum of exponentials
     float *logits;              // (vocabulary)

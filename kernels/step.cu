@@ -126,14 +126,18 @@ struct Block {
 
     // Multiplies with all matrices of a stage, and does what follows.
     __device__ __forceinline__ void product(const StepProduct &stage, int s, StageBuffer &stages) const {
-        const bool adds = stage.kind == ADD_TO_HIDDEN, normed = !adds && !stage.inputs;
+        const bool adds = stage.kind == ADD_TO_HIDDEN, normed = !adds && stage.kind != GATE_INPUTS;
         const int rows = stage.rows;
         // What the end takes is on its way before the wait.
         const int first_group = stage.matrix[0].first_row / ACTIVATION_GROUP * ACTIVATION_GROUP;
         const bool has_one = adds && first_group + consumer.thread < stage.all_rows;
         const float norm = has_one && stage.norm ? stage.norm[first_group + consumer.thread] : 1.f;
         const float branch_norm = has_one && stage.branch_norm ? stage.branch_norm[first_group + consumer.thread] : 1.f;
-        if (rows > 0) gather(p, consumer, adds ? p.activation : p.normed, stage, normed);
+        if (rows > 0 && stage.plain) {
+            gather_plain(p, consumer, stage);
+        } else if (rows > 0) {
+            gather(p, consumer, adds ? p.activation : p.normed, stage, normed);
+        }
         sync_consumers();
         consumer.begin<D>();
         stages.fetch_next(p, s, consumer.thread);
@@ -162,17 +166,19 @@ struct Block {
             for (int s = 1; s < count; s++) sum += partial[s * rows];
             return sum;
         };
-        if (stage.kind == QKV || stage.kind == LOGITS) {
+        if (stage.kind == QKV || stage.kind == GATE_INPUTS || stage.kind == LOGITS) {
             int from = 0;
             for (int m = 0; m < stage.matrices; m++) {
                 const StepMatrix &matrix = stage.matrix[m];
                 for (int i = consumer.thread; i < matrix.rows; i += CONSUMER_THREADS) {
-                    const float y = scale * total(m, from + i) + (matrix.bias ? matrix.bias[i] : 0.f);
-                    if (stage.kind == QKV) {
-                        put(p.qkv + matrix.first_row + i, y, consumer.now());
-                    } else {
-                        p.logits[matrix.first_row + i] = y;
+                    const int row = matrix.first_row + i;
+                    float y = scale * total(m, from + i) + (matrix.bias ? matrix.bias[i] : 0.f);
+                    if (stage.kind == LOGITS) {
+                        p.logits[row] = y;
+                        continue;
                     }
+                    if (stage.kind == GATE_INPUTS) y = activate(stage.gelu, y) * stage.inputs[row];
+                    put(p.qkv + row, y, consumer.now());
                 }
                 from += matrix.pairs * TILE_ROWS;
             }
@@ -186,11 +192,7 @@ struct Block {
             float value = 0.f;
             if (own >= 0 && own < matrix.rows) {
                 value = scale * total(0, own);
-                if (!adds) {
-                    const float up =
-                        stage.inputs ? stage.inputs[row] : scale * total(1, matrix.pairs * TILE_ROWS + own);
-                    value = activate(stage.gelu, value) * up;
-                }
+                if (!adds) value = activate(stage.gelu, value) * (scale * total(1, matrix.pairs * TILE_ROWS + own));
             }
             uint64_t *spilt = p.spill + this_block() * ACTIVATION_GROUP + consumer.lane;
             if (before > 0 && i < ACTIVATION_GROUP) {

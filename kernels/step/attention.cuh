@@ -167,12 +167,9 @@ struct AttentionStage {
             [&](int i, const ValuePacket &packet) { x[i] = packet.value; });
     }
 
-    // By a warp of each part: gives back an entry once all its reads have ended. They may wait in line for long, as
-    // rows of a cache lie in the same banks, and nothing that is done with them need have begun.
+    // By a warp of each part.
     __device__ __forceinline__ static void release(const Place &place) {
-        __threadfence_block();
-        __syncwarp();
-        if (elect()) Ring::release(place, SHARES / decode_attention::PARTS<D>);
+        give_back(place, SHARES / decode_attention::PARTS<D>);
     }
 
     // Where KEY_WARP and VALUE_WARP find their head in StepAttention::newest.

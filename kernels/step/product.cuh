@@ -8,7 +8,7 @@
 
 namespace step {
 
-enum StepKind { EMBED, QKV, ATTEND, ADD_TO_HIDDEN, GATE, LOGITS };
+enum StepKind { EMBED, QKV, ATTEND, ADD_TO_HIDDEN, GATE, GATE_INPUTS, LOGITS };
 
 // How a matrix is cut along its columns.
 struct Slices {
@@ -24,9 +24,28 @@ struct Slices {
     __device__ __forceinline__ int pair_of(int tile) const { return count == 1 ? tile : __umulhi(tile, inverse); }
 };
 
+// Bytes of a row of floats that are an entry, where the row does not fit into one.
+constexpr int FLOAT_PIECE = SLOT_BYTES / FLOAT_ROUND * FLOAT_ROUND;
+
+// Asks for rows of floats that are longer than an entry: of as many rows as there are warps the first pieces, then the
+// second ones, so that what a warp waits for comes in turn.
+__device__ __forceinline__ void stream_pieces(Producer &producer, const StepMatrix &matrix) {
+    const int stride = matrix.entry_bytes;
+    for (int first = 0; first < matrix.rows; first += CONSUMERS) {
+        for (int at = 0; at < stride; at += FLOAT_PIECE) {
+            const int bytes = min(stride - at, FLOAT_PIECE);
+            for (int row = first; row < min(first + CONSUMERS, matrix.rows); row++) {
+                producer.begin(bytes);
+                producer.copy(0, matrix.weights + size_t(row) * stride + at, bytes);
+                producer.end();
+            }
+        }
+    }
+}
+
 // Asks for a block's share of a matrix, entry by entry.
 __device__ __forceinline__ void stream(Producer &producer, const StepMatrix &matrix, const Slices &slices) {
-    if (matrix.entry_tiles == 0) return;
+    if (matrix.entry_tiles == 0) return stream_pieces(producer, matrix);
     const uint8_t *from = matrix.weights;
     const int entry_tiles = matrix.entry_tiles, entry_bytes = matrix.entry_bytes, lacking = matrix.lacking;
     int tile = 0;
@@ -161,17 +180,35 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
     consumer.pass(tiles, (tiles + TILES - 1) / TILES);
 }
 
-// Rows of floats come straight from memory, and have one slice.
+// Rows of floats have one slice. Several are an entry of the ring, or one is several.
 template <typename Type>
 __device__ __forceinline__ void float_multiply(const StepParams &p, Consumer &consumer, const StepMatrix &matrix,
                                                const StepProduct &stage, int partial) {
-    const int columns = stage.columns;
-    for (int i = consumer.warp; i < matrix.rows; i += CONSUMERS) {
-        const auto *weights =
-            reinterpret_cast<const typename Type::Value *>(matrix.weights + i * Type::stride(columns));
-        const float sum = float_dot(weights, shared_at<const float>(stage.unquantized), columns, consumer.lane);
+    using Value = typename Type::Value;
+    constexpr int PIECE = FLOAT_PIECE / int(sizeof(Value));
+    const int columns = stage.columns, rows = matrix.rows, in_entry = max(matrix.entry_tiles, 1);
+    const int pieces = matrix.entry_tiles ? 1 : (matrix.entry_bytes + FLOAT_PIECE - 1) / FLOAT_PIECE;
+    const float *a = shared_at<const float>(stage.unquantized);
+#pragma unroll 1
+    for (int i = consumer.first(); i < rows; i += CONSUMERS) {
+        const int turn = i % CONSUMERS, together = min(rows - (i - turn), CONSUMERS);
+        float sum = 0.f;
+#pragma unroll 1
+        for (int k = 0; k < pieces; k++) {
+            const int entry = pieces == 1 ? i / in_entry : (i - turn) * pieces + k * together + turn;
+            const Place place = Ring::place(p, consumer.entries + entry);
+            const int row = i % in_entry, first = k * PIECE, end = pieces == 1 ? columns : first + PIECE;
+            const uint8_t *weights = Ring::entry(place) + row * Type::stride(columns);
+            Ring::wait(place);
+            add_products(sum, reinterpret_cast<const Value *>(weights), a + first, min(end, columns) - first,
+                         consumer.lane, [](const uint4 *from) { return *from; });
+            // The last row of an entry stands for those that it lacks.
+            give_back(place, row == in_entry - 1 || i == rows - 1 ? SHARES - row : 1);
+        }
+        sum = warp_sum(sum);
         if (consumer.lane == 0) shared_at<float>(partial)[i] = sum;
     }
+    consumer.pass(rows, pieces == 1 ? (rows + in_entry - 1) / in_entry : rows * pieces);
 }
 
 __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const StepProduct &stage,
@@ -185,6 +222,31 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
             for_float(matrix.type,
                       [&](auto type) { float_multiply<decltype(type)>(p, consumer, matrix, stage, partial); });
     }
+}
+
+// Clears the second half of the vector's last unit where it has none.
+__device__ __forceinline__ void end_vector(const StepParams &p, const Consumer &consumer, int groups) {
+    if (groups % 2 == 1 && consumer.thread < GROUP_WORDS) {
+        shared_at<uint32_t>(p.vector)[groups * GROUP_WORDS + consumer.thread] = 0;
+    }
+}
+
+// Quantizes the vector that a stage reads, which came as plain values; a barrier is to follow.
+__device__ __forceinline__ void gather_plain(const StepParams &p, const Consumer &consumer, const StepProduct &stage) {
+    const int columns = stage.columns, groups = (columns + ACTIVATION_GROUP - 1) / ACTIVATION_GROUP;
+    for (int group = consumer.warp; group < groups; group += CONSUMERS) {
+        const int column = group * ACTIVATION_GROUP + consumer.lane;
+        float value = 0.f;
+        take<1>(
+            consumer.wait(), [&](int) { return column < columns; }, [&](int) { return p.qkv + column; },
+            [&](int, const ValuePacket &packet) { value = packet.value; });
+        const float largest = warp_max(fabsf(value));
+        uint32_t *words = shared_at<uint32_t>(p.vector) + group * GROUP_WORDS;
+        reinterpret_cast<int8_t *>(words)[consumer.lane] = quantize(value, largest);
+        if (consumer.lane == 0) words[SCALE_WORD] = __float_as_uint(largest * (1.f / 127.f));
+        if (stage.floats && column < columns) shared_at<float>(stage.unquantized)[column] = value;
+    }
+    end_vector(p, consumer, groups);
 }
 
 // Brings the vector that a stage reads into shared memory as packets arrive, with its squares where it is a norm's; a
@@ -210,10 +272,7 @@ __device__ __forceinline__ void gather(const StepParams &p, const Consumer &cons
                 for (int j = 0; j < PACKET_WORDS; j++) to[group * pitch + j] = packet.word[j];
             });
     }
-    // The second half of a last unit that has none.
-    if (groups % 2 == 1 && consumer.thread < GROUP_WORDS) {
-        shared_at<uint32_t>(p.vector)[groups * GROUP_WORDS + consumer.thread] = 0;
-    }
+    end_vector(p, consumer, groups);
     if (stage.floats) {
         for (int first = consumer.thread; first < columns; first += AT_ONCE * CONSUMER_THREADS) {
             take<AT_ONCE>(

@@ -99,6 +99,14 @@ struct Ring {
     }
 };
 
+// By a warp: gives back shares of an entry once all lanes' reads have ended. They may wait in line for long, as rows
+// lie in the same banks, and nothing that is done with them need have begun.
+__device__ __forceinline__ void give_back(const Place &place, int shares) {
+    __threadfence_block();
+    __syncwarp();
+    if (elect()) Ring::release(place, shares);
+}
+
 // The thread that fills the ring.
 struct Producer {
     const StepParams &p;

@@ -92,19 +92,29 @@ __device__ __forceinline__ void for_float(int type, Use use) {
     }
 }
 
-// A row of float weights times float activations, by one warp.
-template <typename T>
-__device__ float float_dot(const T *row, const float *a, int columns, int lane) {
+// Bytes of a row that a warp takes at a time: rows may be cut at multiples of these.
+constexpr int FLOAT_ROUND = WARP * 16;
+
+// Adds a lane's part of a row of float weights, or of a piece of one, times float activations; `load` reads 16 bytes.
+template <typename T, typename Load>
+__device__ __forceinline__ void add_products(float &sum, const T *row, const float *a, int columns, int lane,
+                                             Load load) {
     constexpr int N = 16 / sizeof(T);
-    float sum = 0.f;
     const int whole = columns / N * N;
 #pragma unroll 4
     for (int c = lane * N; c < whole; c += WARP * N) {
-        const uint4 raw = __ldcs(reinterpret_cast<const uint4 *>(row + c));
+        const uint4 raw = load(reinterpret_cast<const uint4 *>(row + c));
         const T *w = reinterpret_cast<const T *>(&raw);
 #pragma unroll
         for (int j = 0; j < N; j++) sum += static_cast<float>(w[j]) * a[c + j];
     }
     if (whole + lane < columns) sum += static_cast<float>(row[whole + lane]) * a[whole + lane];
+}
+
+// A row of float weights times float activations, by one warp.
+template <typename T>
+__device__ float float_dot(const T *row, const float *a, int columns, int lane) {
+    float sum = 0.f;
+    add_products(sum, row, a, columns, lane, [](const uint4 *from) { return __ldcs(from); });
     return warp_sum(sum);
 }

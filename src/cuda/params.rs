@@ -295,7 +295,8 @@ params! {
         216 squares: i32,
         220 unquantized: i32,
         224 row_sums: i32,
-        228 unused: [i32; 3],
+        228 plain: i32,
+        232 unused: [i32; 2],
     }
 
     /// Attention as a stage of the step kernel.

@@ -299,7 +299,7 @@ pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         q_dim,
         kv_dim,
         gated,
-        ..
+        token_input,
     } = Lengths::new(&decoder.layers);
     let floats = has_floats(decoder);
     let groups = |length: usize| length.div_ceil(32) * 4 * PACKET;
@@ -325,7 +325,7 @@ pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         ("step kernel: their float values", values(widest)),
         (
             "step kernel: queries, keys, values",
-            (q_dim + 2 * kv_dim) * VALUE_PACKET,
+            (q_dim + 2 * kv_dim).max(token_input) * VALUE_PACKET,
         ),
         ("step kernel: attention partial sums", partial),
         ("step kernel: their exponentials", sums),

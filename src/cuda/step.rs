@@ -221,6 +221,7 @@ fn lower<'a>(
             Group::AddAttended(branch) | Group::AddGated(branch) => {
                 let stage = StepStage::Add {
                     matrix: weights.matrix(branch.matrix),
+                    plain: matches!(groups[..i].last(), Some(Group::GateInputs { .. })),
                     sum: branch_sum(branch, weights),
                     norm: norm()?,
                 };

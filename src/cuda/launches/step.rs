@@ -48,6 +48,8 @@ pub enum StepStage {
     /// `x = (x + rms_norm(W a)) * scale`, and x times the norm's weights, f32 (rows), or 0: as it is.
     Add {
         matrix: Matrix,
+        /// Whether `a` is what [`StepStage::GateInputs`] has written.
+        plain: bool,
         /// What becomes of the product.
         sum: BranchSum,
         norm: CUdeviceptr,
@@ -59,7 +61,7 @@ pub enum StepStage {
         activation: Activation,
         epsilon: f32,
     },
-    /// `activation(gate x) * inputs`, f32 (rows)
+    /// `activation(gate x) * inputs`, f32 (rows), which the next stage reads as plain values.
     GateInputs {
         gate: Matrix,
         inputs: CUdeviceptr,
@@ -87,7 +89,8 @@ mod kind {
     pub const ATTEND: i32 = 2;
     pub const ADD: i32 = 3;
     pub const GATE: i32 = 4;
-    pub const LOGITS: i32 = 5;
+    pub const GATE_INPUTS: i32 = 5;
+    pub const LOGITS: i32 = 6;
 }
 
 /// Threads of a block: one warp more than `CONSUMERS` of `kernels/step/ring.cuh`.
@@ -106,13 +109,25 @@ const UNIT_BYTES: usize = UNIT + 2 * 4;
 const IN_FLIGHT: usize = 4;
 
 /// Entries of the ring from one that a warp waits for to the next, at most: it takes every 12th tile, at least 2 of which
-/// make an entry, and up to 3 matrices begin a new one; or what is cached of every 8th 16 tokens (of heads of 512, every
-/// 4th), keys and values together or keys before values.
-const fn stride(head_dim: usize) -> usize {
-    if head_dim > 128 { 15 } else { 8 }
+/// make an entry, and up to 3 matrices begin a new one; of floats, every 12th row, or a piece of it; or what is cached of
+/// every 8th 16 tokens (of heads of 512, every 4th), keys and values together or keys before values.
+const fn stride(head_dim: usize, floats: bool) -> usize {
+    if head_dim > 128 || floats { 15 } else { 8 }
 }
 
 impl StepStage {
+    /// What it multiplies with.
+    fn weights(&self) -> Vec<Matrix> {
+        match self {
+            Self::Embed { .. } | Self::Attend { .. } => vec![],
+            Self::Qkv { matrices, .. } => matrices.iter().map(|linear| linear.weights).collect(),
+            Self::Add { matrix, .. } => vec![*matrix],
+            Self::Gate { gate, up, .. } => vec![*gate, *up],
+            Self::GateInputs { gate, .. } => vec![*gate],
+            Self::Logits { linear, .. } => vec![linear.weights],
+        }
+    }
+
     /// The stage as block `block` of `blocks` does it.
     fn of_block(&self, block: usize, blocks: usize) -> Result<StepProduct> {
         let mut product = StepProduct::zeroed();
@@ -169,8 +184,14 @@ impl StepStage {
                     padding: [0; 16],
                 }));
             }
-            Self::Add { matrix, sum, norm } => {
+            Self::Add {
+                matrix,
+                plain,
+                sum,
+                norm,
+            } => {
                 product.kind = kind::ADD;
+                product.plain = i32::from(plain);
                 product.columns = matrix.columns as i32;
                 product.norm = norm;
                 product.branch_norm = sum.norm;
@@ -201,13 +222,14 @@ impl StepStage {
                 inputs,
                 activation,
             } => {
-                product.gelu = gelu(activation);
-                product.kind = kind::GATE;
+                product.kind = kind::GATE_INPUTS;
                 product.columns = gate.columns as i32;
-                product.all_rows = gate.rows as i32;
+                product.gelu = gelu(activation);
                 product.inputs = inputs;
-                let pairs = row_share(gate.rows, block, blocks);
-                matrices.push(step_matrix(&gate.into(), pairs)?);
+                let linear = gate.into();
+                for pairs in byte_shares(&[linear], block, blocks)? {
+                    matrices.push(step_matrix(&linear, pairs)?);
+                }
             }
             Self::Logits { linear, epsilon } => {
                 product.kind = kind::LOGITS;
@@ -218,11 +240,16 @@ impl StepStage {
                 }
             }
         }
+        let mut has_floats = false;
+        for matrix in self.weights() {
+            let tile_bytes = KernelType::of(matrix.tensor_type)?.tile_bytes(matrix.columns);
+            has_floats |= tile_bytes.is_none();
+        }
         let slices = (product.columns as usize).div_ceil(WARP * UNIT);
         product.slices = slices as i32;
         product.slices_inverse = inverse(slices);
         product.rows = matrices.iter().map(|matrix| 2 * matrix.pairs).sum();
-        product.floats = matrices.iter().any(|matrix| matrix.entry_tiles == 0) as i32;
+        product.floats = i32::from(has_floats);
         product.matrices = matrices.len() as i32;
         product.matrix[..matrices.len()].copy_from_slice(&matrices);
         Ok(product)
@@ -293,6 +320,17 @@ fn byte_shares(linears: &[StepLinear], block: usize, blocks: usize) -> Result<Ve
     Ok(shares.collect())
 }
 
+/// What a block's share of a matrix takes of the ring.
+struct Entry {
+    /// Of all of it
+    bytes: usize,
+    /// In an entry: of floats, which are in rows, 0 where a row takes several
+    tiles: usize,
+    tile_bytes: usize,
+    /// What the last tile of a row pair has less than the first one, in bytes
+    lacking: usize,
+}
+
 /// The row pairs `pairs` of a matrix.
 fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
     let StepLinear { weights, bias } = *linear;
@@ -300,23 +338,32 @@ fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
     let pair_bytes = kernel_type.pair_bytes(weights.columns);
     let first_row = 2 * pairs.start;
     let slice = WARP * UNIT;
-    let entry_tiles = (SLOT_BYTES / kernel_type.pair_bytes(slice)).min(SHARES);
-    let (entry_tiles, tile_bytes) = match kernel_type.tile_bytes(weights.columns) {
-        Some(tile_bytes) => (entry_tiles, tile_bytes),
-        None => (0, 0),
+    let rows = (2 * pairs.end).min(weights.rows).saturating_sub(first_row);
+    let entry = match kernel_type.tile_bytes(weights.columns) {
+        Some(tile_bytes) => Entry {
+            bytes: pairs.len() * pair_bytes,
+            tiles: (SLOT_BYTES / kernel_type.pair_bytes(slice)).min(SHARES),
+            tile_bytes,
+            lacking: weights.columns.div_ceil(slice) * tile_bytes - pair_bytes,
+        },
+        None => Entry {
+            bytes: rows * pair_bytes / 2,
+            tiles: (2 * SLOT_BYTES / pair_bytes).min(SHARES),
+            tile_bytes: pair_bytes / 2,
+            lacking: 0,
+        },
     };
-    let lacking = (weights.columns.div_ceil(slice) * tile_bytes).saturating_sub(pair_bytes);
     Ok(StepMatrix {
         weights: weights.address + (pairs.start * pair_bytes) as u64,
         bias: from_row(bias, first_row),
         tensor_type: kernel_type.id,
         pairs: pairs.len() as i32,
-        rows: (2 * pairs.end).min(weights.rows).saturating_sub(first_row) as i32,
+        rows: rows as i32,
         first_row: first_row as i32,
-        bytes: (pairs.len() * pair_bytes) as i32,
-        entry_tiles: entry_tiles as i32,
-        entry_bytes: (entry_tiles * tile_bytes) as i32,
-        lacking: lacking as i32,
+        bytes: entry.bytes as i32,
+        entry_tiles: entry.tiles as i32,
+        entry_bytes: (entry.tiles.max(1) * entry.tile_bytes) as i32,
+        lacking: entry.lacking as i32,
     })
 }
 
@@ -352,7 +399,10 @@ pub fn step(
     let needs = SharedNeeds::new(&mut of_blocks, of_attention.max().unwrap_or(0));
     let most = device.shared_bytes_per_block() - function.static_shared_bytes;
     let slots = (most.saturating_sub(RING_AT + needs.bytes()) / SLOT_BYTES).min(MAX_SLOTS);
-    let least_slots = stride(head_dim) + IN_FLIGHT;
+    let floats = of_blocks
+        .iter()
+        .any(|stage| stage.kind != kind::ATTEND && stage.floats != 0);
+    let least_slots = stride(head_dim, floats) + IN_FLIGHT;
     ensure!(
         slots >= least_slots,
         "it takes {} bytes of shared memory, and a block of {} may have {most}",
