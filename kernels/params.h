@@ -561,7 +561,7 @@ struct StepParams {
     uint4 *partial_sums;        // (head_count, splits): packets of the greatest score and the sum of exponentials
     float *logits;              // (vocabulary)
     uint64_t *branch_squares;   // (hidden_size / 32): packets of a branch's sums of squares
-    uint64_t *spill;            // (32, grid): packets of a block's values of a group that the block before owns
+    uint64_t *spill;            // (rows of what is quantized): packets of rows whose group another block owns
     uint64_t *failure;          // in the host's memory: what a block waited for in vain; see step/packet.cuh
     int stage_count;
     int slots;               // of the ring

@@ -185,24 +185,25 @@ struct Block {
             return;
         }
         const StepMatrix &matrix = stage.matrix[0];
-        // A block owns the groups of which it has the first row. Of another group, the block before gets its values.
+        // A block owns the groups of which it has the first row, and gets their other rows' values from the blocks
+        // behind.
         const int before = matrix.first_row - first_group;
         for (int i = consumer.thread; i < round_up(before + matrix.rows, ACTIVATION_GROUP); i += CONSUMER_THREADS) {
             const int own = i - before, row = matrix.first_row + own, group = row / ACTIVATION_GROUP;
+            const bool mine = own >= 0 && own < matrix.rows;
             float value = 0.f;
-            if (own >= 0 && own < matrix.rows) {
+            if (mine) {
                 value = scale * total(0, own);
                 if (!adds) value = activate(stage.gelu, value) * (scale * total(1, matrix.pairs * TILE_ROWS + own));
             }
-            uint64_t *spilt = p.spill + this_block() * ACTIVATION_GROUP + consumer.lane;
             if (before > 0 && i < ACTIVATION_GROUP) {
-                if (own >= 0) put(spilt, value, consumer.now());
+                if (mine) put(p.spill + row, value, consumer.now());
                 continue;
             }
             const bool exists = row < stage.all_rows;
-            if (exists && own >= matrix.rows) {
+            if (exists && !mine) {
                 take<1>(
-                    Wait{consumer.now()}, [](int) { return true; }, [&](int) { return spilt + ACTIVATION_GROUP; },
+                    Wait{consumer.now()}, [](int) { return true; }, [&](int) { return p.spill + row; },
                     [&](int, const ValuePacket &packet) { value = packet.value; });
             }
             if (!adds) {

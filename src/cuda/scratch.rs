@@ -335,7 +335,7 @@ pub fn step_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         ),
         (
             "step kernel: split groups",
-            32 * device.multiprocessors() * VALUE_PACKET,
+            hidden.max(gated) * VALUE_PACKET,
         ),
         (
             "step kernel: shared keys and values",

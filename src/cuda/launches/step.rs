@@ -268,18 +268,15 @@ fn inverse(count: usize) -> u32 {
 }
 
 /// A block's row pairs of what is then quantized in groups: whole groups, but where these would leave many blocks one short,
-/// as many pairs as any other block has. It then has no less than a group, so that it shares groups with its neighbours
-/// alone.
+/// as many pairs as any other block has.
 fn row_share(rows: usize, block: usize, blocks: usize) -> Range<usize> {
     /// Hundredths of the rows that a block has on average: what splitting groups takes is worth no less.
     const SPLIT_FROM: usize = 108;
     let (pairs, groups) = (rows.div_ceil(2), rows.div_ceil(GROUP));
     let busiest = groups.div_ceil(blocks) * GROUP;
-    let splits = 2 * (pairs / blocks) >= GROUP && busiest * blocks * 100 > rows * SPLIT_FROM;
-    let (count, grain) = if splits {
-        (pairs, 1)
-    } else {
-        (groups, GROUP / 2)
+    let (count, grain) = match busiest * blocks * 100 > rows * SPLIT_FROM {
+        true => (pairs, 1),
+        false => (groups, GROUP / 2),
     };
     let boundary = |block: usize| (count * block / blocks * grain).min(pairs);
     boundary(block)..boundary(block + 1)
