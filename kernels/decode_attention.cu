@@ -24,7 +24,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     __shared__ WarpSums sums;
     __shared__ float weight[MAX_SPLITS][HEADS];
     __shared__ bool last;
-    extern __shared__ float warp_out[];
+    extern __shared__ __align__(16) float warp_out[];
 
     const AttentionLayer &layer = p.layer;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;

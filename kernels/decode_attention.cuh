@@ -238,7 +238,7 @@ constexpr int JOINED_HEADS = D > 128 ? HEADS / 4 : HEADS;
 struct WarpSums {
     float largest[WARPS][HEADS], exponentials[WARPS][HEADS];
     float top[HEADS], all[HEADS];
-    float *out;  // (D + 1, JOINED_HEADS, TEAMS)
+    float *out;  // (D + 2, JOINED_HEADS, TEAMS), at a multiple of 8 bytes
 };
 
 // Adds up what the teams have gathered, in their order, and gives it value by value to `store(head, d, sum, top, all)`:
@@ -289,11 +289,11 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
             for (int i = 0; i < 2; i++) {
                 const int head = 2 * t + i;
                 if (head >= heads || head % ROUNDS != round) continue;
-                float *to = sums.out + (team * joined + head / ROUNDS) * (D + 1) + part * PART<D> + g * 8;
+                float *to = sums.out + (team * joined + head / ROUNDS) * (D + 2) + part * PART<D> + g * 8;
 #pragma unroll
                 for (int j = 0; j < PART<D> / 16; j++) {
-                    to[j / 4 * 64 + j % 4 * 2] = gathered.out[j][i] * factor[i];
-                    to[j / 4 * 64 + j % 4 * 2 + 1] = gathered.out[j][2 + i] * factor[i];
+                    *reinterpret_cast<float2 *>(to + j / 4 * 64 + j % 4 * 2) = {gathered.out[j][i] * factor[i],
+                                                                                gathered.out[j][2 + i] * factor[i]};
                 }
             }
         }
@@ -303,7 +303,7 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
             float of_team[TEAMS<D>], sum = 0.f;
 #pragma unroll
             for (int w = 0; w < TEAMS<D>; w++)
-                of_team[w] = w < teams ? sums.out[(w * joined + i / D) * (D + 1) + d] : 0.f;
+                of_team[w] = w < teams ? sums.out[(w * joined + i / D) * (D + 2) + d] : 0.f;
 #pragma unroll
             for (int w = 0; w < TEAMS<D>; w++) sum += of_team[w];
             store(head, d, sum, sums.top[head], sums.all[head]);

@@ -126,7 +126,7 @@ struct AttentionMemory {
     union {
         float rows[1];                        // (D, query heads and 1)
         decode_attention::Exchange exchange;  // where a team is two warps
-        float warp_out[1];                    // (D + 1, JOINED_HEADS, TEAMS)
+        float warp_out[1];                    // (D + 2, JOINED_HEADS, TEAMS)
     };
 };
 

@@ -48,7 +48,7 @@ pub fn decode_attention(
             group.div_ceil(HEADS_PER_BLOCK) as u32,
         ],
         block: [DECODE_THREADS as u32, 1],
-        shared_bytes: (teams * joined * (head_dim + 1) * size_of::<f32>()) as u32,
+        shared_bytes: (teams * joined * (head_dim + 2) * size_of::<f32>()) as u32,
         parameter: Parameter::new(params),
         dependent: true,
         cooperative: false,

@@ -551,6 +551,6 @@ fn attention_bytes(head_dim: usize, group: usize) -> usize {
         512 => (WARPS / 2, 2 * WARPS * WARP * 4 * size_of::<f32>()),
         _ => (WARPS, 0),
     };
-    let joining = teams * joined * (head_dim + 1) * size_of::<f32>();
+    let joining = teams * joined * (head_dim + 2) * size_of::<f32>();
     query + newest + sums + rows.max(joining).max(exchange)
 }
