@@ -440,7 +440,7 @@ struct StepMatrix {
     int rows;         // that the matrix has of them
     int first_row;    // where the first one is in the stage's output
     int bytes;        // of all tiles
-    int entry_tiles;  // of floats, rows; 0 where a row takes several entries
+    int entry_tiles;  // of floats, rows; 0 where two rows are longer than an entry
     int entry_bytes;  // of so many tiles, each as long as the first one; or of such a row
     int lacking;      // what the last tile of each pair has less than that, in bytes
 };

@@ -24,19 +24,22 @@ struct Slices {
     __device__ __forceinline__ int pair_of(int tile) const { return count == 1 ? tile : __umulhi(tile, inverse); }
 };
 
-// Bytes of a row of floats that are an entry, where the row does not fit into one.
-constexpr int FLOAT_PIECE = SLOT_BYTES / FLOAT_ROUND * FLOAT_ROUND;
+// Bytes of a row of floats that lie together in an entry, where two rows do not fit into one.
+constexpr int FLOAT_PIECE = SLOT_BYTES / 2 / FLOAT_ROUND * FLOAT_ROUND;
 
-// Asks for rows of floats that are longer than an entry: of as many rows as there are warps the first pieces, then the
-// second ones, so that what a warp waits for comes in turn.
+// Asks for rows of floats of which two do not fit into an entry: of a row for each warp the first pieces, two of them
+// an entry, then the second ones, so that what a warp waits for comes in turn.
 __device__ __forceinline__ void stream_pieces(Producer &producer, const StepMatrix &matrix) {
     const int stride = matrix.entry_bytes;
     for (int first = 0; first < matrix.rows; first += CONSUMERS) {
         for (int at = 0; at < stride; at += FLOAT_PIECE) {
             const int bytes = min(stride - at, FLOAT_PIECE);
-            for (int row = first; row < min(first + CONSUMERS, matrix.rows); row++) {
-                producer.begin(bytes);
-                producer.copy(0, matrix.weights + size_t(row) * stride + at, bytes);
+            for (int row = first; row < min(first + CONSUMERS, matrix.rows); row += 2) {
+                const uint8_t *from = matrix.weights + size_t(row) * stride + at;
+                const bool both = row + 1 < matrix.rows;
+                producer.begin(both ? 2 * bytes : bytes);
+                producer.copy(0, from, bytes);
+                if (both) producer.copy(FLOAT_PIECE, from + stride, bytes);
                 producer.end();
             }
         }
@@ -180,35 +183,45 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
     consumer.pass(tiles, (tiles + TILES - 1) / TILES);
 }
 
-// Rows of floats have one slice. Several are an entry of the ring, or one is several.
+// Rows of floats have one slice. Several are an entry of the ring, or pieces of two are.
 template <typename Type>
 __device__ __forceinline__ void float_multiply(const StepParams &p, Consumer &consumer, const StepMatrix &matrix,
                                                const StepProduct &stage, int partial) {
     using Value = typename Type::Value;
     constexpr int PIECE = FLOAT_PIECE / int(sizeof(Value));
-    const int columns = stage.columns, rows = matrix.rows, in_entry = max(matrix.entry_tiles, 1);
-    const int pieces = matrix.entry_tiles ? 1 : (matrix.entry_bytes + FLOAT_PIECE - 1) / FLOAT_PIECE;
+    const int columns = stage.columns, rows = matrix.rows, stride = Type::stride(columns);
+    const int in_entry = matrix.entry_tiles, pieces = in_entry ? 1 : (stride + FLOAT_PIECE - 1) / FLOAT_PIECE;
     const float *a = shared_at<const float>(stage.unquantized);
 #pragma unroll 1
     for (int i = consumer.first(); i < rows; i += CONSUMERS) {
-        const int turn = i % CONSUMERS, together = min(rows - (i - turn), CONSUMERS);
         float sum = 0.f;
 #pragma unroll 1
         for (int k = 0; k < pieces; k++) {
-            const int entry = pieces == 1 ? i / in_entry : (i - turn) * pieces + k * together + turn;
+            int entry, offset, shares, end = columns;
+            if (in_entry) {
+                const int row = i % in_entry;
+                entry = i / in_entry, offset = row * stride;
+                // The last row of an entry stands for those that it lacks.
+                shares = row == in_entry - 1 || i == rows - 1 ? SHARES - row : 1;
+            } else {
+                const int turn = i % CONSUMERS, first = i - turn, together = min(rows - first, CONSUMERS);
+                entry = first / 2 * pieces + k * ((together + 1) / 2) + turn / 2, offset = turn % 2 * FLOAT_PIECE;
+                shares = (turn | 1) < together ? SHARES / 2 : SHARES;
+                end = min((k + 1) * PIECE, columns);
+            }
             const Place place = Ring::place(p, consumer.entries + entry);
-            const int row = i % in_entry, first = k * PIECE, end = pieces == 1 ? columns : first + PIECE;
-            const uint8_t *weights = Ring::entry(place) + row * Type::stride(columns);
             Ring::wait(place);
-            add_products(sum, reinterpret_cast<const Value *>(weights), a + first, min(end, columns) - first,
-                         consumer.lane, [](const uint4 *from) { return *from; });
-            // The last row of an entry stands for those that it lacks.
-            give_back(place, row == in_entry - 1 || i == rows - 1 ? SHARES - row : 1);
+            add_products(sum, reinterpret_cast<const Value *>(Ring::entry(place) + offset), a + k * PIECE,
+                         end - k * PIECE, consumer.lane, [](const uint4 *from) { return *from; });
+            give_back(place, shares);
         }
         sum = warp_sum(sum);
         if (consumer.lane == 0) shared_at<float>(partial)[i] = sum;
     }
-    consumer.pass(rows, pieces == 1 ? (rows + in_entry - 1) / in_entry : rows * pieces);
+    // Of the last rows there may be too many pieces for a warp that has none to know without waiting that they have
+    // come.
+    if (!in_entry) sync_consumers();
+    consumer.pass(rows, in_entry ? (rows + in_entry - 1) / in_entry : (rows + 1) / 2 * pieces);
 }
 
 __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer, const StepProduct &stage,

@@ -109,10 +109,10 @@ const UNIT_BYTES: usize = UNIT + 2 * 4;
 const IN_FLIGHT: usize = 4;
 
 /// Entries of the ring from one that a warp waits for to the next, at most: it takes every 12th tile, at least 2 of which
-/// make an entry, and up to 3 matrices begin a new one; of floats, every 12th row, or a piece of it; or what is cached of
-/// every 8th 16 tokens (of heads of 512, every 4th), keys and values together or keys before values.
-const fn stride(head_dim: usize, floats: bool) -> usize {
-    if head_dim > 128 || floats { 15 } else { 8 }
+/// make an entry, and up to 3 matrices begin a new one; of floats, every 12th row or a piece of it; or what is cached of every
+/// 8th 16 tokens (of heads of 512, every 4th), keys and values together or keys before values.
+const fn stride(head_dim: usize) -> usize {
+    if head_dim > 128 { 15 } else { 8 }
 }
 
 impl StepStage {
@@ -345,7 +345,10 @@ fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
         },
         None => Entry {
             bytes: rows * pair_bytes / 2,
-            tiles: (2 * SLOT_BYTES / pair_bytes).min(SHARES),
+            tiles: match SLOT_BYTES / pair_bytes {
+                0 => 0,
+                _ => (2 * SLOT_BYTES / pair_bytes).min(SHARES),
+            },
             tile_bytes: pair_bytes / 2,
             lacking: 0,
         },
@@ -396,10 +399,7 @@ pub fn step(
     let needs = SharedNeeds::new(&mut of_blocks, of_attention.max().unwrap_or(0));
     let most = device.shared_bytes_per_block() - function.static_shared_bytes;
     let slots = (most.saturating_sub(RING_AT + needs.bytes()) / SLOT_BYTES).min(MAX_SLOTS);
-    let floats = of_blocks
-        .iter()
-        .any(|stage| stage.kind != kind::ATTEND && stage.floats != 0);
-    let least_slots = stride(head_dim, floats) + IN_FLIGHT;
+    let least_slots = stride(head_dim) + IN_FLIGHT;
     ensure!(
         slots >= least_slots,
         "it takes {} bytes of shared memory, and a block of {} may have {most}",
