@@ -45,6 +45,12 @@ __device__ __forceinline__ const StepAttention &as_attention(const StepProduct &
     return reinterpret_cast<const StepAttention &>(stage);
 }
 
+// Whether layers may have what Gemma's have beside others': norms behind their branches, what the token gives to them,
+// GELU, and shares of which two blocks have rows of a group. That is for large heads alone, as others' stages would run
+// past the code of it, at more than 1% of their speed.
+template <int D>
+constexpr bool GEMMA = D > 128;
+
 template <int D>
 struct HeadDim {
     static constexpr int value = D;
@@ -126,14 +132,15 @@ struct Block {
 
     // Multiplies with all matrices of a stage, and does what follows.
     __device__ __forceinline__ void product(const StepProduct &stage, int s, StageBuffer &stages) const {
-        const bool adds = stage.kind == ADD_TO_HIDDEN, normed = !adds && stage.kind != GATE_INPUTS;
+        const bool adds = stage.kind == ADD_TO_HIDDEN, normed = !adds && (!GEMMA<D> || stage.kind != GATE_INPUTS);
         const int rows = stage.rows;
         // What the end takes is on its way before the wait.
         const int first_group = stage.matrix[0].first_row / ACTIVATION_GROUP * ACTIVATION_GROUP;
         const bool has_one = adds && first_group + consumer.thread < stage.all_rows;
         const float norm = has_one && stage.norm ? stage.norm[first_group + consumer.thread] : 1.f;
-        const float branch_norm = has_one && stage.branch_norm ? stage.branch_norm[first_group + consumer.thread] : 1.f;
-        if (rows > 0 && stage.plain) {
+        const float branch_norm =
+            GEMMA<D> && has_one && stage.branch_norm ? stage.branch_norm[first_group + consumer.thread] : 1.f;
+        if (GEMMA<D> && rows > 0 && stage.plain) {
             gather_plain(p, consumer, stage);
         } else if (rows > 0) {
             gather(p, consumer, adds ? p.activation : p.normed, stage, normed);
@@ -166,7 +173,7 @@ struct Block {
             for (int s = 1; s < count; s++) sum += partial[s * rows];
             return sum;
         };
-        if (stage.kind == QKV || stage.kind == GATE_INPUTS || stage.kind == LOGITS) {
+        if (stage.kind == QKV || stage.kind == LOGITS || (GEMMA<D> && stage.kind == GATE_INPUTS)) {
             int from = 0;
             for (int m = 0; m < stage.matrices; m++) {
                 const StepMatrix &matrix = stage.matrix[m];
@@ -177,7 +184,7 @@ struct Block {
                         p.logits[row] = y;
                         continue;
                     }
-                    if (stage.kind == GATE_INPUTS) y = activate(stage.gelu, y) * stage.inputs[row];
+                    if (GEMMA<D> && stage.kind == GATE_INPUTS) y = activate(stage.gelu, y) * stage.inputs[row];
                     put(p.qkv + row, y, consumer.now());
                 }
                 from += matrix.pairs * TILE_ROWS;
@@ -187,21 +194,23 @@ struct Block {
         const StepMatrix &matrix = stage.matrix[0];
         // A block owns the groups of which it has the first row, and gets their other rows' values from the blocks
         // behind.
-        const int before = matrix.first_row - first_group;
+        const int before = GEMMA<D> ? matrix.first_row - first_group : 0;
         for (int i = consumer.thread; i < round_up(before + matrix.rows, ACTIVATION_GROUP); i += CONSUMER_THREADS) {
             const int own = i - before, row = matrix.first_row + own, group = row / ACTIVATION_GROUP;
             const bool mine = own >= 0 && own < matrix.rows;
             float value = 0.f;
             if (mine) {
                 value = scale * total(0, own);
-                if (!adds) value = activate(stage.gelu, value) * (scale * total(1, matrix.pairs * TILE_ROWS + own));
+                if (!adds)
+                    value =
+                        activate(GEMMA<D> && stage.gelu, value) * (scale * total(1, matrix.pairs * TILE_ROWS + own));
             }
             if (before > 0 && i < ACTIVATION_GROUP) {
                 if (mine) put(p.spill + row, value, consumer.now());
                 continue;
             }
             const bool exists = row < stage.all_rows;
-            if (exists && !mine) {
+            if (GEMMA<D> && exists && !mine) {
                 take<1>(
                     Wait{consumer.now()}, [](int) { return true; }, [&](int) { return p.spill + row; },
                     [&](int, const ValuePacket &packet) { value = packet.value; });
@@ -211,7 +220,7 @@ struct Block {
                 continue;
             }
             float x = 0.f, weight = 1.f, branch_weight = 1.f;
-            if (stage.branch_norm) {
+            if (GEMMA<D> && stage.branch_norm) {
                 const float squares = warp_sum(value * value);
                 if (consumer.lane == 0) put(p.branch_squares + group, squares, consumer.now());
                 value *= branch_scale(stage);
@@ -219,7 +228,7 @@ struct Block {
             }
             if (exists) {
                 float &old = shared_at<float>(p.hidden)[row - round_up(matrix.first_row, ACTIVATION_GROUP)];
-                x = fmaf(value, branch_weight, old) * stage.scale;
+                x = GEMMA<D> ? fmaf(value, branch_weight, old) * stage.scale : old + value;
                 weight = i == consumer.thread || !stage.norm ? norm : stage.norm[row];
                 old = x;
             }

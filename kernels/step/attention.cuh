@@ -8,6 +8,8 @@
 // chunks, their sums travel as packets, and each group of 32 values is added up by one block, in order.
 #pragma once
 
+#include <type_traits>
+
 #include "../decode_attention.cuh"
 #include "product.cuh"
 
@@ -195,7 +197,8 @@ struct AttentionStage {
         }
     }
 
-    __device__ __forceinline__ void attend(const Job &job) const {
+    // A copy, but where heads need all registers.
+    __device__ __forceinline__ void attend(std::conditional_t<(D > 128), const Job &, const Job> job) const {
         using namespace decode_attention;
         const AttentionLayer &layer = stage.layer;
         const int warp = consumer.warp, lane = consumer.lane;

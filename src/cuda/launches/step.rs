@@ -128,8 +128,18 @@ impl StepStage {
         }
     }
 
-    /// The stage as block `block` of `blocks` does it.
-    fn of_block(&self, block: usize, blocks: usize) -> Result<StepProduct> {
+    /// Whether only the kernel for large heads does it: `GEMMA` of `kernels/step.cu`.
+    fn is_gemmas(&self) -> bool {
+        match self {
+            Self::Add { sum, .. } => sum.norm != 0 || sum.scale != 1.0,
+            Self::Gate { activation, .. } => *activation != Activation::Silu,
+            Self::GateInputs { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The stage as a block does it.
+    fn of_block(&self, block: Block) -> Result<StepProduct> {
         let mut product = StepProduct::zeroed();
         let mut matrices = Vec::new();
         match self.clone() {
@@ -138,7 +148,7 @@ impl StepStage {
                 factor,
                 norm,
             } => {
-                let columns = owned(row_share(table.columns, block, blocks), table.columns);
+                let columns = owned(block.row_share(table.columns), table.columns);
                 product.kind = kind::EMBED;
                 product.columns = table.columns as i32;
                 product.factor = factor;
@@ -158,7 +168,7 @@ impl StepStage {
                 product.kind = kind::QKV;
                 product.columns = qkv[0].weights.columns as i32;
                 product.factor = epsilon;
-                let shares = byte_shares(&qkv, block, blocks)?;
+                let shares = block.byte_shares(&qkv)?;
                 let mut before = 0;
                 for (linear, pairs) in qkv.iter().zip(shares) {
                     let mut matrix = step_matrix(linear, pairs)?;
@@ -198,7 +208,7 @@ impl StepStage {
                 product.branch_epsilon = sum.epsilon;
                 product.all_rows = matrix.rows as i32;
                 product.scale = sum.scale;
-                let pairs = row_share(matrix.rows, block, blocks);
+                let pairs = block.row_share(matrix.rows);
                 matrices.push(step_matrix(&matrix.into(), pairs)?);
             }
             Self::Gate {
@@ -212,7 +222,7 @@ impl StepStage {
                 product.columns = gate.columns as i32;
                 product.factor = epsilon;
                 product.all_rows = gate.rows as i32;
-                let pairs = row_share(gate.rows, block, blocks);
+                let pairs = block.row_share(gate.rows);
                 for matrix in [gate, up] {
                     matrices.push(step_matrix(&matrix.into(), pairs.clone())?);
                 }
@@ -227,7 +237,7 @@ impl StepStage {
                 product.gelu = gelu(activation);
                 product.inputs = inputs;
                 let linear = gate.into();
-                for pairs in byte_shares(&[linear], block, blocks)? {
+                for pairs in block.byte_shares(&[linear])? {
                     matrices.push(step_matrix(&linear, pairs)?);
                 }
             }
@@ -235,7 +245,7 @@ impl StepStage {
                 product.kind = kind::LOGITS;
                 product.columns = linear.weights.columns as i32;
                 product.factor = epsilon;
-                for pairs in byte_shares(&[linear], block, blocks)? {
+                for pairs in block.byte_shares(&[linear])? {
                     matrices.push(step_matrix(&linear, pairs)?);
                 }
             }
@@ -267,19 +277,55 @@ fn inverse(count: usize) -> u32 {
     (u32::MAX / count as u32).wrapping_add(1)
 }
 
-/// A block's row pairs of what is then quantized in groups: whole groups, but where these would leave many blocks one short,
-/// as many pairs as any other block has.
-fn row_share(rows: usize, block: usize, blocks: usize) -> Range<usize> {
-    /// Hundredths of the rows that a block has on average: what splitting groups takes is worth no less.
-    const SPLIT_FROM: usize = 108;
-    let (pairs, groups) = (rows.div_ceil(2), rows.div_ceil(GROUP));
-    let busiest = groups.div_ceil(blocks) * GROUP;
-    let (count, grain) = match busiest * blocks * 100 > rows * SPLIT_FROM {
-        true => (pairs, 1),
-        false => (groups, GROUP / 2),
-    };
-    let boundary = |block: usize| (count * block / blocks * grain).min(pairs);
-    boundary(block)..boundary(block + 1)
+/// A block of the step kernel.
+#[derive(Clone, Copy)]
+struct Block {
+    index: usize,
+    count: usize,
+    /// Whether two blocks may have rows of a group.
+    splits_groups: bool,
+}
+
+impl Block {
+    /// Its part of `things` that are shared out evenly.
+    fn part(self, things: usize) -> Range<usize> {
+        things * self.index / self.count..things * (self.index + 1) / self.count
+    }
+
+    /// Its row pairs of what is then quantized in groups: whole groups, but where these would leave many blocks one short, and
+    /// groups may be split, as many pairs as any other block has.
+    fn row_share(self, rows: usize) -> Range<usize> {
+        /// Hundredths of the rows that a block has on average: what splitting groups takes is worth no less.
+        const SPLIT_FROM: usize = 108;
+        let (pairs, groups) = (rows.div_ceil(2), rows.div_ceil(GROUP));
+        let busiest = groups.div_ceil(self.count) * GROUP;
+        if self.splits_groups && busiest * self.count * 100 > rows * SPLIT_FROM {
+            return self.part(pairs);
+        }
+        let Range { start, end } = self.part(groups);
+        start * GROUP / 2..(end * GROUP / 2).min(pairs)
+    }
+
+    /// Its row pairs of each of several matrices: of all of them together it has as many bytes as any other.
+    fn byte_shares(self, linears: &[StepLinear]) -> Result<Vec<Range<usize>>> {
+        let mut sizes = Vec::new();
+        for StepLinear { weights, .. } in linears {
+            let pair_bytes = KernelType::of(weights.tensor_type)?.pair_bytes(weights.columns);
+            sizes.push((weights.rows.div_ceil(2), pair_bytes));
+        }
+        let bytes = self.part(sizes.iter().map(|(pairs, bytes)| pairs * bytes).sum());
+        let mut before = 0;
+        let shares = sizes.iter().map(|&(pairs, pair_bytes)| {
+            let boundary = |at: usize| {
+                let at = at.saturating_sub(before);
+                at.div_ceil(pair_bytes).min(pairs)
+            };
+            let share = boundary(bytes.start)..boundary(bytes.end);
+            before += pairs * pair_bytes;
+            share
+        });
+        Ok(shares.collect())
+    }
 }
 
 /// The rows of the groups that begin among `pairs` row pairs, of `rows`: what the block owns.
@@ -294,27 +340,6 @@ fn from_row(vector: CUdeviceptr, row: usize) -> CUdeviceptr {
         0 => 0,
         vector => vector + (row * size_of::<f32>()) as u64,
     }
-}
-
-/// A block's row pairs of each of several matrices: of all of them together it has as many bytes as any other.
-fn byte_shares(linears: &[StepLinear], block: usize, blocks: usize) -> Result<Vec<Range<usize>>> {
-    let mut sizes = Vec::new();
-    for StepLinear { weights, .. } in linears {
-        let pair_bytes = KernelType::of(weights.tensor_type)?.pair_bytes(weights.columns);
-        sizes.push((weights.rows.div_ceil(2), pair_bytes));
-    }
-    let all: usize = sizes.iter().map(|(pairs, bytes)| pairs * bytes).sum();
-    let mut before = 0;
-    let shares = sizes.iter().map(|&(pairs, pair_bytes)| {
-        let boundary = |block: usize| {
-            let at = (all * block / blocks).saturating_sub(before);
-            at.div_ceil(pair_bytes).min(pairs)
-        };
-        let share = boundary(block)..boundary(block + 1);
-        before += pairs * pair_bytes;
-        share
-    });
-    Ok(shares.collect())
 }
 
 /// What a block's share of a matrix takes of the ring.
@@ -386,11 +411,21 @@ pub fn step(
     );
     let (heads, head_dim) = heads(device, attentions)?;
     let function = device.function("step", &for_head_dim("step", head_dim)?)?;
+    let for_gemma = head_dim > 128;
+    ensure!(
+        for_gemma || !stages.iter().any(StepStage::is_gemmas),
+        "heads of {head_dim} values beside norms of branches, GELU or what a token gives to layers"
+    );
     let blocks = device.multiprocessors();
     let mut of_blocks = Vec::with_capacity(blocks * stages.len());
-    for block in 0..blocks {
+    for index in 0..blocks {
+        let block = Block {
+            index,
+            count: blocks,
+            splits_groups: for_gemma,
+        };
         for stage in stages {
-            of_blocks.push(stage.of_block(block, blocks)?);
+            of_blocks.push(stage.of_block(block)?);
         }
     }
     let of_attention = attentions
