@@ -72,6 +72,15 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
+// The largest magnitude: bits of positive numbers have their order.
+__device__ __forceinline__ float warp_max_magnitude(float value) {
+#if __CUDA_ARCH__ >= 800
+    return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(fabsf(value))));
+#else
+    return warp_max(fabsf(value));
+#endif
+}
+
 // The integer for `value` in a group whose largest magnitude is `largest`.
 __device__ __forceinline__ int quantize(float value, float largest) {
     return __float2int_rn(value * __fdividef(127.f, fmaxf(largest, 1e-30f)));
@@ -80,7 +89,7 @@ __device__ __forceinline__ int quantize(float value, float largest) {
 // Stores one group, held one value a lane.
 __device__ __forceinline__ void store_group(const Activation &out, int group, float value) {
     const int lane = threadIdx.x % WARP;
-    const float largest = warp_max(fabsf(value));
+    const float largest = warp_max_magnitude(value);
     out.q[group * ACTIVATION_GROUP + lane] = static_cast<int8_t>(quantize(value, largest));
     out.value[group * ACTIVATION_GROUP + lane] = value;
     if (lane == 0) out.scale[group] = largest * (1.f / 127.f);

@@ -39,7 +39,6 @@ struct Wait {
     __device__ __forceinline__ void until(Arrived arrived, Poll poll) const {
         uint64_t since = 0;
         for (int polls = 1; !arrived(); polls++) {
-            __nanosleep(40);
             poll();
             if (polls % POLLS_A_LOOK == 0) {
                 const uint64_t now = nanoseconds();
@@ -126,7 +125,7 @@ constexpr int SQUARES_PACKET = SQUARES_WORD / PACKET_WORDS;  // has them alone, 
 // Writes one group, held one value a lane, and `squares`, which all lanes have.
 __device__ __forceinline__ void put_group(const StepVector &to, int group, int lane, float value, float squares,
                                           uint32_t epoch) {
-    const float largest = warp_max(fabsf(value));
+    const float largest = warp_max_magnitude(value);
     // Four lanes' integers become a word in each of them; lane i < 4 then fetches words 3 i to 3 i + 2.
     uint32_t word = uint32_t(uint8_t(quantize(value, largest))) << 8 * (lane % 4);
     word |= __shfl_xor_sync(~0u, word, 1);

@@ -253,7 +253,7 @@ __device__ __forceinline__ void gather_plain(const StepParams &p, const Consumer
         take<1>(
             consumer.wait(), [&](int) { return column < columns; }, [&](int) { return p.qkv + column; },
             [&](int, const ValuePacket &packet) { value = packet.value; });
-        const float largest = warp_max(fabsf(value));
+        const float largest = warp_max_magnitude(value);
         uint32_t *words = shared_at<uint32_t>(p.vector) + group * GROUP_WORDS;
         reinterpret_cast<int8_t *>(words)[consumer.lane] = quantize(value, largest);
         if (consumer.lane == 0) words[SCALE_WORD] = __float_as_uint(largest * (1.f / 127.f));

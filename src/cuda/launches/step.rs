@@ -148,7 +148,7 @@ impl StepStage {
                 factor,
                 norm,
             } => {
-                let columns = owned(block.row_share(table.columns), table.columns);
+                let columns = block.owned(table.columns);
                 product.kind = kind::EMBED;
                 product.columns = table.columns as i32;
                 product.factor = factor;
@@ -292,18 +292,21 @@ impl Block {
         things * self.index / self.count..things * (self.index + 1) / self.count
     }
 
-    /// Its row pairs of what is then quantized in groups: whole groups, but where these would leave many blocks one short, and
-    /// groups may be split, as many pairs as any other block has.
+    /// The rows of the groups that it owns, of what is quantized in groups: those of which the first row is among its part.
+    fn owned(self, rows: usize) -> Range<usize> {
+        let Range { start, end } = self.part(rows.div_ceil(2));
+        let boundary = |pair: usize| (2 * pair).next_multiple_of(GROUP).min(rows);
+        boundary(start)..boundary(end)
+    }
+
+    /// Its row pairs of a matrix whose product is then quantized in groups: as many as any other block has, or where groups may
+    /// not be split those of the groups that it owns.
     fn row_share(self, rows: usize) -> Range<usize> {
-        /// Hundredths of the rows that a block has on average: what splitting groups takes is worth no less.
-        const SPLIT_FROM: usize = 108;
-        let (pairs, groups) = (rows.div_ceil(2), rows.div_ceil(GROUP));
-        let busiest = groups.div_ceil(self.count) * GROUP;
-        if self.splits_groups && busiest * self.count * 100 > rows * SPLIT_FROM {
-            return self.part(pairs);
+        if self.splits_groups {
+            return self.part(rows.div_ceil(2));
         }
-        let Range { start, end } = self.part(groups);
-        start * GROUP / 2..(end * GROUP / 2).min(pairs)
+        let Range { start, end } = self.owned(rows);
+        start / 2..end.div_ceil(2)
     }
 
     /// Its row pairs of each of several matrices: of all of them together it has as many bytes as any other.
@@ -326,12 +329,6 @@ impl Block {
         });
         Ok(shares.collect())
     }
-}
-
-/// The rows of the groups that begin among `pairs` row pairs, of `rows`: what the block owns.
-fn owned(pairs: Range<usize>, rows: usize) -> Range<usize> {
-    let boundary = |pair: usize| (2 * pair).next_multiple_of(GROUP).min(rows);
-    boundary(pairs.start)..boundary(pairs.end)
 }
 
 /// The address of value `row` of a vector, f32, where there is one.
