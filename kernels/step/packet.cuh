@@ -39,6 +39,7 @@ struct Wait {
     __device__ __forceinline__ void until(Arrived arrived, Poll poll) const {
         uint64_t since = 0;
         for (int polls = 1; !arrived(); polls++) {
+            __nanosleep(40);  // or at the limit of its power the GPU would run slower
             poll();
             if (polls % POLLS_A_LOOK == 0) {
                 const uint64_t now = nanoseconds();
