@@ -209,6 +209,13 @@ impl StepStage {
                 product.all_rows = matrix.rows as i32;
                 product.scale = sum.scale;
                 let pairs = block.row_share(matrix.rows);
+                // A warp that waits for all blocks' squares has no other group to give any of.
+                ensure!(
+                    sum.norm == 0 || 2 * pairs.len() + GROUP <= THREADS - WARP,
+                    "{} multiprocessors are too few for the norm of a branch of {} values",
+                    block.count,
+                    matrix.rows
+                );
                 matrices.push(step_matrix(&matrix.into(), pairs)?);
             }
             Self::Gate {
