@@ -74,11 +74,7 @@ __device__ __forceinline__ float warp_max(float value) {
 
 // The largest magnitude: bits of positive numbers have their order.
 __device__ __forceinline__ float warp_max_magnitude(float value) {
-#if __CUDA_ARCH__ >= 800
     return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(fabsf(value))));
-#else
-    return warp_max(fabsf(value));
-#endif
 }
 
 // The integer for `value` in a group whose largest magnitude is `largest`.

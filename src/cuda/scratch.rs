@@ -267,9 +267,10 @@ impl StepScratch {
         self.params
     }
 
-    /// Where layers with heads of kind `kind` share the newest token's key and value.
-    pub fn newest(&self, kind: usize) -> CUdeviceptr {
-        self.newest + kind as u64 * self.newest_bytes
+    /// Where the layers that read the keys and values of one share its newest token's: `index` is that one's among all that
+    /// share theirs, less than [`HEAD_KINDS`].
+    pub fn newest(&self, index: usize) -> CUdeviceptr {
+        self.newest + index as u64 * self.newest_bytes
     }
 
     pub fn upload_stages(&self, stages: &[u8]) -> Result<()> {

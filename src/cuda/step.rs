@@ -139,8 +139,6 @@ fn lower<'a>(
     };
     let groups = token_groups(decoder)?;
     let mut lowered = Lowered::default();
-    // Stages whose newest keys and values other layers read.
-    let mut shared = Vec::new();
     // Of the norm that made what is read.
     let mut epsilon = 0.0;
     for (i, group) in groups.iter().enumerate() {
@@ -183,7 +181,7 @@ fn lower<'a>(
                 let layer = attention_layer(weights, cache, heads);
                 let newest = match heads.stores {
                     true => None,
-                    false => Some(lowered.share(&mut shared, layer.k_cache, step_scratch)?),
+                    false => Some(lowered.share(layer.k_cache, step_scratch)?),
                 };
                 let stage = StepStage::Attend {
                     heads: lowered.kind(heads.attention),
@@ -273,14 +271,17 @@ impl<'a> Lowered<'a> {
     }
 
     /// Where the next stage finds the newest key and value that the layer with `k_cache` stores, and how many stages before.
-    /// `shared` are the stages of such layers so far.
     fn share(
         &mut self,
-        shared: &mut Vec<usize>,
         k_cache: CUdeviceptr,
         step_scratch: &StepScratch,
     ) -> Result<(CUdeviceptr, usize)> {
         let here = self.stages.len();
+        let shares = |stage: &&StepStage| match stage {
+            StepStage::Attend { layer, newest, .. } => layer.stores != 0 && newest.is_some(),
+            _ => false,
+        };
+        let sharing = self.stages.iter().filter(shares).count();
         let mut stages = self.stages.iter_mut().enumerate();
         let found = stages.find_map(|(i, stage)| match stage {
             StepStage::Attend { layer, newest, .. }
@@ -291,16 +292,16 @@ impl<'a> Lowered<'a> {
             _ => None,
         });
         let (source, newest) = found.context("a layer shares keys that none before it stores")?;
-        let place = shared.iter().position(|other| *other == source);
-        let place = place.unwrap_or_else(|| {
-            shared.push(source);
-            shared.len() - 1
-        });
-        ensure!(
-            place < HEAD_KINDS,
-            "layers share the keys and values of more than {HEAD_KINDS} others"
-        );
-        let address = step_scratch.newest(place);
+        let address = match newest {
+            Some((address, _)) => *address,
+            None => {
+                ensure!(
+                    sharing < HEAD_KINDS,
+                    "layers share the keys and values of more than {HEAD_KINDS} others"
+                );
+                step_scratch.newest(sharing)
+            }
+        };
         *newest = Some((address, 0));
         Ok((address, here - source))
     }

@@ -23,7 +23,6 @@ use crate::{
 };
 
 /// A stage of the step kernel, in the order in which they run.
-#[derive(Clone)]
 pub enum StepStage {
     /// `x = E[token] * factor`, and x times the norm's weights, f32 (columns).
     Embed {
@@ -116,18 +115,6 @@ const fn stride(head_dim: usize) -> usize {
 }
 
 impl StepStage {
-    /// What it multiplies with.
-    fn weights(&self) -> Vec<Matrix> {
-        match self {
-            Self::Embed { .. } | Self::Attend { .. } => vec![],
-            Self::Qkv { matrices, .. } => matrices.iter().map(|linear| linear.weights).collect(),
-            Self::Add { matrix, .. } => vec![*matrix],
-            Self::Gate { gate, up, .. } => vec![*gate, *up],
-            Self::GateInputs { gate, .. } => vec![*gate],
-            Self::Logits { linear, .. } => vec![linear.weights],
-        }
-    }
-
     /// Whether only the kernel for large heads does it: `GEMMA` of `kernels/step.cu`.
     fn is_gemmas(&self) -> bool {
         match self {
@@ -142,7 +129,12 @@ impl StepStage {
     fn of_block(&self, block: Block) -> Result<StepProduct> {
         let mut product = StepProduct::zeroed();
         let mut matrices = Vec::new();
-        match self.clone() {
+        let mut has_floats = false;
+        let mut matrix = |linear: &StepLinear, pairs| {
+            has_floats |= linear.weights.tensor_type.block_len() == 1;
+            step_matrix(linear, pairs)
+        };
+        match *self {
             Self::Embed {
                 table,
                 factor,
@@ -162,16 +154,16 @@ impl StepStage {
                 });
             }
             Self::Qkv {
-                matrices: qkv,
+                matrices: ref qkv,
                 epsilon,
             } => {
                 product.kind = kind::QKV;
                 product.columns = qkv[0].weights.columns as i32;
                 product.factor = epsilon;
-                let shares = block.byte_shares(&qkv)?;
+                let shares = block.byte_shares(qkv)?;
                 let mut before = 0;
                 for (linear, pairs) in qkv.iter().zip(shares) {
-                    let mut matrix = step_matrix(linear, pairs)?;
+                    let mut matrix = matrix(linear, pairs)?;
                     matrix.first_row += before;
                     before += linear.weights.rows as i32;
                     matrices.push(matrix);
@@ -195,28 +187,28 @@ impl StepStage {
                 }));
             }
             Self::Add {
-                matrix,
+                matrix: weights,
                 plain,
                 sum,
                 norm,
             } => {
                 product.kind = kind::ADD;
                 product.plain = i32::from(plain);
-                product.columns = matrix.columns as i32;
+                product.columns = weights.columns as i32;
                 product.norm = norm;
                 product.branch_norm = sum.norm;
                 product.branch_epsilon = sum.epsilon;
-                product.all_rows = matrix.rows as i32;
+                product.all_rows = weights.rows as i32;
                 product.scale = sum.scale;
-                let pairs = block.row_share(matrix.rows);
+                let pairs = block.row_share(weights.rows);
                 // A warp that waits for all blocks' squares has no other group to give any of.
                 ensure!(
                     sum.norm == 0 || 2 * pairs.len() + GROUP <= THREADS - WARP,
                     "{} multiprocessors are too few for the norm of a branch of {} values",
                     block.count,
-                    matrix.rows
+                    weights.rows
                 );
-                matrices.push(step_matrix(&matrix.into(), pairs)?);
+                matrices.push(matrix(&weights.into(), pairs)?);
             }
             Self::Gate {
                 gate,
@@ -230,8 +222,8 @@ impl StepStage {
                 product.factor = epsilon;
                 product.all_rows = gate.rows as i32;
                 let pairs = block.row_share(gate.rows);
-                for matrix in [gate, up] {
-                    matrices.push(step_matrix(&matrix.into(), pairs.clone())?);
+                for weights in [gate, up] {
+                    matrices.push(matrix(&weights.into(), pairs.clone())?);
                 }
             }
             Self::GateInputs {
@@ -245,7 +237,7 @@ impl StepStage {
                 product.inputs = inputs;
                 let linear = gate.into();
                 for pairs in block.byte_shares(&[linear])? {
-                    matrices.push(step_matrix(&linear, pairs)?);
+                    matrices.push(matrix(&linear, pairs)?);
                 }
             }
             Self::Logits { linear, epsilon } => {
@@ -253,14 +245,9 @@ impl StepStage {
                 product.columns = linear.weights.columns as i32;
                 product.factor = epsilon;
                 for pairs in block.byte_shares(&[linear])? {
-                    matrices.push(step_matrix(&linear, pairs)?);
+                    matrices.push(matrix(&linear, pairs)?);
                 }
             }
-        }
-        let mut has_floats = false;
-        for matrix in self.weights() {
-            let tile_bytes = KernelType::of(matrix.tensor_type)?.tile_bytes(matrix.columns);
-            has_floats |= tile_bytes.is_none();
         }
         let slices = (product.columns as usize).div_ceil(WARP * UNIT);
         product.slices = slices as i32;
@@ -338,14 +325,6 @@ impl Block {
     }
 }
 
-/// The address of value `row` of a vector, f32, where there is one.
-fn from_row(vector: CUdeviceptr, row: usize) -> CUdeviceptr {
-    match vector {
-        0 => 0,
-        vector => vector + (row * size_of::<f32>()) as u64,
-    }
-}
-
 /// What a block's share of a matrix takes of the ring.
 struct Entry {
     /// Of all of it
@@ -384,7 +363,10 @@ fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
     };
     Ok(StepMatrix {
         weights: weights.address + (pairs.start * pair_bytes) as u64,
-        bias: from_row(bias, first_row),
+        bias: match bias {
+            0 => 0,
+            bias => bias + (first_row * size_of::<f32>()) as u64,
+        },
         tensor_type: kernel_type.id,
         pairs: pairs.len() as i32,
         rows: rows as i32,
