@@ -230,7 +230,7 @@ struct Exchange {
     }
 };
 
-// Heads whose sums are joined together: all, where shared memory is enough for them.
+// Heads whose sums are joined together, at most: all, where shared memory is enough for them.
 template <int D>
 constexpr int JOINED_HEADS = D > 128 ? HEADS / 4 : HEADS;
 
@@ -248,8 +248,9 @@ struct WarpSums {
 template <int D, typename Sync, typename Store>
 __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int teams, int thread, int threads,
                                            WarpSums &sums, Sync sync, Store store) {
-    // A lane has two heads, 2t and 2t + 1. In each round every ROUNDSth head is joined.
-    constexpr int ROUNDS = HEADS / JOINED_HEADS<D>;
+    // A lane has two heads, 2t and 2t + 1.
+    constexpr int TOGETHER = JOINED_HEADS<D>;
+    const int last = TOGETHER == HEADS ? 1 : heads;  // a constant where there is one round
     const int team = thread / WARP / PARTS<D>, part = part_of_warp<D>();
     const int lane = thread % WARP, g = lane / 4, t = lane % 4;
     if (team < teams) {
@@ -282,14 +283,14 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
         factor[0] = __shfl_sync(~0u, own, 2 * t), factor[1] = __shfl_sync(~0u, own, 2 * t + 1);
     }
 #pragma unroll 1
-    for (int round = 0; round < ROUNDS; round++) {
-        const int joined = (heads - round + ROUNDS - 1) / ROUNDS;
+    for (int first = 0; first < last; first += TOGETHER) {
+        const int joined = min(heads - first, TOGETHER);
         if (team < teams) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const int head = 2 * t + i;
-                if (head >= heads || head % ROUNDS != round) continue;
-                float *to = sums.out + (team * joined + head / ROUNDS) * (D + 2) + part * PART<D> + g * 8;
+                if (head < first || head >= first + joined) continue;
+                float *to = sums.out + (team * joined + head - first) * (D + 2) + part * PART<D> + g * 8;
 #pragma unroll
                 for (int j = 0; j < PART<D> / 16; j++) {
                     *reinterpret_cast<float2 *>(to + j / 4 * 64 + j % 4 * 2) = {gathered.out[j][i] * factor[i],
@@ -299,7 +300,7 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
         }
         sync();
         for (int i = thread; i < joined * D; i += threads) {
-            const int head = i / D * ROUNDS + round, d = i % D;
+            const int head = first + i / D, d = i % D;
             float of_team[TEAMS<D>], sum = 0.f;
 #pragma unroll
             for (int w = 0; w < TEAMS<D>; w++)
@@ -308,7 +309,7 @@ __device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int
             for (int w = 0; w < TEAMS<D>; w++) sum += of_team[w];
             store(head, d, sum, sums.top[head], sums.all[head]);
         }
-        if (round + 1 < ROUNDS) sync();
+        if (first + TOGETHER < last) sync();
     }
 }
 

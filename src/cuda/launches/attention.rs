@@ -60,7 +60,7 @@ pub fn joined_heads(head_dim: usize, group: usize) -> usize {
     let heads = group.min(HEADS_PER_BLOCK);
     match head_dim {
         ..=128 => heads,
-        _ => heads.div_ceil(4),
+        _ => heads.min(2),
     }
 }
 
