@@ -16,9 +16,10 @@
 //
 // Grid: one block a multiprocessor, each with an equal, contiguous share of the rows. A row is cut into slices of 2,048
 // values; warp w of a block handles slice w % slices of every (warps / slices)-th tile of two rows, so a lane meets the
-// same 64 activations in every row and keeps them in registers. Weights go through a ring in shared memory, private to
-// the warp, filled by bulk copies that start before the kernel waits for its predecessor. Each warp leaves one partial
-// sum for each row; after one barrier they are added in slice order.
+// same 64 activations in every row and keeps them in registers. (Where the second of two slices is at most half as
+// long, each half of a warp takes a tile of it, and the first slice has two warps for each one of the second.) Weights
+// go through a ring in shared memory, private to the warp, filled by bulk copies that start before the kernel waits for
+// its predecessor. Each warp leaves one partial sum for each row; after one barrier they are added in slice order.
 #pragma once
 
 #include "activate.cuh"
@@ -66,6 +67,7 @@ struct WarpRole {
     int slice, slice_units;  // of this warp
     int group, groups;       // this warp's tiles are group, group + groups, ... of its block's
     int thread, threads;     // in the block
+    bool halves;             // a tile for each half of the warp
 
     __device__ explicit WarpRole(int columns)
         : columns(columns),
@@ -75,11 +77,19 @@ struct WarpRole {
           warp(__shfl_sync(~0u, (threadIdx.y * blockDim.x + threadIdx.x) / WARP, 0)),
           lane(threadIdx.x % WARP),
           slice(threadIdx.x / WARP),
-          slice_units(min(units - slice * SLICE_UNITS, SLICE_UNITS)),
           group(threadIdx.y),
           groups(blockDim.y),
           thread(threadIdx.y * blockDim.x + threadIdx.x),
-          threads(blockDim.x * blockDim.y) {}
+          threads(blockDim.x * blockDim.y),
+          halves(false) {
+        if (blockDim.x / WARP > slices) {
+            // Two warps for the first slice, and one for the second.
+            halves = slice == 2;
+            if (!halves) group = 2 * group + slice, groups *= 2;
+            slice = halves;
+        }
+        slice_units = min(units - slice * SLICE_UNITS, SLICE_UNITS);
+    }
 };
 
 struct SharedMemory {
@@ -172,14 +182,15 @@ struct WeightStream {
         prefetch(0, EARLY_TILES / TILES);
         request();
         typename Type::Activations a;
-        const int n = role.slice_units,
-                  lane = min(role.lane, n - 1);  // lanes without a unit multiply another's by zero
+        const bool halves = TILES == BATCH && role.halves;
+        const int n = role.slice_units, place_in_tile = halves ? role.lane % (WARP / 2) : role.lane,
+                  lane = min(place_in_tile, n - 1);  // lanes without a unit multiply another's by zero
         {
             const int unit = role.slice * SLICE_UNITS + lane;
             int4 values[4];
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                values[j] = role.lane < n ? reinterpret_cast<const int4 *>(q)[unit * 4 + j] : int4{};
+                values[j] = place_in_tile < n ? reinterpret_cast<const int4 *>(q)[unit * 4 + j] : int4{};
             const float2 scales = reinterpret_cast<const float2 *>(scale)[unit];
             prefetch(EARLY_TILES / TILES, MAX_DEPTH);
             a.prepare(values, scales.x, scales.y);
@@ -202,7 +213,9 @@ struct WeightStream {
                     // The sums of a tile that lacks are not stored.
 #pragma unroll
                     for (int t = 0; t < TILES; t++) {
+                        if (t > 0 && halves) break;
                         const uint8_t *tile = ring + (slot * TILES + t) * tile_bytes;
+                        if (halves) tile += batch_tile * tile_bytes;
 #pragma unroll
                         for (int r = 0; r < TILE_ROWS; r++) sum[b + t][r] = Type::dot(tile, n, r, lane, a);
                     }
@@ -213,8 +226,13 @@ struct WeightStream {
             }
             // Halves exchange sums so that eight lanes end with each row's total.
             const bool upper = role.lane & 16, odd = role.lane & 8;
-            const float s0 = (upper ? sum[1][0] : sum[0][0]) + __shfl_xor_sync(~0u, upper ? sum[0][0] : sum[1][0], 16);
-            const float s1 = (upper ? sum[1][1] : sum[0][1]) + __shfl_xor_sync(~0u, upper ? sum[0][1] : sum[1][1], 16);
+            float s0, s1;
+            if (halves) {
+                s0 = sum[0][0] + 0.f, s1 = sum[0][1] + 0.f;  // as with zeros of the other half
+            } else {
+                s0 = (upper ? sum[1][0] : sum[0][0]) + __shfl_xor_sync(~0u, upper ? sum[0][0] : sum[1][0], 16);
+                s1 = (upper ? sum[1][1] : sum[0][1]) + __shfl_xor_sync(~0u, upper ? sum[0][1] : sum[1][1], 16);
+            }
             float total = (odd ? s1 : s0) + __shfl_xor_sync(~0u, odd ? s0 : s1, 8);
 #pragma unroll
             for (int offset = 4; offset > 0; offset /= 2) total += __shfl_xor_sync(~0u, total, offset);

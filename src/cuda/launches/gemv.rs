@@ -148,10 +148,16 @@ fn gemv(
         device.shared_bytes_per_block()
     );
     let (file, name) = KernelType::gemv_kernels(types)?;
+    let takes_two_tiles = file == "gemv_one" && takes_two_tiles(device);
+    let (in_set, sets) = match has_short_end(columns) && takes_two_tiles {
+        // Two for the first slice, and one for the second, in which each half of a warp takes a tile.
+        true => (slices + 1, slices * sets / (slices + 1)),
+        false => (slices, sets),
+    };
     Ok(Launch {
         function: device.function(file, &format!("{name}_{epilogue}"))?,
         grid: [grid as u32, 1, 1],
-        block: [(WARP * slices) as u32, sets as u32],
+        block: [(WARP * in_set) as u32, sets as u32],
         shared_bytes: shared_bytes as u32,
         parameter: Parameter::new(GemvParams {
             columns: columns as i32,
@@ -206,6 +212,16 @@ fn share_blocks(linears: &[Linear], grid: usize) -> Vec<usize> {
 fn gemv_warps(columns: usize) -> (usize, usize) {
     let slices = columns.div_ceil(SLICE);
     (slices, (WARPS / slices).max(1))
+}
+
+/// Whether a row has two slices, the second of which is at most half as long as the first.
+fn has_short_end(columns: usize) -> bool {
+    columns > SLICE && 2 * (columns - SLICE) <= SLICE
+}
+
+/// Whether the kernels for one type wait for two tiles at a time: `TILES_OF_ONE_TYPE` of `kernels/gemv.cuh`.
+fn takes_two_tiles(device: &Device) -> bool {
+    (9..12).contains(&device.compute_capability().0)
 }
 
 /// Blocks of a GEMV over `rows` rows: one a multiprocessor, or as many more as it takes for their partial sums to fit
