@@ -19,8 +19,8 @@ pub const TYPES: [TensorType; 19] = [
 ];
 
 /// Rows and columns of matrices; columns are rounded up to the type's blocks. The longest rows are the longest that the
-/// kernels take; 2,080 values end in a slice of half a unit.
-pub const SHAPES: [(usize, usize); 9] = [
+/// kernels take; 2,080 values end in a slice of half a unit, 2,560 in a quarter of a slice.
+pub const SHAPES: [(usize, usize); 10] = [
     (1, 4864),
     (7, 576),
     (33, 1536),
@@ -28,6 +28,7 @@ pub const SHAPES: [(usize, usize); 9] = [
     (2, 256),
     (577, 512),
     (130, 2080),
+    (3001, 2560),
     (9, 12_288),
     (3, 28_672),
 ];
