@@ -131,12 +131,16 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
                                          const StepMatrix &matrix, int partial, int pitch) {
     using Layout = typename Type::Layout;
     constexpr int TILES = ENTRY_TILES<Layout>;
-    const int tiles = matrix.pairs * slices.count, warp_lane = consumer.lane;
+    const int tiles = matrix.pairs * slices.count, lacking = matrix.lacking, warp_lane = consumer.lane;
     // A single tile of a short row is shorter.
     const int tile_bytes = Layout::tile_bytes(min(slices.units, SLICE_UNITS));
     const int first = consumer.first();
-    int pair = slices.pair_of(first), slice = first - pair * slices.count;
-    const int pair_step = slices.pair_of(CONSUMERS), slice_step = CONSUMERS - pair_step * slices.count;
+    const int pair = slices.pair_of(first), pair_step = slices.pair_of(CONSUMERS);
+    const int slice_step = CONSUMERS - pair_step * slices.count;
+    int slice = first - pair * slices.count;
+    // Where the sums go, and how far to the next, whose slice is `slice_step` on, or so many back in the next pair.
+    float *sums = shared_at<float>(partial) + slice * pitch + pair * TILE_ROWS + warp_lane / 16;
+    const int sums_step = slice_step * pitch + pair_step * TILE_ROWS, next_pair = TILE_ROWS - slices.count * pitch;
     int tile = first % TILES;  // of its entry
     Place place = Ring::place(p, consumer.entries + first / TILES);
     typename Type::Activations a = {};  // or it would be kept from one call to the next
@@ -157,30 +161,34 @@ __device__ __forceinline__ void multiply(const StepParams &p, Consumer &consumer
             held = slice;
         }
         int offset = tile * tile_bytes;
-        if (matrix.lacking > 0) offset -= (pair - slices.pair_of(i - tile)) * matrix.lacking;
+        if (lacking > 0) offset -= (slices.pair_of(i) - slices.pair_of(i - tile)) * lacking;
         const uint8_t *weights = Ring::entry(place) + offset;
         Ring::wait(place);
         // Where nothing lacks, all places in the tile are constants.
-        const float2 sums =
+        const float2 both =
             n == SLICE_UNITS ? dots<Type>(weights, SLICE_UNITS, warp_lane, a) : dots<Type>(weights, n, lane, a);
         const bool upper = warp_lane & 16;
-        float sum = (upper ? sums.y : sums.x) + __shfl_xor_sync(~0u, upper ? sums.x : sums.y, 16);
+        float sum = (upper ? both.y : both.x) + __shfl_xor_sync(~0u, upper ? both.x : both.y, 16);
 #pragma unroll
         for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-        if (warp_lane % 16 == 0) {
-            shared_at<float>(partial)[slice * pitch + pair * TILE_ROWS + warp_lane / 16] = sum;
-        }
+        if (warp_lane % 16 == 0) *sums = sum;
         // Behind a store of what all lanes' reads of the tile have led to: so they have ended. The last tile of an
         // entry stands for those that it lacks.
-        if (elect()) Ring::release(place, tile == TILES - 1 || i == tiles - 1 ? SHARES - tile : 1);
-        pair += pair_step, slice += slice_step;
-        if (slice >= slices.count) slice -= slices.count, pair++;
-        tile += CONSUMERS % TILES;
-        const bool next = tile >= TILES;
-        if (next) tile -= TILES;
-        Ring::advance(p, place, CONSUMERS / TILES + next);
+        if (elect()) Ring::release(place, tile == TILES - 1 ? SHARES - tile : 1);
+        slice = min(uint32_t(slice + slice_step), uint32_t(slice + slice_step - slices.count));
+        sums += slice < slice_step ? sums_step + next_pair : sums_step;
+        int entries = CONSUMERS / TILES;
+        if constexpr (CONSUMERS % TILES > 0) {
+            tile += CONSUMERS % TILES;
+            if (tile >= TILES) tile -= TILES, entries++;
+        }
+        Ring::advance(p, place, entries);
     }
-    consumer.pass(tiles, (tiles + TILES - 1) / TILES);
+    const int entries = (tiles + TILES - 1) / TILES, lacking_tiles = entries * TILES - tiles;
+    if (lacking_tiles > 0 && (tiles - 1 - first) % CONSUMERS == 0 && elect()) {
+        Ring::release(Ring::place(p, consumer.entries + entries - 1), SHARES - TILES + lacking_tiles);
+    }
+    consumer.pass(tiles, entries);
 }
 
 // Rows of floats have one slice. Several are an entry of the ring, or pieces of two are.

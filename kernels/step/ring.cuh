@@ -21,9 +21,10 @@ constexpr int SLOT_BYTES = 10'112;  // 4 tiles of Q4_K, 3 of Q6_K
 constexpr int MAX_SLOTS = 24;
 constexpr int SHARES = 8;  // of an entry, each released by one warp; tiles in an entry, at most
 
-// Entry e is in slot e % slots, for the (e / slots)th time.
+// Entry e is in slot e % slots, for the (e / slots)th time, of which the barriers see whether it is odd.
 struct Place {
-    int slot, round;
+    int slot;
+    uint32_t parity;
 };
 
 // Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), a norm's
@@ -76,19 +77,20 @@ struct Ring {
     }
     __device__ static __forceinline__ Place place(const StepParams &p, uint32_t entry) {
         const int round = __umulhi(entry, p.slots_inverse);
-        return {static_cast<int>(entry) - round * p.slots, round};
+        return {static_cast<int>(entry) - round * p.slots, round & 1u};
     }
     // The place of the entry that comes `entries` (less than all slots) after the one at `place`.
     __device__ static __forceinline__ void advance(const StepParams &p, Place &place, int entries) {
-        place.slot += entries;
-        if (place.slot >= p.slots) place.slot -= p.slots, place.round++;
+        const uint32_t slot = place.slot + entries;
+        place.slot = min(slot, slot - p.slots);  // which is more where it is less than none
+        if (place.slot < entries) place.parity ^= 1;
     }
     __device__ static __forceinline__ const uint8_t *entry(const Place &place) {
         return shared_at<const uint8_t>(RING_AT) + place.slot * SLOT_BYTES;
     }
 
     // For consumers: waits until an entry has come.
-    __device__ static __forceinline__ void wait(const Place &place) { full(place.slot).wait(place.round & 1); }
+    __device__ static __forceinline__ void wait(const Place &place) { full(place.slot).wait(place.parity); }
     // By one lane: gives back so many of an entry's shares.
     __device__ static __forceinline__ void release(const Place &place, int shares) {
 #if __CUDA_ARCH__ >= 900
@@ -118,7 +120,7 @@ struct Producer {
 
     // Waits for room, and announces the next entry's bytes.
     __device__ __forceinline__ void begin(int bytes) {
-        if (next.round > 0) Ring::empty(next.slot).wait(next.round & 1 ^ 1);
+        if (entry >= p.slots) Ring::empty(next.slot).wait(next.parity ^ 1);
         if (entry >= p.in_flight) {
             Ring::wait(oldest);
             Ring::advance(p, oldest, 1);
