@@ -90,3 +90,17 @@ __device__ __forceinline__ void store_group(const Activation &out, int group, fl
     out.value[group * ACTIVATION_GROUP + lane] = value;
     if (lane == 0) out.scale[group] = largest * (1.f / 127.f);
 }
+
+// Stores four values a lane from value `first` on, if they exist: a group has eight lanes, one behind another.
+__device__ __forceinline__ void store_four(const Activation &out, bool exist, int first, const float4 &value) {
+    float largest = fmaxf(fmaxf(fabsf(value.x), fabsf(value.y)), fmaxf(fabsf(value.z), fabsf(value.w)));
+#pragma unroll
+    for (int offset = ACTIVATION_GROUP / 4 / 2; offset > 0; offset /= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+    }
+    if (!exist) return;
+    const auto q = [&](float x) { return static_cast<signed char>(quantize(x, largest)); };
+    *reinterpret_cast<char4 *>(out.q + first) = {q(value.x), q(value.y), q(value.z), q(value.w)};
+    *reinterpret_cast<float4 *>(out.value + first) = value;
+    if (first % ACTIVATION_GROUP == 0) out.scale[first / ACTIVATION_GROUP] = largest * (1.f / 127.f);
+}

@@ -16,15 +16,22 @@ using namespace decode_attention;
 
 constexpr int AT_ONCE = 16;  // chunks whose sums a thread loads together
 
+__device__ __forceinline__ void add(float4 &sum, const float4 &value, float factor) {
+    sum.x += value.x * factor, sum.y += value.y * factor, sum.z += value.z * factor, sum.w += value.w * factor;
+}
+
 template <int D>
 __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     using Cache = KvCache<D>;
     __shared__ __align__(16) QueryFragments<D> query;
-    __shared__ float row[WARPS][D];
-    __shared__ WarpSums sums;
+    __shared__ __align__(16) half newest_key[D], newest_value[D];
+    __shared__ float2 rotations[D / 2];
+    __shared__ TeamSums<D> sums;
     __shared__ float weight[MAX_SPLITS][HEADS];
     __shared__ bool last;
-    extern __shared__ __align__(16) float warp_out[];
+    // In turn, with barriers between: (D, WARPS), a row for each warp; Exchange, where a team is two warps;
+    // TeamSums::out.
+    extern __shared__ __align__(16) float memory[];
 
     const AttentionLayer &layer = p.layer;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -33,6 +40,15 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     const int head_kv = blockIdx.x, split = blockIdx.y, splits = gridDim.y;
     const int heads = min(layer.group - int(blockIdx.z) * HEADS, HEADS);
     const int first_head = head_kv * layer.group + blockIdx.z * HEADS;
+
+    // What this warp prepares: its query head, and of the last two one the newest key, one the newest value.
+    const bool for_query = warp < heads;
+    bool for_key = layer.stores && warp == WARPS - 1, for_value = layer.stores && warp == WARPS - 2;
+    float norm[D / WARP], newest_norm[D / WARP];
+    load_norm<D>(layer.q_norm, norm);
+    load_norm<D>(for_key ? layer.k_norm : layer.v_norm, newest_norm);
+    static_assert(D / 2 <= WARPS * WARP);
+    const double frequency = pair_frequency(layer, threadIdx.x);
 
     // The position and the older tokens' keys and values may be read before the wait: this kernel started when all
     // before its predecessor had ended, since a kernel lets its successor start only after its own wait. So may the
@@ -48,121 +64,148 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
         return;
     }
     const bool stores_newest = layer.stores && end > position;
-    const int stored = layer.stores ? position : position + 1;  // tokens whose keys and values are there
+    for_key &= stores_newest, for_value &= stores_newest;
     const typename Cache::Slots slot_of(begin, layer.context);
     half *k_cache = layer.k_cache + Cache::row(head_kv, 0, layer.context) * D;
     half *v_cache = layer.v_cache + Cache::row(head_kv, 0, layer.context) * D;
 
-    // Of 16 tokens. Plain loads: this block writes the newest token.
+    // Of 16 tokens. Those of a newest token that this block stores come from shared memory, whatever the cache held.
     uint4 key[2][PART<D> / 32], value[PART<D> / 64][4];
-    auto load_keys = [&](int from) {
+    const int key_at = part * PART<D> + t * 8, value_at = part * PART<D> + g * 8;
+    const auto load_keys = [&](int from) {
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {
-            const half *at = k_cache + size_t(slot_of(min(from + tile * 8 + g, end - 1))) * D + part * PART<D> + t * 8;
+            const half *at = k_cache + size_t(slot_of(min(from + tile * 8 + g, end - 1))) * D + key_at;
 #pragma unroll
             for (int c = 0; c < PART<D> / 32; c++) key[tile][c] = Cache::load(at + c * 32);
         }
     };
-    auto load_values = [&](int from) {
+    const auto load_values = [&](int from) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int token = min(from + i / 2 * 8 + t * 2 + i % 2, end - 1);
-            const half *at = v_cache + size_t(slot_of(token)) * D + part * PART<D> + g * 8;
+            const half *at = v_cache + size_t(slot_of(min(from + i / 2 * 8 + t * 2 + i % 2, end - 1))) * D + value_at;
 #pragma unroll
             for (int c = 0; c < PART<D> / 64; c++) value[c][i] = Cache::load(at + c * 64);
         }
     };
+    const auto has_newest = [&](int from) { return stores_newest && from < end && from + STEP > position; };
+    const auto take_newest_key = [&](int from) {
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++) {
+            if (from + tile * 8 + g < position) continue;
+#pragma unroll
+            for (int c = 0; c < PART<D> / 32; c++) key[tile][c] = Cache::load(newest_key + key_at + c * 32);
+        }
+    };
+    const auto take_newest_value = [&](int from) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (from + i / 2 * 8 + t * 2 + i % 2 < position) continue;
+#pragma unroll
+            for (int c = 0; c < PART<D> / 64; c++) value[c][i] = Cache::load(newest_value + value_at + c * 64);
+        }
+    };
     int from = begin + team * STEP;
-    const bool early = min(from + STEP, end) <= stored;
-    if (early && from < end) {
+    if (from < end) {
         load_keys(from);
         load_values(from);
     }
 
-    // One warp rotates the new key, and after it the last query head of a full group; one normalizes the new value.
-    const bool for_key = stores_newest && warp == WARPS - 1;
-    const bool for_value = stores_newest && layer.v_norm && warp == WARPS - 2;
-    const HeadRope<D> head_rope(layer, position);
-    float query_norm[D / WARP], key_norm[D / WARP];
-    load_norm<D>(layer.q_norm, query_norm);
-    load_norm<D>(layer.k_norm, key_norm);
+    if (threadIdx.x < D / 2) rotations[threadIdx.x] = rotation(position, frequency, layer.rope_factor);
+    __syncthreads();
     wait_for_predecessor();
     launch_dependents();
-    const size_t newest = size_t(slot_of(position)) * D;
-    if (stores_newest && !layer.v_norm) {
-        for (int d = threadIdx.x; d < D; d += WARPS * WARP) Cache::store(v_cache + newest + d, p.v[head_kv * D + d]);
+    float x[D / WARP] = {}, newest[D / WARP];
+#pragma unroll
+    for (int i = 0; i < D / WARP; i++) {
+        if (for_query) x[i] = p.q[(first_head + warp) * D + i * WARP + lane];
+        if (for_key || for_value) newest[i] = (for_key ? p.k : p.v)[head_kv * D + i * WARP + lane];
     }
-    auto load_head = [&](const float *in, float (&x)[D / WARP]) {
+    // Once for the query, and once for the newest token's key or value: twice the same instructions, which are short of
+    // nothing but time to be fetched.
+#pragma unroll 1
+    for (int pass = 0; pass < 2; pass++) {
+        const bool is_query = pass == 0;
+        const float *weights = is_query ? layer.q_norm : for_key ? layer.k_norm : layer.v_norm;
+        if (is_query ? for_query : for_key) {
+            rotate_head<D>(x, weights, norm, layer, memory + warp * D,
+                           [&](int i) { return rotations[i * WARP + lane]; });
+        } else if (!is_query && for_value && weights) {
+            const float scale = head_scale<D>(x, layer.epsilon);
 #pragma unroll
-        for (int i = 0; i < D / WARP; i++) x[i] = in[i * WARP + lane];
-    };
-    float x[D / WARP];
-    if (for_value) {
-        load_head(p.v + head_kv * D, x);
-        const float scale = head_scale<D>(x, layer.epsilon);
-#pragma unroll
-        for (int i = 0; i < D / WARP; i++) {
-            const int d = i * WARP + lane;
-            Cache::store(v_cache + newest + d, x[i] * scale * layer.v_norm[d]);
+            for (int i = 0; i < D / WARP; i++) x[i] = x[i] * scale * norm[i];
         }
-    }
-    if (for_key) {
-        half *to = k_cache + newest;
-        load_head(p.k + head_kv * D, x);
-        head_rope(x, layer.k_norm, key_norm, layer, row[warp]);
+        if (is_query) {
+            query.store(warp, x, layer.scale);
+        } else if (for_key || for_value) {
+            half *here = for_key ? newest_key : newest_value;
+            half *cached = (for_key ? k_cache : v_cache) + size_t(slot_of(position)) * D;
 #pragma unroll
-        for (int i = 0; i < D / WARP; i++) Cache::store(to + i * WARP + lane, x[i]);
-    }
-    if (warp < heads) {
-        load_head(p.q + (first_head + warp) * D, x);
-        head_rope(x, layer.q_norm, query_norm, layer, row[warp]);
-    } else {
+            for (int i = 0; i < D / WARP; i++) {
+                Cache::store(here + i * WARP + lane, x[i]);
+                Cache::store(cached + i * WARP + lane, x[i]);
+            }
+        }
+        if (!(for_key || for_value)) break;
 #pragma unroll
-        for (float &value : x) value = 0.f;
+        for (int i = 0; i < D / WARP; i++) x[i] = newest[i], norm[i] = newest_norm[i];
     }
-    query.store(warp, x, layer.scale);
     __syncthreads();
-    if (!early && from < end) {
-        load_keys(from);
-        load_values(from);
+    if (has_newest(from)) {
+        take_newest_key(from);
+        take_newest_value(from);
     }
 
     Gathered<D> gathered;
     const float softcap = layer.softcap;
+#pragma unroll 1
     for (int step = 0; from < end; from += TEAMS<D> * STEP, step++) {
         const int next = from + TEAMS<D> * STEP;
         gathered.add(
             query, from, end, [&](int tile, int c) { return key[tile][c]; },
             [&] {
                 if (next < end) load_keys(next);
+                if (has_newest(next)) take_newest_key(next);
             },
             [&](float (&score)[4]) {
-                if constexpr (PARTS<D> == 2) {
-                    __shared__ Exchange exchange;
-                    exchange(score, step);
-                }
+                if constexpr (PARTS<D> == 2) (*reinterpret_cast<Exchange *>(memory))(score, step);
                 if (softcap != 0.f) cap_scores(score, softcap);
             },
             [&](int c, int i) { return value[c][i]; });
         if (next < end) load_values(next);
+        if (has_newest(next)) take_newest_value(next);
     }
 
-    sums.out = warp_out;
-    const int head_count = layer.group * gridDim.x;
+    const int teams = min((end - begin + STEP - 1) / STEP, TEAMS<D>), head_count = layer.group * gridDim.x;
+    sums.out = memory;
     const auto sync = [] { __syncthreads(); };
-    join_warps(gathered, heads, min((end - begin + STEP - 1) / STEP, TEAMS<D>), threadIdx.x, WARPS * WARP, sums, sync,
-               [&](int head, int d, float sum, float top, float all) {
-                   if (chunks.count == 1) {
-                       store_group(p.out, ((first_head + head) * D + d) / ACTIVATION_GROUP, sum / all);
-                   } else {
-                       float *to = p.partial + (size_t(split) * head_count + first_head + head) * (D + 2);
-                       to[d] = sum;
-                       if (d == 0) {
-                           to[D] = top;
-                           to[D + 1] = all;
-                       }
-                   }
-               });
+    float factor[2] = {};
+    sums.weigh(gathered, teams, sync, factor);
+    if (team < teams) sums.put(gathered, factor, 0, heads);
+    __syncthreads();
+    // Of a chunk and a head: the values, then the greatest score and the sum of exponentials.
+    const auto partial = [&](int chunk, int head) {
+        return p.partial + (size_t(chunk) * head_count + first_head + head) * (D + 4);
+    };
+    constexpr int AT_A_TIME = WARPS * WARP * 4;
+    const int own = threadIdx.x * 4;
+    for (int i = own; i - own < heads * D; i += AT_A_TIME) {
+        const bool exists = i < heads * D;
+        const int head = exists ? i / D : 0, d = i % D;
+        float4 sum = {};
+#pragma unroll
+        for (int w = 0; w < TEAMS<D>; w++) {
+            if (w < teams) add(sum, *reinterpret_cast<const float4 *>(sums.at(w * heads + head) + d), 1.f);
+        }
+        const float all = sums.all[head];
+        if (chunks.count == 1) {
+            store_four(p.out, exists, first_head * D + i, {sum.x / all, sum.y / all, sum.z / all, sum.w / all});
+        } else if (exists) {
+            float *to = partial(split, head);
+            *reinterpret_cast<float4 *>(to + d) = sum;
+            if (d == 0) *reinterpret_cast<float2 *>(to + D) = {sums.top[head], all};
+        }
+    }
     if (chunks.count == 1) return;
 
     // The block that ends last adds up the chunks.
@@ -176,34 +219,36 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     __syncthreads();
     if (!last) return;
     __threadfence();
-    const auto partial = [&](int s, int head) {
-        return p.partial + (size_t(s) * head_count + first_head + head) * (D + 2);
-    };
     for (int head = warp; head < heads; head += WARPS) {
         float tops[MAX_SPLITS / WARP], all[MAX_SPLITS / WARP];
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS / WARP; i++) {
             const int s = i * WARP + lane;
-            tops[i] = s < chunks.count ? __ldcg(partial(s, head) + D) : NO_SCORE;
-            all[i] = s < chunks.count ? __ldcg(partial(s, head) + D + 1) : 0.f;
+            const bool exists = s < chunks.count;
+            const float2 of_chunk = exists ? __ldcg(reinterpret_cast<const float2 *>(partial(s, head) + D)) : float2{};
+            tops[i] = exists ? of_chunk.x : NO_SCORE;
+            all[i] = of_chunk.y;
         }
         const ChunkWeights weights(tops, all);
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS / WARP; i++) weight[i * WARP + lane][head] = weights.of[i];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < heads * D; i += blockDim.x) {
-        const int head = i / D, d = i % D;
-        float sum = 0.f;
+    for (int i = own; i - own < heads * D; i += AT_A_TIME) {
+        const bool exists = i < heads * D;
+        const int head = exists ? i / D : 0, d = i % D;
+        float4 sum = {};
         for (int first = 0; first < chunks.count; first += AT_ONCE) {
-            float part[AT_ONCE];
+            float4 part[AT_ONCE];
 #pragma unroll
-            for (int j = 0; j < AT_ONCE; j++)
-                part[j] = first + j < chunks.count ? __ldcg(partial(first + j, head) + d) : 0.f;
+            for (int j = 0; j < AT_ONCE; j++) {
+                const bool counts = exists && first + j < chunks.count;
+                part[j] = counts ? __ldcg(reinterpret_cast<const float4 *>(partial(first + j, head) + d)) : float4{};
+            }
 #pragma unroll
-            for (int j = 0; j < AT_ONCE; j++) sum += part[j] * weight[first + j][head];
+            for (int j = 0; j < AT_ONCE; j++) add(sum, part[j], weight[first + j][head]);
         }
-        store_group(p.out, ((first_head + head) * D + d) / ACTIVATION_GROUP, sum);
+        store_four(p.out, exists, first_head * D + i, sum);
     }
 }
 

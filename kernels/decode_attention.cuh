@@ -71,46 +71,39 @@ __device__ __forceinline__ void load_norm(const float *weights, float (&norm)[D 
     for (int i = 0; i < D / WARP; i++) norm[i] = weights ? weights[i * WARP + threadIdx.x % WARP] : 1.f;
 }
 
-// Rotates heads, of which this lane has values i * WARP + lane, at a position.
-template <int D>
-struct HeadRope {
-    float2 rotations[D / 2 / WARP];
+// The frequency of a head's pair, where it is one that is rotated.
+__device__ __forceinline__ double pair_frequency(const AttentionLayer &layer, int pair) {
+    return pair < layer.rope_dims / 2 ? layer.frequencies[pair] : 0.;
+}
 
-    __device__ __forceinline__ HeadRope(const AttentionLayer &layer, int position) {
+// Normalizes a head (if `normalize`), of which this lane has values i * WARP + lane, and rotates it: pair i * WARP +
+// lane by rotation_of(i). By one warp; `row` is float[D] of its own in shared memory.
+template <int D, typename RotationOf>
+__device__ __forceinline__ void rotate_head(float (&value)[D / WARP], bool normalize, const float (&norm)[D / WARP],
+                                            const AttentionLayer &layer, float *row, RotationOf rotation_of) {
+    const int lane = threadIdx.x % WARP;
+    const float scale = normalize ? head_scale<D>(value, layer.epsilon) : 1.f;
 #pragma unroll
-        for (int i = 0; i < D / 2 / WARP; i++) {
-            const int pair = i * WARP + threadIdx.x % WARP;
-            rotations[i] = pair < layer.rope_dims / 2 ? rotation(position, layer.frequencies[pair], layer.rope_factor)
-                                                      : float2{1.f, 0.f};
+    for (int i = 0; i < D / WARP; i++) row[i * WARP + lane] = value[i] * scale * norm[i];
+    __syncwarp();
+    const int half = layer.rope_dims / 2;
+#pragma unroll
+    for (int i = 0; i < D / 2 / WARP; i++) {
+        const int pair = i * WARP + lane;
+        if (pair < half) {
+            float &first = row[layer.interleaved ? 2 * pair : pair];
+            float &second = row[layer.interleaved ? 2 * pair + 1 : pair + half];
+            const float a = first, b = second;
+            const float2 by = rotation_of(i);
+            first = a * by.x - b * by.y;
+            second = a * by.y + b * by.x;
         }
     }
-
-    // Normalizes a head (if `normalize`) and rotates it. By one warp; `row` is float[D] of its own in shared memory.
-    __device__ __forceinline__ void operator()(float (&value)[D / WARP], bool normalize, const float (&norm)[D / WARP],
-                                               const AttentionLayer &layer, float *row) const {
-        const int lane = threadIdx.x % WARP;
-        const float scale = normalize ? head_scale<D>(value, layer.epsilon) : 1.f;
+    __syncwarp();
 #pragma unroll
-        for (int i = 0; i < D / WARP; i++) row[i * WARP + lane] = value[i] * scale * norm[i];
-        __syncwarp();
-        const int half = layer.rope_dims / 2;
-#pragma unroll
-        for (int i = 0; i < D / 2 / WARP; i++) {
-            const int pair = i * WARP + lane;
-            if (pair < half) {
-                float &first = row[layer.interleaved ? 2 * pair : pair];
-                float &second = row[layer.interleaved ? 2 * pair + 1 : pair + half];
-                const float a = first, b = second;
-                first = a * rotations[i].x - b * rotations[i].y;
-                second = a * rotations[i].y + b * rotations[i].x;
-            }
-        }
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < D / WARP; i++) value[i] = row[i * WARP + lane];
-        __syncwarp();
-    }
-};
+    for (int i = 0; i < D / WARP; i++) value[i] = row[i * WARP + lane];
+    __syncwarp();
+}
 
 // Query heads as matrix fragments in shared memory: for each 16 values the 32 lanes' four registers, high and low parts
 // in turn.
@@ -230,88 +223,70 @@ struct Exchange {
     }
 };
 
-// Heads whose sums are joined together, at most: all, where shared memory is enough for them.
-template <int D>
-constexpr int JOINED_HEADS = D > 128 ? HEADS / 4 : HEADS;
-
 // The sums of the teams, in shared memory.
-struct WarpSums {
+template <int D>
+struct TeamSums {
     float largest[WARPS][HEADS], exponentials[WARPS][HEADS];
-    float top[HEADS], all[HEADS];
-    float *out;  // (D + 2, JOINED_HEADS, TEAMS), at a multiple of 8 bytes
-};
+    float top[HEADS], all[HEADS];  // of each head: the greatest score, and the sum of exponentials relative to it
+    float *out;                    // (D + 2, heads that are joined together, TEAMS), at a multiple of 16 bytes
 
-// Adds up what the teams have gathered, in their order, and gives it value by value to `store(head, d, sum, top, all)`:
-// a sum of exponentials relative to the greatest score `top`, times values, and `all` without them. By `threads`
-// threads, this one being `thread`, of which only the first `teams` (at most TEAMS) teams have gathered anything;
-// `sync` is their barrier.
-template <int D, typename Sync, typename Store>
-__device__ __forceinline__ void join_warps(Gathered<D> &gathered, int heads, int teams, int thread, int threads,
-                                           WarpSums &sums, Sync sync, Store store) {
-    // A lane has two heads, 2t and 2t + 1.
-    constexpr int TOGETHER = JOINED_HEADS<D>;
-    const int last = TOGETHER == HEADS ? 1 : heads;  // a constant where there is one round
-    const int team = thread / WARP / PARTS<D>, part = part_of_warp<D>();
-    const int lane = thread % WARP, g = lane / 4, t = lane % 4;
-    if (team < teams) {
-        float &exponentials = gathered.exponentials;
-        exponentials += __shfl_xor_sync(~0u, exponentials, 1);
-        exponentials += __shfl_xor_sync(~0u, exponentials, 2);
-        if (t == 0 && part == 0) {
-            sums.largest[team][g] = gathered.largest;
-            sums.exponentials[team][g] = exponentials;
+    // Where row `row` of `out` begins: at a multiple of 16 bytes, and so that lanes with different heads meet different
+    // banks.
+    __device__ __forceinline__ float *at(int row) const { return out + row * D + (row + 1) / 2 * 4; }
+
+    // Tells the other teams what this one, one of the first `teams`, has gathered, and finds what its sums of heads 2t
+    // and 2t + 1 count. `sync` is a barrier of all threads.
+    template <typename Sync>
+    __device__ __forceinline__ void weigh(Gathered<D> &gathered, int teams, Sync sync, float (&factor)[2]) {
+        const int team = threadIdx.x / WARP / PARTS<D>, part = part_of_warp<D>();
+        const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+        if (team < teams) {
+            float &sum = gathered.exponentials;
+            sum += __shfl_xor_sync(~0u, sum, 1);
+            sum += __shfl_xor_sync(~0u, sum, 2);
+            if (t == 0 && part == 0) {
+                largest[team][g] = gathered.largest;
+                exponentials[team][g] = sum;
+            }
         }
-    }
-    sync();
-    float factor[2] = {};
-    if (team < teams) {
+        sync();
+        if (team >= teams) return;
         // Lane `head` (of 8, four times over) has the sums of that head.
         const int head = lane % HEADS;
-        float top = NO_SCORE, all = 0.f;
+        float greatest = NO_SCORE, sum = 0.f;
 #pragma unroll
         for (int w = 0; w < TEAMS<D>; w++) {
-            if (w < teams) top = fmaxf(top, sums.largest[w][head]);
+            if (w < teams) greatest = fmaxf(greatest, largest[w][head]);
         }
         if (team == 0 && part == 0) {
 #pragma unroll
             for (int w = 0; w < TEAMS<D>; w++) {
-                if (w < teams) all += sums.exponentials[w][head] * exp2f(sums.largest[w][head] - top);
+                if (w < teams) sum += exponentials[w][head] * exp2f(largest[w][head] - greatest);
             }
-            if (lane < HEADS) sums.top[head] = top, sums.all[head] = all;
+            if (lane < HEADS) top[head] = greatest, all[head] = sum;
         }
-        const float own = exp2f(sums.largest[team][head] - top);
+        const float own = exp2f(largest[team][head] - greatest);
         factor[0] = __shfl_sync(~0u, own, 2 * t), factor[1] = __shfl_sync(~0u, own, 2 * t + 1);
     }
-#pragma unroll 1
-    for (int first = 0; first < last; first += TOGETHER) {
-        const int joined = min(heads - first, TOGETHER);
-        if (team < teams) {
+
+    // Puts this team's sums of heads first .. first + joined into its rows of `out`: team * joined and those behind.
+    __device__ __forceinline__ void put(const Gathered<D> &gathered, const float (&factor)[2], int first,
+                                        int joined) const {
+        const int team = threadIdx.x / WARP / PARTS<D>;
+        const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const int head = 2 * t + i;
-                if (head < first || head >= first + joined) continue;
-                float *to = sums.out + (team * joined + head - first) * (D + 2) + part * PART<D> + g * 8;
+        for (int i = 0; i < 2; i++) {
+            const int head = 2 * t + i;
+            if (head < first || head >= first + joined) continue;
+            float *to = at(team * joined + head - first) + part_of_warp<D>() * PART<D> + g * 8;
 #pragma unroll
-                for (int j = 0; j < PART<D> / 16; j++) {
-                    *reinterpret_cast<float2 *>(to + j / 4 * 64 + j % 4 * 2) = {gathered.out[j][i] * factor[i],
-                                                                                gathered.out[j][2 + i] * factor[i]};
-                }
+            for (int j = 0; j < PART<D> / 16; j++) {
+                *reinterpret_cast<float2 *>(to + j / 4 * 64 + j % 4 * 2) = {gathered.out[j][i] * factor[i],
+                                                                            gathered.out[j][2 + i] * factor[i]};
             }
         }
-        sync();
-        for (int i = thread; i < joined * D; i += threads) {
-            const int head = first + i / D, d = i % D;
-            float of_team[TEAMS<D>], sum = 0.f;
-#pragma unroll
-            for (int w = 0; w < TEAMS<D>; w++)
-                of_team[w] = w < teams ? sums.out[(w * joined + i / D) * (D + 2) + d] : 0.f;
-#pragma unroll
-            for (int w = 0; w < TEAMS<D>; w++) sum += of_team[w];
-            store(head, d, sum, sums.top[head], sums.all[head]);
-        }
-        if (first + TOGETHER < last) sync();
     }
-}
+};
 
 // What each chunk's sums count in a head's: of[i] in a lane is that of chunk i * WARP + lane.
 struct ChunkWeights {

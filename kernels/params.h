@@ -185,7 +185,7 @@ struct DecodeAttentionParams {
     const float *v;  // likewise
     AttentionLayer layer;
     const int *position;  // of the new token
-    float *partial;       // scratch: (head_dim + 2, head_count, splits)
+    float *partial;       // scratch: (head_dim + 4, head_count, splits)
     unsigned *finished;   // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
     Activation out;       // (head_count * head_dim)
 };

@@ -123,12 +123,12 @@ template <int D>
 struct AttentionMemory {
     decode_attention::QueryFragments<D> query;
     half key[D], value[D];  // of the newest token
-    decode_attention::WarpSums sums;
+    decode_attention::TeamSums<D> sums;
     // In turn, with barriers between:
     union {
         float rows[1];                        // (D, query heads and 1)
         decode_attention::Exchange exchange;  // where a team is two warps
-        float warp_out[1];                    // (D + 2, JOINED_HEADS, TEAMS)
+        float team_out[1];                    // as TeamSums::out
     };
 };
 
@@ -138,6 +138,8 @@ struct AttentionStage {
     using Cache = KvCache<D>;
     using Entry = CacheEntry<D>;
     static constexpr int KEY_WARP = decode_attention::WARPS, VALUE_WARP = KEY_WARP + 1;
+    // Heads whose sums are joined together, at most: all, where shared memory is enough for them.
+    static constexpr int JOINED_HEADS = D > 128 ? 2 : decode_attention::HEADS;
 
     const StepParams &p;
     const StepAttention &stage;
@@ -206,7 +208,11 @@ struct AttentionStage {
         const bool for_query = warp < job.heads, is_key = warp == KEY_WARP;
         const bool for_newest = job.end > position && (is_key || warp == VALUE_WARP);
         Memory &memory = this->memory();
-        const HeadRope<D> head_rope(layer, position);
+        float2 rotations[D / 2 / WARP];
+#pragma unroll
+        for (int i = 0; i < D / 2 / WARP; i++) {
+            rotations[i] = rotation(position, pair_frequency(layer, i * WARP + lane), layer.rope_factor);
+        }
         const float *weights = for_query ? layer.q_norm : is_key ? layer.k_norm : layer.v_norm;
         float norm[D / WARP], x[D / WARP] = {};
         load_norm<D>(weights, norm);
@@ -224,7 +230,8 @@ struct AttentionStage {
         }
         if (for_query || for_newest) load_head(wait, from, x);
         if (for_query || (for_newest && is_key && layer.stores)) {
-            head_rope(x, weights, norm, layer, memory.rows + min(warp, job.heads) * D);
+            rotate_head<D>(x, weights, norm, layer, memory.rows + min(warp, job.heads) * D,
+                           [&](int i) { return rotations[i]; });
         } else if (for_newest && layer.stores && weights) {
             const float scale = head_scale<D>(x, layer.epsilon);
 #pragma unroll
@@ -295,21 +302,49 @@ struct AttentionStage {
         consumer.pass(0, steps * Entry::COUNT);
 
         const int head_count = jobs.heads.head_count_kv * jobs.heads.group;
-        memory.sums.out = memory.warp_out;
-        join_warps(gathered, job.heads, min(steps, TEAMS<D>), consumer.thread, CONSUMER_THREADS, memory.sums,
-                   sync_consumers, [&](int head, int d, float sum, float top, float all) {
-                       head += job.first_head;
-                       if (jobs.chunks.count == 1) {
-                           put_group(p.activation, (head * D + d) / ACTIVATION_GROUP, consumer.lane, sum / all, 0.f,
-                                     consumer.now());
-                           return;
-                       }
-                       put(p.partial + (size_t(job.split) * head_count + head) * D + d, sum, consumer.now());
-                       if (d == 0) {
-                           put(p.partial_sums + job.split * head_count + head, __float_as_uint(top),
-                               __float_as_uint(all), 0, consumer.now());
-                       }
-                   });
+        memory.sums.out = memory.team_out;
+        join_teams(gathered, job, min(steps, TEAMS<D>), [&](int head, int d, float sum, float top, float all) {
+            head += job.first_head;
+            if (jobs.chunks.count == 1) {
+                put_group(p.activation, (head * D + d) / ACTIVATION_GROUP, consumer.lane, sum / all, 0.f,
+                          consumer.now());
+                return;
+            }
+            put(p.partial + (size_t(job.split) * head_count + head) * D + d, sum, consumer.now());
+            if (d == 0) {
+                put(p.partial_sums + job.split * head_count + head, __float_as_uint(top), __float_as_uint(all), 0,
+                    consumer.now());
+            }
+        });
+    }
+
+    // Adds up what the first `teams` teams have gathered, in their order, and gives it value by value to `store(head,
+    // d, sum, top, all)`: a sum of exponentials relative to the greatest score `top`, times values, and `all` without
+    // them.
+    template <typename Store>
+    __device__ __forceinline__ void join_teams(decode_attention::Gathered<D> &gathered, const Job &job, int teams,
+                                               Store store) const {
+        using namespace decode_attention;
+        TeamSums<D> &sums = memory().sums;
+        float factor[2] = {};
+        sums.weigh(gathered, teams, sync_consumers, factor);
+        const int last = JOINED_HEADS == HEADS ? 1 : job.heads;  // a constant where there is one round
+#pragma unroll 1
+        for (int first = 0; first < last; first += JOINED_HEADS) {
+            const int joined = min(job.heads - first, JOINED_HEADS);
+            if (consumer.warp / PARTS<D> < teams) sums.put(gathered, factor, first, joined);
+            sync_consumers();
+            for (int i = consumer.thread; i < joined * D; i += CONSUMER_THREADS) {
+                const int head = i / D, d = i % D;
+                float of_team[TEAMS<D>], sum = 0.f;
+#pragma unroll
+                for (int w = 0; w < TEAMS<D>; w++) of_team[w] = w < teams ? sums.at(w * joined + head)[d] : 0.f;
+#pragma unroll
+                for (int w = 0; w < TEAMS<D>; w++) sum += of_team[w];
+                store(first + head, d, sum, sums.top[first + head], sums.all[first + head]);
+            }
+            if (first + JOINED_HEADS < last) sync_consumers();
+        }
     }
 
     // Adds up the chunks.

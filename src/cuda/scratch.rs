@@ -57,7 +57,7 @@ pub struct Scratch {
     pub token_inputs: CUdeviceptr,
     /// f32 (width): the gate of a layer's part of it
     pub gate: CUdeviceptr,
-    /// f32 (head_dim + 2, head_count, splits)
+    /// f32 ([`launches::decode_attention_partial_len`])
     pub attention_partial: CUdeviceptr,
     /// u32, zero between launches
     pub attention_counters: CUdeviceptr,
@@ -177,7 +177,7 @@ pub fn decode_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
     let partial = greatest(&decoder.layers, |attention| {
         let (kv, group) = (attention.head_count_kv, attention.group());
         let splits = launches::decode_attention_splits(device, kv, group);
-        (attention.head_dim + 2) * attention.head_count * splits
+        launches::decode_attention_partial_len(attention.head_dim, attention.head_count, splits)
     });
     let counters = greatest(&decoder.layers, |attention| {
         launches::decode_attention_counters(attention.head_count_kv, attention.group())

@@ -59,7 +59,8 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                 let frequencies = Buffer::new(&rope.frequencies)?;
                 let place = Buffer::new(&[position as i32])?;
                 let splits = launches::decode_attention_splits(device()?, head_count_kv, group);
-                let partial = Buffer::poisoned((head_dim + 2) * head_count * splits * 4)?;
+                let partial = launches::decode_attention_partial_len(head_dim, head_count, splits);
+                let partial = Buffer::poisoned(partial * 4)?;
                 let counters = launches::decode_attention_counters(head_count_kv, group);
                 let finished = Buffer::zeroed(counters * 4)?;
 

@@ -33,12 +33,14 @@ pub fn decode_attention(
     params: DecodeAttentionParams,
 ) -> Result<Launch> {
     let group = params.layer.group as usize;
-    // `TEAMS` of `kernels/decode_attention.cuh`.
-    let teams = match head_dim {
-        512 => DECODE_THREADS / WARP / 2,
-        _ => DECODE_THREADS / WARP,
+    let warps = DECODE_THREADS / WARP;
+    // `TEAMS` and `Exchange` of `kernels/decode_attention.cuh`.
+    let (teams, exchange) = match head_dim {
+        512 => (warps / 2, 2 * warps * WARP * 4),
+        _ => (warps, 0),
     };
-    let joined = joined_heads(head_dim, group);
+    let joined = teams * group.min(HEADS_PER_BLOCK) * (head_dim + 2);
+    let values = (warps * head_dim).max(exchange).max(joined);
     let name = for_head_dim("decode_attention", head_dim)?;
     Ok(Launch {
         function: device.function("decode_attention", &name)?,
@@ -48,20 +50,11 @@ pub fn decode_attention(
             group.div_ceil(HEADS_PER_BLOCK) as u32,
         ],
         block: [DECODE_THREADS as u32, 1],
-        shared_bytes: (teams * joined * (head_dim + 2) * size_of::<f32>()) as u32,
+        shared_bytes: (values * size_of::<f32>()) as u32,
         parameter: Parameter::new(params),
         dependent: true,
         cooperative: false,
     })
-}
-
-/// `JOINED_HEADS` of `kernels/decode_attention.cuh`, of a block that has so many.
-pub fn joined_heads(head_dim: usize, group: usize) -> usize {
-    let heads = group.min(HEADS_PER_BLOCK);
-    match head_dim {
-        ..=128 => heads,
-        _ => heads.min(2),
-    }
 }
 
 /// Pieces of what a token sees that fill the device with blocks of [`decode_attention`].
@@ -77,6 +70,12 @@ pub fn most_chunks(tokens: usize) -> usize {
     /// `MIN_CHUNK` of `kernels/decode_attention.cuh`.
     const MIN_CHUNK: usize = 128;
     tokens.div_ceil(MIN_CHUNK)
+}
+
+/// f32 values in which the blocks of [`decode_attention`] leave their sums.
+pub fn decode_attention_partial_len(head_dim: usize, head_count: usize, splits: usize) -> usize {
+    // Behind the values the greatest score and the sum of exponentials, filled up to 16 bytes.
+    (head_dim + 4) * head_count * splits
 }
 
 /// Counters that the blocks of [`decode_attention`] share.

@@ -25,8 +25,9 @@ use super::{params::Activation, weights::Matrix};
 use crate::model::decoder;
 
 pub use attention::{
-    decode_attention, decode_attention_counters, decode_attention_splits, flash_attention,
-    flash_attention_partial_len, flash_attention_tiles, most_chunks,
+    decode_attention, decode_attention_counters, decode_attention_partial_len,
+    decode_attention_splits, flash_attention, flash_attention_partial_len, flash_attention_tiles,
+    most_chunks,
 };
 pub use branch::{BranchSum, add_branch, add_branch_tokens};
 pub use choose::{MAX_TOP_K, choice_counts, choice_settings, choose, choose_lists_len};

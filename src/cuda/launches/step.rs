@@ -6,9 +6,7 @@ use anyhow::{Context, Result, ensure};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{
-    BranchSum, GROUP, WARP, attention::joined_heads, decode_attention_splits, for_head_dim, gelu,
-};
+use super::{BranchSum, GROUP, WARP, decode_attention_splits, for_head_dim, gelu};
 use crate::{
     cuda::{
         device::{Device, Launch, Parameter},
@@ -563,7 +561,11 @@ fn attention_bytes(head_dim: usize, group: usize) -> usize {
     /// `WARPS` and `HEADS` of `kernels/decode_attention.cuh`.
     const WARPS: usize = 8;
     const HEADS: usize = 8;
-    let joined = joined_heads(head_dim, group);
+    // `JOINED_HEADS` of `kernels/step/attention.cuh`.
+    let joined = match head_dim {
+        ..=128 => group.min(HEADS),
+        _ => group.min(2),
+    };
     let (query, newest) = (32 * head_dim, 2 * 2 * head_dim);
     let sums = (2 * WARPS + 2) * HEADS * size_of::<f32>() + size_of::<CUdeviceptr>();
     let sums = sums.next_multiple_of(16);
