@@ -1,6 +1,7 @@
 // GEMV: y[r] = sum over c of W[r, c] * a[c], W in any ggml type, a quantized to 8 bits:
 //
-//   STORE   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix
+//   STORE   out = y (+ bias), for up to three matrices in one launch: QKV, and the output matrix; of one also
+//           activate(y) * factors: what a token gives to a layer
 //   ADD     x += y; then x * (the next norm's weights), quantized: output and down projections
 //   GATE  activate(y of gate) * (y of up), quantized
 //
@@ -30,9 +31,10 @@
 namespace {
 
 constexpr int MAX_WARPS = 14;
-constexpr int MAX_DEPTH = 8;    // places in a warp's ring
-constexpr int EARLY_TILES = 2;  // of a warp that are asked for before the activations are
-constexpr int BATCH = 2;        // tiles whose sums a warp reduces together
+constexpr int MAX_DEPTH = 8;  // places in a warp's ring
+constexpr int BATCH = 2;      // tiles whose sums a warp reduces together
+// Tiles of a warp that are asked for before the activations are: behind another product, and behind what is shorter.
+constexpr int EARLY_TILES = 2, MORE_EARLY_TILES = 4;
 // Tiles for which a warp waits at a time in a kernel for one type alone: two, where a ring has several such places.
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
 constexpr int TILES_OF_ONE_TYPE = BATCH;
@@ -168,18 +170,18 @@ struct WeightStream {
     }
 
     // Adds up the rows' products: partial[i] for each row `i` of this warp. `request` makes the activations readable
-    // and asks for other things that `use` takes. Few tiles are asked for before the activations are, and the others
-    // after: else these would wait in line behind the whole ring.
+    // and asks for other things that `use` takes. `early_tiles` tiles are asked for before the activations are, and the
+    // others after: else these would wait in line behind the whole ring.
     template <typename Request, typename Use>
-    __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial, Request request,
-                                             Use use) {
+    __device__ __forceinline__ void multiply(const int8_t *q, const float *scale, float *partial, int early_tiles,
+                                             Request request, Use use) {
         if (elect()) {
 #pragma unroll
             for (int slot = 0; slot < MAX_DEPTH; slot++) arrived[slot].init();
             Barrier::publish();
         }
         __syncwarp();
-        prefetch(0, EARLY_TILES / TILES);
+        prefetch(0, early_tiles / TILES);
         request();
         typename Type::Activations a;
         const bool halves = TILES == BATCH && role.halves;
@@ -192,7 +194,7 @@ struct WeightStream {
             for (int j = 0; j < 4; j++)
                 values[j] = place_in_tile < n ? reinterpret_cast<const int4 *>(q)[unit * 4 + j] : int4{};
             const float2 scales = reinterpret_cast<const float2 *>(scale)[unit];
-            prefetch(EARLY_TILES / TILES, MAX_DEPTH);
+            prefetch(early_tiles / TILES, MAX_DEPTH);
             a.prepare(values, scales.x, scales.y);
             use();
         }
@@ -274,10 +276,11 @@ __device__ void float_multiply(const BlockRows &tiles, const WarpRole &role, con
 template <typename Only, typename Request, typename Use>
 __device__ __forceinline__ void multiply(int type, const BlockRows &tiles, const WarpRole &role,
                                          const SharedMemory &shared, CopyBarrier *arrived, const Activation &a,
-                                         float *partial, Request request, Use use) {
+                                         float *partial, int early_tiles, Request request, Use use) {
     if constexpr (!std::is_void_v<Only>) {
         float *sums = partial + role.slice * tiles.rows();
-        WeightStream<Only, TILES_OF_ONE_TYPE>(tiles, role, shared, arrived).multiply(a.q, a.scale, sums, request, use);
+        WeightStream<Only, TILES_OF_ONE_TYPE>(tiles, role, shared, arrived)
+            .multiply(a.q, a.scale, sums, early_tiles, request, use);
     } else if (is_float(type)) {
         for_float(type, [&](auto chosen) { float_prefetch<decltype(chosen)>(tiles, role); });
         request();
@@ -286,8 +289,10 @@ __device__ __forceinline__ void multiply(int type, const BlockRows &tiles, const
     } else {
         float *sums = partial + role.slice * tiles.rows();
         switch (type) {
-#define MULTIPLY(NAME, TYPE, NUMBER) \
-    case NUMBER: WeightStream<TYPE, 1>(tiles, role, shared, arrived).multiply(a.q, a.scale, sums, request, use); break;
+#define MULTIPLY(NAME, TYPE, NUMBER)                                                                                 \
+    case NUMBER:                                                                                                     \
+        WeightStream<TYPE, 1>(tiles, role, shared, arrived).multiply(a.q, a.scale, sums, early_tiles, request, use); \
+        break;
             GEMV_TYPES(MULTIPLY)
 #undef MULTIPLY
             default: break;
@@ -299,6 +304,7 @@ __device__ __forceinline__ void multiply(int type, const BlockRows &tiles, const
 __device__ __forceinline__ float total(int type, const WarpRole &role, const float *partial, int rows, int i) {
     const int slices = is_float(type) ? 1 : role.slices;
     float sum = partial[i];
+#pragma unroll 1
     for (int s = 1; s < slices; s++) sum += partial[s * rows + i];
     return sum;
 }
@@ -324,6 +330,7 @@ struct RmsScale {
         float sum = 0.f;
 #pragma unroll
         for (int i = 0; i < KEPT; i++) sum += kept[i];
+#pragma unroll 1
         for (int i = KEPT * WARP + role.lane; i < groups; i += WARP) sum += squares[i];
         return rsqrtf(warp_sum(sum) / role.columns + epsilon);
     }
@@ -366,15 +373,19 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
         if (EPILOGUE != ADD) rms.load(p.squares, role);
     };
     const auto use = [&] { scale = rms(p.epsilon, role); };
-    multiply<Only>(matrix.type, tiles, role, shared, shared.arrived, p.a, shared.partial, request, use);
+    const int early_tiles = EPILOGUE == STORE && !p.squares ? MORE_EARLY_TILES : EARLY_TILES;
+    multiply<Only>(matrix.type, tiles, role, shared, shared.arrived, p.a, shared.partial, early_tiles, request, use);
 
     if constexpr (EPILOGUE == STORE) {
+#pragma unroll 1
         for (int row = first; row < past; row += role.threads) {
             const float bias = matrix.bias ? matrix.bias[row] : 0.f;
-            matrix.out[row] =
+            const float y =
                 scale * total(matrix.type, role, shared.partial, tiles.rows(), row - begin * TILE_ROWS) + bias;
+            matrix.out[row] = p.factors ? activate(p.gelu, y) * p.factors[row] : y;
         }
     } else if constexpr (EPILOGUE == ADD) {
+#pragma unroll 1
         for (int i = role.thread; i < count * TILE_ROWS; i += role.threads) {
             const int row = begin * TILE_ROWS + i;
             float x = 0.f, weight = 0.f;
@@ -393,9 +404,11 @@ __device__ __forceinline__ void gemv(const GemvParams &p) {
         if (!interleaved) {
             const BlockRows up_tiles{p.matrix[1].weights, nullptr, false, matrix.rows, begin, count};
             float *partial = shared.partial + role.slices * tiles.rows();
-            multiply<Only>(up_type, up_tiles, role, shared, shared.arrived + MAX_DEPTH, p.a, partial, [] {}, [] {});
+            multiply<Only>(
+                up_type, up_tiles, role, shared, shared.arrived + MAX_DEPTH, p.a, partial, early_tiles, [] {}, [] {});
             up_partial = partial;
         }
+#pragma unroll 1
         for (int i = role.thread; i < count * TILE_ROWS; i += role.threads) {
             const int at = interleaved ? i / TILE_ROWS * 2 * TILE_ROWS + i % TILE_ROWS : i;
             const float gate = scale * total(matrix.type, role, shared.partial, tiles.rows(), at);

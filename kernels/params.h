@@ -77,23 +77,25 @@ struct GemvParams {
                            // rms; or null
     Activation next;       // (rows): output of gemv_add (x * next_norm) and gemv_gate
     const float *next_norm;  // (rows), gemv_add
+    const float *factors;    // (rows), gemv_store of one matrix: what activate(y) is multiplied with; or null: y alone
     float *next_squares;     // (rows / 32), gemv_add: sums of x^2
     float epsilon;
     int columns;
     int ring_bytes;  // of shared memory for each warp's stream of weights
-    int gelu;        // gemv_gate: GELU in the place of SiLU (activate.cuh)
+    int gelu;        // GELU in the place of SiLU (activate.cuh)
 };
-static_assert(sizeof(GemvParams) == 208, "GemvParams");
+static_assert(sizeof(GemvParams) == 216, "GemvParams");
 FIELD(GemvParams, matrix, 0);
 FIELD(GemvParams, a, 120);
 FIELD(GemvParams, squares, 144);
 FIELD(GemvParams, next, 152);
 FIELD(GemvParams, next_norm, 176);
-FIELD(GemvParams, next_squares, 184);
-FIELD(GemvParams, epsilon, 192);
-FIELD(GemvParams, columns, 196);
-FIELD(GemvParams, ring_bytes, 200);
-FIELD(GemvParams, gelu, 204);
+FIELD(GemvParams, factors, 184);
+FIELD(GemvParams, next_squares, 192);
+FIELD(GemvParams, epsilon, 200);
+FIELD(GemvParams, columns, 204);
+FIELD(GemvParams, ring_bytes, 208);
+FIELD(GemvParams, gelu, 212);
 
 // A matrix of a gemm_* launch.
 struct GemmMatrix {

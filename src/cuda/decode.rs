@@ -13,8 +13,8 @@ use super::{
     kv_cache::KvCache,
     launches::{
         BranchSum, Chunk, Linear, Normed, add_branch, decode_attention, decode_attention_splits,
-        embed_token, finish_logits, gate_token, gemv_add, gemv_gate, gemv_store, most_chunks,
-        token_inputs,
+        embed_token, finish_logits, gate_token, gemv_add, gemv_gate, gemv_store, gemv_store_gated,
+        most_chunks, token_inputs,
     },
     lowering::{Branch, Finish, Group, Heads, TokenInputs, token_groups},
     params::{Activation, AttentionLayer, DecodeAttentionParams, TokenInputsParams},
@@ -102,15 +102,27 @@ pub fn lower(
                 part,
                 activation: function,
             } => {
-                launches.push(product(gate, normed.activation, scratch.gate)?);
-                launches.push(gate_token(
-                    device,
-                    scratch.gate,
-                    scratch.inputs_of_layer(part),
-                    part.len(),
-                    *function,
-                    activation,
-                )?);
+                let (x, inputs) = (normed.activation, scratch.inputs_of_layer(part));
+                match groups.get(i + 1) {
+                    // Which reads no quantized values.
+                    Some(Group::AddGated(Branch { matrix, .. }))
+                        if KernelType::of(weights.matrix(matrix).tensor_type)?.is_float() =>
+                    {
+                        let gate = weights.product(gate, activation.value);
+                        launches.push(gemv_store_gated(device, gate, x, *function, inputs)?);
+                    }
+                    _ => {
+                        launches.push(product(gate, x, scratch.gate)?);
+                        launches.push(gate_token(
+                            device,
+                            scratch.gate,
+                            inputs,
+                            part.len(),
+                            *function,
+                            activation,
+                        )?);
+                    }
+                }
             }
             Group::AddAttended(branch) | Group::AddGated(branch) => {
                 let norm = next_norm()?;

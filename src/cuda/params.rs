@@ -59,17 +59,18 @@ params! {
     }
 
     /// `gemv_store`, `gemv_add` and `gemv_gate`.
-    GemvParams: 208 {
+    GemvParams: 216 {
         0 matrix: [GemvMatrix; 3],
         120 a: Activation,
         144 squares: CUdeviceptr,
         152 next: Activation,
         176 next_norm: CUdeviceptr,
-        184 next_squares: CUdeviceptr,
-        192 epsilon: f32,
-        196 columns: i32,
-        200 ring_bytes: i32,
-        204 gelu: i32,
+        184 factors: CUdeviceptr,
+        192 next_squares: CUdeviceptr,
+        200 epsilon: f32,
+        204 columns: i32,
+        208 ring_bytes: i32,
+        212 gelu: i32,
     }
 
     /// Of `gemm_*` and `gemm_strips_*`.

@@ -92,6 +92,53 @@ pub fn gemv_store_multiplies_and_adds_bias() -> TestResult {
     findings.verdict()
 }
 
+pub fn gemv_store_multiplies_what_it_activates() -> TestResult {
+    let (mut random, mut findings) = (random(17), Findings::default());
+    for (count, tensor_type) in TYPES.into_iter().enumerate() {
+        for shape in SHAPES {
+            let weights = Weights::new(&mut random, tensor_type, shape)?;
+            let Matrix { rows, columns, .. } = weights.matrix;
+            let input = Input::new(&mut random, columns)?;
+            let factors = floats(&mut random, rows, 1.0);
+            let (factor_buffer, out) = (Buffer::new(&factors)?, Buffer::poisoned(rows * 4)?);
+            let linear = Linear {
+                weights: weights.matrix,
+                bias: 0,
+                out: out.address(),
+            };
+            let activation = activation_of(count);
+            let launch = launches::gemv_store_gated(
+                device()?,
+                linear,
+                input.activation(),
+                activation,
+                factor_buffer.address(),
+            )?;
+            // SAFETY: the launch is that of these buffers, which outlive it.
+            unsafe { run(&launch)? };
+            let sums = weights.times(input.met_by(tensor_type)).into_iter();
+            let exact = |&value: &f32| Sum {
+                value: value.into(),
+                spread: 0.0,
+            };
+            let factors = factors.iter().map(exact);
+            let reference: Vec<Sum> = sums
+                .zip(factors)
+                .map(|(sum, factor)| Sum::gated(activation, sum, factor))
+                .collect();
+            let case = weights.shape();
+            findings.sums(
+                "gated values",
+                &case,
+                &reference,
+                &out.read()?,
+                DECODE_BOUND,
+            );
+        }
+    }
+    findings.verdict()
+}
+
 pub fn gemv_add_adds_to_the_residual_and_prepares_the_norm() -> TestResult {
     let (mut random, mut findings) = (random(3), Findings::default());
     for tensor_type in TYPES {

@@ -26,7 +26,7 @@ use common::gpu::{self, Test};
 
 fn main() {
     eprintln!("SHARPI_TEST_SEED={}", harness::seed());
-    let tests: [Test; 17] = [
+    let tests: [Test; 18] = [
         (
             "embed_gives_the_files_values",
             embed::embed_gives_the_files_values,
@@ -34,6 +34,10 @@ fn main() {
         (
             "gemv_store_multiplies_and_adds_bias",
             gemv::gemv_store_multiplies_and_adds_bias,
+        ),
+        (
+            "gemv_store_multiplies_what_it_activates",
+            gemv::gemv_store_multiplies_what_it_activates,
         ),
         (
             "gemv_add_adds_to_the_residual_and_prepares_the_norm",

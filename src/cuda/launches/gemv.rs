@@ -28,6 +28,31 @@ const MAX_WARPS: usize = 14;
 
 /// `out = W rms_norm(x) + bias` for up to three matrices with the same columns. Without sums of squares, x is read as it is.
 pub fn gemv_store(device: &Device, linears: &[Linear], x: Normed, epsilon: f32) -> Result<Launch> {
+    let params = GemvParams {
+        squares: x.squares,
+        epsilon,
+        ..GemvParams::zeroed()
+    };
+    store(device, linears, x.activation, params)
+}
+
+/// `out = activation(W x) * factors`, not quantized. `factors` is f32 (rows).
+pub fn gemv_store_gated(
+    device: &Device,
+    linear: Linear,
+    x: Activation,
+    activation: decoder::Activation,
+    factors: CUdeviceptr,
+) -> Result<Launch> {
+    let params = GemvParams {
+        factors,
+        gelu: gelu(activation),
+        ..GemvParams::zeroed()
+    };
+    store(device, &[linear], x, params)
+}
+
+fn store(device: &Device, linears: &[Linear], x: Activation, params: GemvParams) -> Result<Launch> {
     let columns = linears[0].weights.columns;
     let rows = linears.iter().map(|linear| linear.weights.rows).sum();
     let grid = gemv_blocks(device, columns, rows).max(linears.len());
@@ -40,10 +65,8 @@ pub fn gemv_store(device: &Device, linears: &[Linear], x: Normed, epsilon: f32) 
     }
     let params = GemvParams {
         matrix,
-        a: x.activation,
-        squares: x.squares,
-        epsilon,
-        ..GemvParams::zeroed()
+        a: x,
+        ..params
     };
     let types: Vec<TensorType> = linears
         .iter()

@@ -35,7 +35,7 @@ pub use convert::{float_to_half, repack};
 pub use embed::{embed_token, embed_tokens};
 pub use gate::{GATE_SCALE, Gate, gate_token, gate_tokens};
 pub use gemm::{Epilogue, gemm, gemm_counters, gemm_partial_len};
-pub use gemv::{gemv_add, gemv_gate, gemv_store};
+pub use gemv::{gemv_add, gemv_gate, gemv_store, gemv_store_gated};
 pub use logits::finish_logits;
 pub use norm::norm_tokens;
 pub use rope::rope_tokens;
