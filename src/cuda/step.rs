@@ -19,6 +19,7 @@ use super::{
 use crate::model::{
     Decoder,
     decoder::{Attention, Linear},
+    ops::{Op, Var},
 };
 
 /// The step kernel, ready to be launched.
@@ -86,8 +87,13 @@ impl Step {
 }
 
 /// Why separate kernels are faster, if they are: between two stages of the step kernel the memory idles for longer than it
-/// takes to read what the ring holds.
+/// takes to read what the ring holds, and for twice as long where a branch is normed.
 pub fn slower(device: &Device, decoder: &Decoder) -> Option<String> {
+    let norms_branch = |op: &Op| matches!(op, Op::Norm { x: Var::Branch, .. });
+    if decoder.ops.iter().any(norms_branch) {
+        let reason = "its layers norm what they add, and there separate kernels are faster";
+        return Some(reason.to_owned());
+    }
     let stage_bytes = decoder.bytes_per_token() as usize / stage_count(device, decoder);
     (stage_bytes < FASTER_FROM).then(|| {
         format!(
