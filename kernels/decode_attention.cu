@@ -121,8 +121,8 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
         if (for_query) x[i] = p.q[(first_head + warp) * D + i * WARP + lane];
         if (for_key || for_value) newest[i] = (for_key ? p.k : p.v)[head_kv * D + i * WARP + lane];
     }
-    // Once for the query, and once for the newest token's key or value: twice the same instructions, which are short of
-    // nothing but time to be fetched.
+    // Once for the query, and once for the newest token's key or value: a loop, since to fetch instructions takes
+    // longer here than to run them again.
 #pragma unroll 1
     for (int pass = 0; pass < 2; pass++) {
         const bool is_query = pass == 0;
