@@ -88,6 +88,12 @@ impl Branch<'_> {
     }
 }
 
+/// Whether any layer norms what it adds to the residual stream.
+pub fn norms_branches(decoder: &Decoder) -> bool {
+    let norms = |op: &Op| matches!(op, Op::Norm { x: Var::Branch, .. });
+    decoder.ops.iter().any(norms)
+}
+
 /// What lies between the products of queries, keys and values and what the heads gather.
 pub struct Heads<'a> {
     pub layer: usize,

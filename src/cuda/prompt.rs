@@ -14,7 +14,7 @@ use super::{
         Chunk, Epilogue, GATE_SCALE, Gate, Linear, add_branch_tokens, embed_tokens,
         flash_attention, float_to_half, gate_tokens, gemm, norm_tokens, rope_tokens, token_inputs,
     },
-    lowering::{Branch, Group, Heads, groups},
+    lowering::{Branch, Group, Heads, groups, norms_branches},
     params::{FlashAttentionParams, NormParams, RopeParams},
     scratch::{ChunkScratch, Scratch},
     tensor_types::{COPY_TYPE, KernelType},
@@ -415,8 +415,7 @@ pub fn has_separate_gate(decoder: &Decoder) -> bool {
 /// Whether any branch is normalized or scaled before it is added.
 pub fn has_branch_sums(decoder: &Decoder) -> bool {
     let scales = |op: &Op| matches!(op, Op::Scale { x: Var::Hidden, .. });
-    let norms = |op: &Op| matches!(op, Op::Norm { x: Var::Branch, .. });
-    decoder.ops.iter().any(|op| scales(op) || norms(op))
+    norms_branches(decoder) || decoder.ops.iter().any(scales)
 }
 
 /// Bytes of the largest float16 copy that the model needs.

@@ -11,7 +11,7 @@ use super::{
     device::{Device, Launch, PinnedBuffer},
     kv_cache::KvCache,
     launches::{Chunk, STEP_STAGE_BYTES, StepLinear, StepStage, embed_token, step},
-    lowering::{Group, KeyValueProducts, token_groups},
+    lowering::{Group, KeyValueProducts, norms_branches, token_groups},
     params::{HEAD_KINDS, StepParams},
     scratch::{Scratch, StepScratch},
     weights::DeviceWeights,
@@ -19,7 +19,6 @@ use super::{
 use crate::model::{
     Decoder,
     decoder::{Attention, Linear},
-    ops::{Op, Var},
 };
 
 /// The step kernel, ready to be launched.
@@ -89,8 +88,7 @@ impl Step {
 /// Why separate kernels are faster, if they are: between two stages of the step kernel the memory idles for longer than it
 /// takes to read what the ring holds, and for twice as long where a branch is normed.
 pub fn slower(device: &Device, decoder: &Decoder) -> Option<String> {
-    let norms_branch = |op: &Op| matches!(op, Op::Norm { x: Var::Branch, .. });
-    if decoder.ops.iter().any(norms_branch) {
+    if norms_branches(decoder) {
         let reason = "its layers norm what they add, and there separate kernels are faster";
         return Some(reason.to_owned());
     }
