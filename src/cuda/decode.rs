@@ -104,9 +104,9 @@ pub fn lower(
             } => {
                 let (x, inputs) = (normed.activation, scratch.inputs_of_layer(part));
                 match groups.get(i + 1) {
-                    // Which reads no quantized values.
+                    // Products with floats read no quantized values.
                     Some(Group::AddGated(Branch { matrix, .. }))
-                        if KernelType::of(weights.matrix(matrix).tensor_type)?.is_float() =>
+                        if matrix.tensor_type().is_float() =>
                     {
                         let gate = weights.product(gate, activation.value);
                         launches.push(gemv_store_gated(device, gate, x, *function, inputs)?);

@@ -280,7 +280,7 @@ impl StepScratch {
 
 fn has_floats(decoder: &Decoder) -> bool {
     decoder.ops.iter().any(|op| match op {
-        Op::Linear { linear, .. } => linear.weights.tensor_type().block_len() == 1,
+        Op::Linear { linear, .. } => linear.weights.tensor_type().is_float(),
         _ => false,
     })
 }

@@ -195,11 +195,6 @@ impl KernelType {
         }
     }
 
-    /// Whether products with it take an activation's float values, and not its quantized ones.
-    pub fn is_float(&self) -> bool {
-        matches!(self.storage, Storage::Rows { .. })
-    }
-
     /// Threads of the kernel `repack` that share a row.
     pub fn repack_threads_per_row(&self, columns: usize) -> usize {
         match self.storage {

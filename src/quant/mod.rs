@@ -140,6 +140,11 @@ tensor_types! {
 }
 
 impl TensorType {
+    /// Whether values are numbers of their own: F32, F16 and BF16.
+    pub fn is_float(self) -> bool {
+        self.block_len() == 1
+    }
+
     /// Writes the values of `blocks` (whole blocks) to `out`, `blocks.len() / block_bytes() * block_len()` long.
     ///
     /// # Panics

@@ -129,7 +129,7 @@ impl StepStage {
         let mut matrices = Vec::new();
         let mut has_floats = false;
         let mut matrix = |linear: &StepLinear, pairs| {
-            has_floats |= linear.weights.tensor_type.block_len() == 1;
+            has_floats |= linear.weights.tensor_type.is_float();
             step_matrix(linear, pairs)
         };
         match *self {
