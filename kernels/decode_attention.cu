@@ -32,6 +32,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     // In turn, with barriers between: (D, WARPS), a row for each warp; Exchange, where a team is two warps;
     // TeamSums::out.
     extern __shared__ __align__(16) float memory[];
+    static_assert(PARTS<D> == 1 || sizeof(Exchange) <= WARPS * D * sizeof(float));
 
     const AttentionLayer &layer = p.layer;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;

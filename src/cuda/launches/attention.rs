@@ -34,13 +34,13 @@ pub fn decode_attention(
 ) -> Result<Launch> {
     let group = params.layer.group as usize;
     let warps = DECODE_THREADS / WARP;
-    // `TEAMS` and `Exchange` of `kernels/decode_attention.cuh`.
-    let (teams, exchange) = match head_dim {
-        512 => (warps / 2, 2 * warps * WARP * 4),
-        _ => (warps, 0),
+    // `TEAMS` of `kernels/decode_attention.cuh`.
+    let teams = match head_dim {
+        512 => warps / 2,
+        _ => warps,
     };
     let joined = teams * group.min(HEADS_PER_BLOCK) * (head_dim + 2);
-    let values = (warps * head_dim).max(exchange).max(joined);
+    let values = (warps * head_dim).max(joined);
     let name = for_head_dim("decode_attention", head_dim)?;
     Ok(Launch {
         function: device.function("decode_attention", &name)?,
