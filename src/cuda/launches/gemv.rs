@@ -171,12 +171,12 @@ fn gemv(
         device.shared_bytes_per_block()
     );
     let (file, name) = KernelType::gemv_kernels(types)?;
-    let takes_two_tiles = file == "gemv_one" && takes_two_tiles(device);
-    let (in_set, sets) = match has_short_end(columns) && takes_two_tiles {
-        // Two for the first slice, and one for the second, in which each half of a warp takes a tile.
-        true => (slices + 1, slices * sets / (slices + 1)),
-        false => (slices, sets),
-    };
+    let (in_set, sets) =
+        match file == "gemv_one" && takes_two_tiles(device) && has_short_end(columns) {
+            // Two for the first slice, and one for the second, in which each half of a warp takes a tile.
+            true => (slices + 1, slices * sets / (slices + 1)),
+            false => (slices, sets),
+        };
     Ok(Launch {
         function: device.function(file, &format!("{name}_{epilogue}"))?,
         grid: [grid as u32, 1, 1],
