@@ -82,13 +82,16 @@ __device__ __forceinline__ int quantize(float value, float largest) {
     return __float2int_rn(value * __fdividef(127.f, fmaxf(largest, 1e-30f)));
 }
 
+// What the integers of that group are multiplied with.
+__device__ __forceinline__ float group_scale(float largest) { return largest * (1.f / 127.f); }
+
 // Stores one group, held one value a lane.
 __device__ __forceinline__ void store_group(const Activation &out, int group, float value) {
     const int lane = threadIdx.x % WARP;
     const float largest = warp_max_magnitude(value);
     out.q[group * ACTIVATION_GROUP + lane] = static_cast<int8_t>(quantize(value, largest));
     out.value[group * ACTIVATION_GROUP + lane] = value;
-    if (lane == 0) out.scale[group] = largest * (1.f / 127.f);
+    if (lane == 0) out.scale[group] = group_scale(largest);
 }
 
 // Stores four values a lane from value `first` on, if they exist: a group has eight lanes, one behind another.
@@ -102,5 +105,5 @@ __device__ __forceinline__ void store_four(const Activation &out, bool exist, in
     const auto q = [&](float x) { return static_cast<signed char>(quantize(x, largest)); };
     *reinterpret_cast<char4 *>(out.q + first) = {q(value.x), q(value.y), q(value.z), q(value.w)};
     *reinterpret_cast<float4 *>(out.value + first) = value;
-    if (first % ACTIVATION_GROUP == 0) out.scale[first / ACTIVATION_GROUP] = largest * (1.f / 127.f);
+    if (first % ACTIVATION_GROUP == 0) out.scale[first / ACTIVATION_GROUP] = group_scale(largest);
 }

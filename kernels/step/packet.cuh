@@ -136,7 +136,7 @@ __device__ __forceinline__ void put_group(const StepVector &to, int group, int l
     for (int i = 0; i < 3; i++) {
         const int at = 3 * (lane % GROUP_PACKETS) + i;
         words[i] = __shfl_sync(~0u, word, 4 * at % WARP);
-        if (at == SCALE_WORD) words[i] = __float_as_uint(largest * (1.f / 127.f));
+        if (at == SCALE_WORD) words[i] = __float_as_uint(group_scale(largest));
         if (at == SQUARES_WORD) words[i] = __float_as_uint(squares);
     }
     if (lane < GROUP_PACKETS) put(to.groups + group * GROUP_PACKETS + lane, words[0], words[1], words[2], epoch);

@@ -264,7 +264,7 @@ __device__ __forceinline__ void gather_plain(const StepParams &p, const Consumer
         const float largest = warp_max_magnitude(value);
         uint32_t *words = shared_at<uint32_t>(p.vector) + group * GROUP_WORDS;
         reinterpret_cast<int8_t *>(words)[consumer.lane] = quantize(value, largest);
-        if (consumer.lane == 0) words[SCALE_WORD] = __float_as_uint(largest * (1.f / 127.f));
+        if (consumer.lane == 0) words[SCALE_WORD] = __float_as_uint(group_scale(largest));
         if (stage.floats && column < columns) shared_at<float>(stage.unquantized)[column] = value;
     }
     end_vector(p, consumer, groups);
