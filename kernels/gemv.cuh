@@ -198,6 +198,17 @@ struct WeightStream {
             a.prepare(values, scales.x, scales.y);
             use();
         }
+        if (halves) {
+            add_up<true>(a, n, lane, partial);
+        } else {
+            add_up<false>(a, n, lane, partial);
+        }
+    }
+
+    // The sums of this warp's rows, of which this lane multiplies unit `lane` of `n`. HALVES: a tile for each half of
+    // the warp; known before the loop, as a branch in it keeps the products of two tiles apart.
+    template <bool HALVES>
+    __device__ __forceinline__ void add_up(const typename Type::Activations &a, int n, int lane, float *partial) {
         // After a warp's sum, lane 8 i has row i of a batch.
         const int batch_tile = role.lane / 16, row = role.lane / 8 % 2;
         const int place = tiles.interleaved ? 2 * role.group + batch_tile : role.group + batch_tile * role.groups;
@@ -215,9 +226,9 @@ struct WeightStream {
                     // The sums of a tile that lacks are not stored.
 #pragma unroll
                     for (int t = 0; t < TILES; t++) {
-                        if (t > 0 && halves) break;
+                        if (t > 0 && HALVES) break;
                         const uint8_t *tile = ring + (slot * TILES + t) * tile_bytes;
-                        if (halves) tile += batch_tile * tile_bytes;
+                        if (HALVES) tile += batch_tile * tile_bytes;
 #pragma unroll
                         for (int r = 0; r < TILE_ROWS; r++) sum[b + t][r] = Type::dot(tile, n, r, lane, a);
                     }
@@ -229,7 +240,7 @@ struct WeightStream {
             // Halves exchange sums so that eight lanes end with each row's total.
             const bool upper = role.lane & 16, odd = role.lane & 8;
             float s0, s1;
-            if (halves) {
+            if (HALVES) {
                 s0 = sum[0][0] + 0.f, s1 = sum[0][1] + 0.f;  // as with zeros of the other half
             } else {
                 s0 = (upper ? sum[1][0] : sum[0][0]) + __shfl_xor_sync(~0u, upper ? sum[0][0] : sum[1][0], 16);
