@@ -53,6 +53,13 @@ __device__ __forceinline__ uint32_t warp_uniform(uint32_t value) { return __shfl
 __device__ __forceinline__ uint32_t bits(half2 value) { return *reinterpret_cast<const uint32_t *>(&value); }
 __device__ __forceinline__ half2 as_half2(uint32_t value) { return *reinterpret_cast<const half2 *>(&value); }
 
+// 2^x, as fast as it goes.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // c + the sum of four products, unsigned bytes of `a` times signed bytes of `b`.
 __device__ __forceinline__ int dot4(uint32_t a, int b, int c) {
     int d;

@@ -131,6 +131,41 @@ struct CopyBarrier {
         asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
 #endif
     }
+
+    // The same for one piece of each length, all multiples of 16.
+    template <int... BYTES>
+    __device__ __forceinline__ void copy_parts(void *shared, const uint8_t *const (&global)[sizeof...(BYTES)],
+                                               uint64_t policy) {
+        constexpr int N = sizeof...(BYTES), LENGTHS[N] = {BYTES...};
+        uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+#if __CUDA_ARCH__ >= 900
+        if (elect()) {
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"((BYTES + ...))
+                         : "memory");
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                asm volatile(
+                    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                    "[%0], [%1], %2, [%3], %4;" ::"r"(to),
+                    "l"(global[i]), "r"(LENGTHS[i]), "r"(address()), "l"(policy)
+                    : "memory");
+                to += LENGTHS[i];
+            }
+        }
+#else
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            for (int from = lane * 16; from < LENGTHS[i]; from += WARP * 16) {
+                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + from),
+                             "l"(global[i] + from), "l"(policy)
+                             : "memory");
+            }
+            to += LENGTHS[i];
+        }
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
+#endif
+    }
 };
 
 // Copies `bytes` (a multiple of 16) to `to` in shared memory; `full` counts them. One thread calls it.

@@ -180,6 +180,17 @@ FIELD(AttentionLayer, window, 76);
 FIELD(AttentionLayer, softcap, 80);
 FIELD(AttentionLayer, stores, 84);
 
+// Of a layer whose older tokens are kept in tiles (kv_tiles.cuh); zeros where there are none.
+struct KvTiles {
+    uint8_t *records;     // (records, tiles, head_count_kv)
+    uint64_t head_bytes;  // of a head's records
+    half *sinks;          // (head_dim, SINKS, 2, head_count_kv): the first tokens' keys, and their values
+};
+static_assert(sizeof(KvTiles) == 24, "KvTiles");
+FIELD(KvTiles, records, 0);
+FIELD(KvTiles, head_bytes, 8);
+FIELD(KvTiles, sinks, 16);
+
 // decode_attention_*
 struct DecodeAttentionParams {
     const float *q;  // (head_count * head_dim)
@@ -190,8 +201,11 @@ struct DecodeAttentionParams {
     float *partial;       // scratch: (head_dim + 4, head_count, splits)
     unsigned *finished;   // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
     Activation out;       // (head_count * head_dim)
+    KvTiles tiles;
+    int tile_ring;   // where in shared memory the rings of tiles begin, in bytes
+    int tile_depth;  // places of each
 };
-static_assert(sizeof(DecodeAttentionParams) == 160, "DecodeAttentionParams");
+static_assert(sizeof(DecodeAttentionParams) == 192, "DecodeAttentionParams");
 FIELD(DecodeAttentionParams, q, 0);
 FIELD(DecodeAttentionParams, k, 8);
 FIELD(DecodeAttentionParams, v, 16);
@@ -200,6 +214,9 @@ FIELD(DecodeAttentionParams, position, 112);
 FIELD(DecodeAttentionParams, partial, 120);
 FIELD(DecodeAttentionParams, finished, 128);
 FIELD(DecodeAttentionParams, out, 136);
+FIELD(DecodeAttentionParams, tiles, 160);
+FIELD(DecodeAttentionParams, tile_ring, 184);
+FIELD(DecodeAttentionParams, tile_depth, 188);
 
 // rope_tokens_*
 struct RopeParams {
@@ -223,7 +240,7 @@ struct RopeParams {
     float scale;        // of scores, times log2(e)
     float rope_factor;  // of rotated values
     int stores;         // 0: the layer has no keys and values of its own, and only queries are rotated
-    int unused;
+    int compressed;     // all are rotated by a Hadamard transform, too (kv_tiles.cuh)
 };
 static_assert(sizeof(RopeParams) == 128, "RopeParams");
 FIELD(RopeParams, q, 0);
@@ -246,7 +263,7 @@ FIELD(RopeParams, interleaved, 108);
 FIELD(RopeParams, scale, 112);
 FIELD(RopeParams, rope_factor, 116);
 FIELD(RopeParams, stores, 120);
-FIELD(RopeParams, unused, 124);
+FIELD(RopeParams, compressed, 124);
 
 // flash_attention_*
 struct FlashAttentionParams {
@@ -263,8 +280,11 @@ struct FlashAttentionParams {
     int group;          // query heads of a key/value head; at most a block's rows
     int window;         // tokens that a token sees, itself included; 0: all before it, too
     float softcap;      // scaled scores s become softcap * tanh(s / softcap): times log2(e); 0: they stay
+    KvTiles tiles;
+    int tile_ring;   // where in shared memory the ring of tiles' codes begins, in bytes
+    int tile_depth;  // its places
 };
-static_assert(sizeof(FlashAttentionParams) == 80, "FlashAttentionParams");
+static_assert(sizeof(FlashAttentionParams) == 112, "FlashAttentionParams");
 FIELD(FlashAttentionParams, q, 0);
 FIELD(FlashAttentionParams, k_cache, 8);
 FIELD(FlashAttentionParams, v_cache, 16);
@@ -278,6 +298,71 @@ FIELD(FlashAttentionParams, context, 64);
 FIELD(FlashAttentionParams, group, 68);
 FIELD(FlashAttentionParams, window, 72);
 FIELD(FlashAttentionParams, softcap, 76);
+FIELD(FlashAttentionParams, tiles, 80);
+FIELD(FlashAttentionParams, tile_ring, 104);
+FIELD(FlashAttentionParams, tile_depth, 108);
+
+// A layer of compress_tiles_*.
+struct CompressedLayer {
+    const half *k_cache;  // (head_dim, context, head_count_kv)
+    const half *v_cache;  // likewise
+    KvTiles tiles;
+    int context;
+    int unused;
+};
+static_assert(sizeof(CompressedLayer) == 48, "CompressedLayer");
+FIELD(CompressedLayer, k_cache, 0);
+FIELD(CompressedLayer, v_cache, 8);
+FIELD(CompressedLayer, tiles, 16);
+FIELD(CompressedLayer, context, 40);
+FIELD(CompressedLayer, unused, 44);
+
+// compress_tiles_*
+struct CompressTilesParams {
+    const CompressedLayer *layers;
+    const int *position;  // of the first new token
+    int tokens;           // that are new
+    int unused;
+};
+static_assert(sizeof(CompressTilesParams) == 24, "CompressTilesParams");
+FIELD(CompressTilesParams, layers, 0);
+FIELD(CompressTilesParams, position, 8);
+FIELD(CompressTilesParams, tokens, 16);
+FIELD(CompressTilesParams, unused, 20);
+
+// copy_tokens
+struct CopyTokensParams {
+    const half *k_from;   // (head_dim, from_context, head_count_kv), a ring
+    const half *v_from;   // likewise
+    half *k_to;           // (head_dim, to_context, head_count_kv), a ring
+    half *v_to;           // likewise
+    const int *position;  // of a chunk's first token
+    int from_context;
+    int to_context;
+    int head_dim;
+    int tokens;  // of the chunk, the last of which are copied; 0: those before it that it sees as they were stored
+};
+static_assert(sizeof(CopyTokensParams) == 56, "CopyTokensParams");
+FIELD(CopyTokensParams, k_from, 0);
+FIELD(CopyTokensParams, v_from, 8);
+FIELD(CopyTokensParams, k_to, 16);
+FIELD(CopyTokensParams, v_to, 24);
+FIELD(CopyTokensParams, position, 32);
+FIELD(CopyTokensParams, from_context, 40);
+FIELD(CopyTokensParams, to_context, 44);
+FIELD(CopyTokensParams, head_dim, 48);
+FIELD(CopyTokensParams, tokens, 52);
+
+// rotate_back_*
+struct RotateBackParams {
+    half *heads;  // TokenTiles (head_count * head_dim, padded_tokens)
+    int padded_tokens;
+    int head_count;
+};
+static_assert(sizeof(RotateBackParams) == 16, "RotateBackParams");
+FIELD(RotateBackParams, heads, 0);
+FIELD(RotateBackParams, padded_tokens, 8);
+FIELD(RotateBackParams, head_count, 12);
 
 // norm_tokens
 struct NormParams {

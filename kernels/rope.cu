@@ -5,6 +5,7 @@
 //
 // Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp a head.
 #include "kv_cache.cuh"
+#include "kv_tiles.cuh"
 #include "rope.cuh"
 
 namespace {
@@ -28,7 +29,7 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
     const int heads = p.head_count + (p.stores ? 2 * p.head_count_kv : 0);
     for (int head = blockIdx.y * 8 + warp; head < heads; head += gridDim.y * 8) {
         const int kv = head - p.head_count, v = kv - p.head_count_kv;
-        if (v >= 0 && !p.v_norm) {
+        if (v >= 0 && !p.v_norm && !p.compressed) {
             const float *in = p.v + (size_t(token) * p.head_count_kv + v) * D;
             half *to = p.v_cache + Cache::row(v, slot, p.context) * D;
             for (int d = lane * 2; d < D; d += WARP * 2) Cache::store(to + d, in[d], in[d + 1]);
@@ -56,6 +57,8 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
         for (int i = 0; i < D / WARP; i++)
             row[warp][i * WARP + lane] = norm ? value[i] * scale * norm[i * WARP + lane] : value[i];
         __syncwarp();
+        float2 turned[D / WARP / 2];
+#pragma unroll
         for (int d = lane * 2; d < D; d += WARP * 2) {  // values d and d + 1
             float y[2];
 #pragma unroll
@@ -71,8 +74,24 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
                     y[j] = second ? a * rotations[i].y + b * rotations[i].x : a * rotations[i].x - b * rotations[i].y;
                 }
             }
-            *reinterpret_cast<half2 *>(to + d) = __floats2half2_rn(y[0] * factor, y[1] * factor);
+            if (p.compressed) {
+                turned[d / (WARP * 2)] = {y[0], y[1]};
+            } else {
+                *reinterpret_cast<half2 *>(to + d) = __floats2half2_rn(y[0] * factor, y[1] * factor);
+            }
         }
+        if (!p.compressed) continue;
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < D / WARP / 2; i++) {
+            *reinterpret_cast<float2 *>(&row[warp][(i * WARP + lane) * 2]) = turned[i];
+        }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) value[i] = row[warp][i * WARP + lane];
+        kv_tiles::rotate<D>(value);
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) Cache::store(to + i * WARP + lane, value[i] * factor);
     }
 }
 

@@ -1,14 +1,44 @@
 //! Where the KV cache keeps what: for each layer its heads, its room and whose keys and values it reads.
 
-use std::ops::Range;
+use std::{fmt, ops::Range};
 
-use crate::model::decoder::{Decoder, KeyValues};
+use crate::{
+    model::decoder::{Decoder, KeyValues},
+    quant::kv_tile::{CODES, Group, KEY_GROUP, TILE, packed_len},
+};
 
 /// How a number lies in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvFormat {
     F32,
     F16,
+}
+
+/// How layers without a window keep tokens that are far behind: in tiles of [`TILE`], by numbers of so many bits.
+///
+/// What the token at a position sees of the others follows from its position alone, however a text was cut into batches: the
+/// first [`SINKS`] tokens, and those of the tile before its own and of its own, as they were stored; all others from tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tiles {
+    /// 3, 4 or 8, as are those of values.
+    pub key_bits: usize,
+    pub value_bits: usize,
+}
+
+/// The first tokens of a text, to which many heads give most of their attention, are never compressed.
+pub const SINKS: usize = 4;
+
+impl fmt::Display for Tiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "k{}v{}", self.key_bits, self.value_bits)
+    }
+}
+
+impl Tiles {
+    /// How many tiles the token at `position` sees.
+    pub fn seen(position: usize) -> usize {
+        (position / TILE).saturating_sub(1)
+    }
 }
 
 /// The cache of a whole model.
@@ -28,10 +58,12 @@ pub struct KvLayer {
     pub head_dim: usize,
     /// Tokens that one sees, itself included; `None`: all before it
     pub window: Option<usize>,
-    /// Tokens that there is room for.
+    /// Tokens that there is room for, as they were stored.
     pub capacity: usize,
     /// Whether that is less than the context, so that slots are used again.
     pub is_ring: bool,
+    /// What becomes of those whose slots are used again, where they are still seen.
+    pub tiles: Option<Tiles>,
 }
 
 /// The end of the positions that a cache was filled with since the last start at position 0.
@@ -60,8 +92,16 @@ const RING_MULTIPLE: usize = 128;
 
 impl KvLayout {
     /// Room in every layer for what its readers can see of `context_len` tokens, read in chunks of up to `chunk_len`: all of
-    /// them, or those of a sliding window and of a chunk, in a ring.
-    pub fn new(decoder: &Decoder, context_len: usize, chunk_len: usize, format: KvFormat) -> Self {
+    /// them, or those of a sliding window and of a chunk, in a ring. Where there are tiles, `tail_len` tokens beside those that one
+    /// sees as they were stored.
+    pub fn new(
+        decoder: &Decoder,
+        context_len: usize,
+        chunk_len: usize,
+        format: KvFormat,
+        tiles: Option<Tiles>,
+        tail_len: usize,
+    ) -> Self {
         let owner = |index: usize| match decoder.layers[index].attention.kv {
             KeyValues::Own(_) => index,
             KeyValues::SharedWith(owner) => owner,
@@ -72,11 +112,14 @@ impl KvLayout {
             let attention = &decoder.layers[index].attention;
             let mut readers = all.clone().filter(|&reader| owner(reader) == owner(index));
             let widest = readers.try_fold(0, |widest, reader| Some(widest.max(window(reader)?)));
-            let ring = |window: usize| {
-                let room = window.saturating_add(chunk_len);
-                room.checked_next_multiple_of(RING_MULTIPLE)
+            let tiles = tiles.filter(|_| widest.is_none());
+            // A token sees less than two tiles as they were stored.
+            let room = match tiles {
+                None => widest.map(|window| window.saturating_add(chunk_len)),
+                Some(_) => Some(2 * TILE + tail_len),
             };
-            let ring = widest.and_then(ring).filter(|&ring| ring < context_len);
+            let ring = room.and_then(|room| room.checked_next_multiple_of(RING_MULTIPLE));
+            let ring = ring.filter(|&ring| ring < context_len);
             KvLayer {
                 owner: owner(index),
                 head_count_kv: attention.head_count_kv,
@@ -84,6 +127,7 @@ impl KvLayout {
                 window: window(index),
                 capacity: ring.unwrap_or(context_len),
                 is_ring: ring.is_some(),
+                tiles: tiles.filter(|_| ring.is_some()),
             }
         });
         Self {
@@ -100,14 +144,20 @@ impl KvLayout {
 
     /// Bytes that one more token of context takes: a key and a value for every key/value head of every owner without a ring.
     pub fn bytes_per_token(&self) -> usize {
-        let layers = self.owners().filter(|(_, layer)| !layer.is_ring);
-        self.bytes_of(layers.map(|(_, layer)| layer.token_len()))
+        let grows = |layer: &&KvLayer| !layer.is_ring || layer.tiles.is_some();
+        let bytes = |layer: &KvLayer| match layer.tiles {
+            None => self.bytes_of(std::iter::once(layer.token_len())),
+            Some(_) => layer.tile_bytes().div_ceil(TILE),
+        };
+        let owners = self.owners().map(|(_, layer)| layer);
+        owners.filter(grows).map(bytes).sum()
     }
 
-    /// Bytes of all rings.
+    /// Bytes of all rings, and of the first tokens of layers with tiles.
     pub fn ring_bytes(&self) -> usize {
+        let tokens = |layer: &KvLayer| layer.capacity + layer.tiles.map_or(0, |_| SINKS);
         let rings = self.owners().filter(|(_, layer)| layer.is_ring);
-        self.bytes_of(rings.map(|(_, layer)| layer.token_len() * layer.capacity))
+        self.bytes_of(rings.map(|(_, layer)| layer.token_len() * tokens(layer)))
     }
 
     /// Says under `-v` what a context takes, by what is known of its layout.
@@ -115,7 +165,7 @@ impl KvLayout {
         let bytes = context_len.saturating_mul(bytes_per_token);
         tracing::debug!("KV cache: {bytes} bytes, {bytes_per_token} a token");
         if ring_bytes > 0 {
-            tracing::debug!("KV cache of layers with sliding windows: {ring_bytes} bytes");
+            tracing::debug!("KV cache, what does not grow with the context: {ring_bytes} bytes");
         }
     }
 
@@ -132,10 +182,13 @@ impl KvLayout {
 
     /// Bytes of keys and values that decoding the token at `position` reads.
     pub fn bytes_read(&self, position: usize) -> u64 {
-        let seen = |layer: &KvLayer| position.min(layer.window.unwrap_or(usize::MAX) - 1);
-        let values = self.layers.iter();
-        let values = values.map(|layer| 2 * layer.token_len() as u64 * seen(layer) as u64);
-        values.sum::<u64>() * self.format.bytes_per_value() as u64
+        let bytes = |layer: &KvLayer| {
+            let seen = position.min(layer.window.unwrap_or(usize::MAX) - 1);
+            let tiles = layer.tiles.map_or(0, |_| Tiles::seen(position));
+            let exact = self.bytes_of(std::iter::once(layer.token_len() * (seen - tiles * TILE)));
+            (exact + tiles * layer.tile_bytes()) as u64
+        };
+        self.layers.iter().map(bytes).sum()
     }
 
     /// Whether all that a token at `position` sees before it is still there.
@@ -145,7 +198,10 @@ impl KvLayout {
         sees_nothing
             || layers.all(|layer| {
                 let window = layer.window.unwrap_or(usize::MAX);
-                let first_seen = (position + 1).saturating_sub(window);
+                let first_seen = match layer.tiles {
+                    None => (position + 1).saturating_sub(window),
+                    Some(_) => Tiles::seen(position) * TILE,
+                };
                 first_seen >= end.saturating_sub(layer.capacity)
             })
     }
@@ -161,5 +217,20 @@ impl KvLayer {
     /// Values of one token's keys.
     pub fn token_len(&self) -> usize {
         self.head_count_kv * self.head_dim
+    }
+
+    /// Bytes of a tile of all heads.
+    pub fn tile_bytes(&self) -> usize {
+        let Some(Tiles {
+            key_bits,
+            value_bits,
+        }) = self.tiles
+        else {
+            return 0;
+        };
+        let codes = self.head_dim * (TILE / CODES) * packed_len(key_bits)
+            + TILE * self.head_dim.div_ceil(CODES) * packed_len(value_bits);
+        let groups = self.head_dim * (TILE / KEY_GROUP) + TILE;
+        self.head_count_kv * (codes + groups * size_of::<Group>())
     }
 }

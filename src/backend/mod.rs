@@ -6,7 +6,7 @@ mod sampling;
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
-pub use kv_layout::{KvFormat, KvLayer, KvLayout, Written};
+pub use kv_layout::{KvFormat, KvLayer, KvLayout, SINKS, Tiles, Written};
 pub use sampling::{SamplingParams, StreamStart, TokenStream, not_finite};
 
 /// Tokens to compute together.

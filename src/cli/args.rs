@@ -6,6 +6,8 @@ use std::{path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::civil::DateTime;
 
+use crate::backend::Tiles;
+
 /// The longest context that a flag can ask for: a GPU counts positions in 32 bits.
 pub const MOST_TOKENS: usize = i32::MAX as usize;
 
@@ -304,6 +306,35 @@ pub struct TokenizeArgs {
     pub json: bool,
 }
 
+/// What `--kv-type` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvType {
+    /// All as they are
+    F16,
+    /// Keys and values in 8 bits
+    #[value(alias = "q8_0")]
+    K8v8,
+    /// Keys and values in 4 bits
+    K4v4,
+    /// Keys in 4 bits, values in 3
+    K4v3,
+}
+
+impl KvType {
+    pub fn tiles(self) -> Option<Tiles> {
+        let (key_bits, value_bits) = match self {
+            Self::F16 => return None,
+            Self::K8v8 => (8, 8),
+            Self::K4v4 => (4, 4),
+            Self::K4v3 => (4, 3),
+        };
+        Some(Tiles {
+            key_bits,
+            value_bits,
+        })
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
@@ -322,6 +353,10 @@ pub struct MachineArgs {
     /// Launch CUDA kernels one by one instead of replaying a graph (as SHARPI_CUDA_GRAPH=0 does)
     #[arg(long)]
     pub no_cuda_graph: bool,
+
+    /// How the KV cache keeps tokens that are far behind
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvType::F16)]
+    pub kv_type: KvType,
 
     /// Compute a token by separate CUDA kernels instead of one (as SHARPI_STEP_KERNEL=0 does)
     #[arg(long)]

@@ -16,7 +16,14 @@ use crate::{
 /// # Errors
 /// A context that this machine's memory could never hold.
 pub fn choose(compute: &Compute, decoder: &Decoder) -> Result<usize> {
-    let layout = KvLayout::new(decoder, usize::MAX, cpu::CHUNK_LEN, KvFormat::F32);
+    let layout = KvLayout::new(
+        decoder,
+        usize::MAX,
+        cpu::CHUNK_LEN,
+        KvFormat::F32,
+        compute.kv_tiles,
+        cpu::CHUNK_LEN,
+    );
     // Where every layer has a sliding window, a longer context takes no more.
     let per_token = layout.bytes_per_token().max(1) as u64;
     let fits = |bytes: u64| bytes.saturating_sub(layout.ring_bytes() as u64) / per_token;

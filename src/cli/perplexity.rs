@@ -46,7 +46,13 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
     );
     let mut backend = opening.load(&model.decoder)?;
     let mut reference: Option<Box<dyn Backend>> = match request.kl {
-        true => Some(backend::on_cpu(&request.compute, &model.decoder)?),
+        true => {
+            let exact = Compute {
+                kv_tiles: None,
+                ..request.compute.clone()
+            };
+            Some(backend::on_cpu(&exact, &model.decoder)?)
+        }
         false => None,
     };
     interrupt.generation_starts();

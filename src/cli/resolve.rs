@@ -226,6 +226,7 @@ fn compute(
         step_kernel: step_kernel(args.no_step_kernel),
         ubatch: args.ubatch,
         context_len,
+        kv_tiles: args.kv_type.tiles(),
         context_flags,
         show_progress: progress::wanted(verbosity),
     }

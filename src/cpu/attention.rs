@@ -1,36 +1,46 @@
-//! Causal attention with grouped queries over a float32 KV cache.
+//! Causal attention with grouped queries over a KV cache: float32, or farther behind in tiles of few bits.
 
 use std::ops::Range;
+
+use half::f16;
 
 use super::{
     elementwise,
     simd::{Buffer, LANES, Lanes, vectorized},
+    tiles::{ExactHead, HeadTiles, TileCache},
 };
 use crate::{
-    backend::{KvLayer, KvLayout},
+    backend::{KvLayer, KvLayout, SINKS, Tiles},
     math::exp,
-    quant::vectorize_inside,
+    quant::{
+        kv_tile::{TILE, rotate},
+        vectorize_inside,
+    },
 };
 
 /// Blocks of slots, or lanes of a head, that are summed at once.
-const TILE: usize = 4;
+const AT_ONCE: usize = 4;
 
 /// Keys and values of every token so far.
 pub struct KvCache {
     layout: KvLayout,
     /// Of each layer that has its own.
     layers: Vec<Option<LayerCache>>,
+    /// (2 * head_dim): a key and a value on their way into a cache with tiles
+    rotated: Vec<f32>,
 }
 
 /// Keys and values of one layer. Its slots are filled up to a multiple of [`LANES`].
-struct LayerCache {
+pub struct LayerCache {
     /// (LANES slots, head_dim, blocks of slots, head_count_kv): keys that sixteen slots share a [`Lanes`], one score in
     /// each lane
-    keys: Buffer,
+    pub keys: Buffer,
     /// (head_dim padded to lanes, slots, head_count_kv)
-    values: Buffer,
-    head_dim: usize,
-    slots: usize,
+    pub values: Buffer,
+    pub head_dim: usize,
+    pub slots: usize,
+    /// Where there are any, all keys and values are rotated, and rounded to float16.
+    tiles: Option<TileCache>,
 }
 
 /// What a query attends over.
@@ -50,13 +60,15 @@ pub struct Scoring {
 
 impl KvCache {
     /// Room for all that the layout names, or `None` where there is no memory for it.
-    pub fn new(layout: KvLayout) -> Option<Self> {
+    pub fn new(layout: KvLayout, context_len: usize) -> Option<Self> {
         let layers = layout.layers.iter().enumerate().map(|(index, layer)| {
             let own = layer.owner == index;
-            own.then(|| LayerCache::new(layer)).transpose()
+            own.then(|| LayerCache::new(layer, context_len)).transpose()
         });
+        let widest = layout.layers.iter().map(|layer| layer.head_dim).max();
         Some(Self {
             layers: layers.collect::<Result<_, NoMemory>>().ok()?,
+            rotated: vec![0.0; 2 * widest.unwrap_or(0)],
             layout,
         })
     }
@@ -70,30 +82,45 @@ impl KvCache {
         let slot = self.layout.layers[layer].slot(position);
         let cache = self.layers[layer].as_mut();
         let cache = cache.expect("a layer that stores has a cache of its own");
-        let heads = key
-            .chunks_exact(cache.head_dim)
-            .zip(value.chunks_exact(cache.head_dim));
-        for (head, (key, value)) in heads.enumerate() {
-            let block = (head * cache.slots + slot) / LANES;
-            let keys = &mut cache.keys.lanes_mut()[block * cache.head_dim..][..cache.head_dim];
-            for (lanes, key) in keys.iter_mut().zip(key) {
-                lanes.0[slot % LANES] = *key;
+        let dim = cache.head_dim;
+        let heads = key.chunks_exact(dim).zip(value.chunks_exact(dim));
+        let Some(mut tiles) = cache.tiles.take() else {
+            for (head, (key, value)) in heads.enumerate() {
+                cache.store(head, slot, key, value);
             }
-            let stride = cache.head_dim.div_ceil(LANES);
-            let values =
-                &mut cache.values.lanes_mut()[(head * cache.slots + slot) * stride..][..stride];
-            bytemuck::cast_slice_mut(values)[..cache.head_dim].copy_from_slice(value);
+            return;
+        };
+        let (rotated_key, rest) = self.rotated.split_at_mut(dim);
+        let rotated_value = &mut rest[..dim];
+        for (head, (key, value)) in heads.enumerate() {
+            for (rotated, numbers) in [(&mut *rotated_key, key), (&mut *rotated_value, value)] {
+                rotated.copy_from_slice(numbers);
+                rotate(rotated);
+                rotated
+                    .iter_mut()
+                    .for_each(|x| *x = f16::from_f32(*x).to_f32());
+            }
+            cache.store(head, slot, rotated_key, rotated_value);
+            if position < SINKS {
+                tiles.store_sink(head, position, rotated_key, rotated_value);
+            }
+            if (position + 1).is_multiple_of(TILE) {
+                let first = slot + 1 - TILE;
+                tiles.compress(head, position / TILE, &ExactHead::new(cache, head), first);
+            }
         }
+        cache.tiles = Some(tiles);
     }
 
     /// Attends with one head's `query` (head_dim): `out = softmax(softcap(scale * query · keys)) · values`. `scores` has room
-    /// for a number for each slot.
+    /// for a number for each position, `rotated` for two queries.
     pub fn attend(
         &self,
         visible: Visible,
         scoring: Scoring,
         query: &[f32],
         scores: &mut [Lanes],
+        rotated: &mut [f32],
         out: &mut [f32],
     ) {
         let Visible {
@@ -106,16 +133,41 @@ impl KvCache {
         let cache = cache.expect("an owner has a cache");
         let keys = cache.slots / LANES * cache.head_dim;
         let values = cache.slots * cache.head_dim.div_ceil(LANES);
-        attend(
-            query,
-            &cache.keys.lanes()[head_kv * keys..][..keys],
-            &cache.values.lanes()[head_kv * values..][..values],
+        let keys = &cache.keys.lanes()[head_kv * keys..][..keys];
+        let values = &cache.values.lanes()[head_kv * values..][..values];
+        let Some(tiles) = &cache.tiles else {
+            let first = layer.slot(positions.start);
+            attend(
+                query,
+                keys,
+                values,
+                scoring,
+                first,
+                positions.len(),
+                scores,
+                out,
+            );
+            return;
+        };
+        let (query_rotated, rest) = rotated.split_at_mut(query.len());
+        query_rotated.copy_from_slice(query);
+        rotate(query_rotated);
+        let seen_tiles = Tiles::seen(positions.end - 1);
+        let first = seen_tiles * TILE;
+        attend_over_tiles(
+            query_rotated,
+            tiles.head(head_kv),
+            seen_tiles,
+            keys,
+            values,
             scoring,
-            layer.slot(positions.start),
-            positions.len(),
+            layer.slot(first),
+            positions.end - first,
             scores,
+            &mut rest[..query.len()],
             out,
         );
+        rotate(out);
     }
 }
 
@@ -123,7 +175,8 @@ impl KvCache {
 struct NoMemory;
 
 impl LayerCache {
-    fn new(layer: &KvLayer) -> Result<Self, NoMemory> {
+    /// For tiles of up to `context_len` tokens.
+    fn new(layer: &KvLayer, context_len: usize) -> Result<Self, NoMemory> {
         let allocate = || {
             let slots = layer.capacity.checked_next_multiple_of(LANES)?;
             let keys = layer.token_len().checked_mul(slots / LANES)?;
@@ -133,9 +186,25 @@ impl LayerCache {
                 values: Buffer::zeros(value_lanes.checked_mul(slots)?)?,
                 head_dim: layer.head_dim,
                 slots,
+                tiles: match layer.tiles {
+                    Some(bits) => Some(TileCache::new(layer, bits, context_len)?),
+                    None => None,
+                },
             })
         };
         allocate().ok_or(NoMemory)
+    }
+
+    fn store(&mut self, head: usize, slot: usize, key: &[f32], value: &[f32]) {
+        let dim = self.head_dim;
+        let block = (head * self.slots + slot) / LANES;
+        let keys = &mut self.keys.lanes_mut()[block * dim..][..dim];
+        for (lanes, key) in keys.iter_mut().zip(key) {
+            lanes.0[slot % LANES] = *key;
+        }
+        let stride = dim.div_ceil(LANES);
+        let values = &mut self.values.lanes_mut()[(head * self.slots + slot) * stride..][..stride];
+        bytemuck::cast_slice_mut(values)[..dim].copy_from_slice(value);
     }
 }
 
@@ -151,55 +220,114 @@ vectorized! {
         scores: &mut [Lanes],
         out: &mut [f32],
     ) {
-        let Scoring { scale, softcap } = scoring;
-        let first_block = first / LANES;
         let scores = &mut scores[..(first % LANES + count).div_ceil(LANES)];
-        let (before, behind) = keys.split_at(first_block * query.len());
-        let [behind, before] = [behind, before].map(|keys| keys.chunks_exact(query.len()));
-        let mut keys = behind.chain(before);
-        let (tiles, rest) = scores.as_chunks_mut::<TILE>();
-        for scores in tiles {
-            score(query, scale, &mut keys, scores);
-        }
-        for scores in rest {
-            score(query, scale, &mut keys, std::array::from_mut(scores));
-        }
-        // Other lanes hold keys that are not seen, or none.
+        score_slots(query, scoring.scale, keys, first / LANES, scores);
         let seen = first % LANES..first % LANES + count;
-        let numbers = bytemuck::cast_slice_mut::<Lanes, f32>(scores);
-        if let Some(cap) = softcap {
-            elementwise::softcap(&mut numbers[seen.clone()], cap);
-        }
-        numbers[..seen.start].fill(f32::NEG_INFINITY);
-        numbers[seen.end..].fill(f32::NEG_INFINITY);
-
-        let mut greatest = Lanes([f32::NEG_INFINITY; LANES]);
-        for scores in scores.iter() {
-            vectorize_inside();
-            greatest.keep_greater(scores);
-        }
-        let greatest = greatest.0.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        let mut sums = Lanes::ZERO;
-        for scores in scores.iter_mut() {
-            vectorize_inside();
-            for (score, sum) in scores.0.iter_mut().zip(&mut sums.0) {
-                *score = exp(*score - greatest);
-                *sum += *score;
-            }
-        }
+        let scale = softmax(scores, seen.clone(), scoring.softcap);
         let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[seen];
-        let scale = 1.0 / sums.sum();
-        let stride = query.len().div_ceil(LANES);
-        let (before, behind) = values.split_at(first * stride);
-        let (weights, weights_before) = weights.split_at(weights.len().min(behind.len() / stride));
-        let parts = [(weights, behind), (weights_before, before)];
-        for (start, out) in (0..stride).step_by(TILE).zip(out.chunks_mut(TILE * LANES)) {
-            if stride - start >= TILE {
-                average::<TILE>(parts, stride, start, scale, out);
-            } else {
-                for (lane, out) in out.chunks_mut(LANES).enumerate() {
-                    average::<1>(parts, stride, start + lane, scale, out);
-                }
+        average_all(None, weights, values, first, query.len(), scale, out);
+    }
+
+    /// Over the first `seen_tiles` tiles, and `count` slots from `first` on as [`attend`]. `scaled` has room for a query.
+    fn attend_over_tiles(
+        query: &[f32],
+        tiles: HeadTiles,
+        seen_tiles: usize,
+        keys: &[Lanes],
+        values: &[Lanes],
+        scoring: Scoring,
+        first: usize,
+        count: usize,
+        scores: &mut [Lanes],
+        scaled: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let of_tiles = seen_tiles * TILE;
+        let scores = &mut scores[..(of_tiles + count).div_ceil(LANES)];
+        let (tile_scores, slot_scores) = scores.split_at_mut(of_tiles / LANES);
+        tiles.score(query, scoring.scale, scaled, tile_scores);
+        score_slots(query, scoring.scale, keys, first / LANES, slot_scores);
+        let scale = softmax(scores, 0..of_tiles + count, scoring.softcap);
+        let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[..of_tiles + count];
+        let (tile_weights, weights) = weights.split_at(of_tiles);
+        average_all(Some((tiles, tile_weights)), weights, values, first, query.len(), scale, out);
+    }
+}
+
+/// `query · key * scale` for the keys of as many blocks of slots, from `first_block` on.
+#[inline(always)]
+fn score_slots(
+    query: &[f32],
+    scale: f32,
+    keys: &[Lanes],
+    first_block: usize,
+    scores: &mut [Lanes],
+) {
+    let (before, behind) = keys.split_at(first_block * query.len());
+    let [behind, before] = [behind, before].map(|keys| keys.chunks_exact(query.len()));
+    let mut keys = behind.chain(before);
+    let (blocks, rest) = scores.as_chunks_mut::<AT_ONCE>();
+    for scores in blocks {
+        score(query, scale, &mut keys, scores);
+    }
+    for scores in rest {
+        score(query, scale, &mut keys, std::array::from_mut(scores));
+    }
+}
+
+/// Makes of scores, of which those in `seen` count, what values are to be weighted with, and returns what the sum of these is
+/// to be multiplied with.
+#[inline(always)]
+fn softmax(scores: &mut [Lanes], seen: Range<usize>, softcap: Option<f32>) -> f32 {
+    // Other lanes hold keys that are not seen, or none.
+    let numbers = bytemuck::cast_slice_mut::<Lanes, f32>(scores);
+    if let Some(cap) = softcap {
+        elementwise::softcap(&mut numbers[seen.clone()], cap);
+    }
+    numbers[..seen.start].fill(f32::NEG_INFINITY);
+    numbers[seen.end..].fill(f32::NEG_INFINITY);
+
+    let mut greatest = Lanes([f32::NEG_INFINITY; LANES]);
+    for scores in scores.iter() {
+        vectorize_inside();
+        greatest.keep_greater(scores);
+    }
+    let greatest = greatest.0.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = Lanes::ZERO;
+    for scores in scores.iter_mut() {
+        vectorize_inside();
+        for (score, sum) in scores.0.iter_mut().zip(&mut sums.0) {
+            *score = exp(*score - greatest);
+            *sum += *score;
+        }
+    }
+    1.0 / sums.sum()
+}
+
+/// The values of tiles, and of slots from `first` on, weighted, summed and scaled.
+#[inline(always)]
+fn average_all(
+    tiles: Option<(HeadTiles, &[f32])>,
+    weights: &[f32],
+    values: &[Lanes],
+    first: usize,
+    head_dim: usize,
+    scale: f32,
+    out: &mut [f32],
+) {
+    let stride = head_dim.div_ceil(LANES);
+    let (before, behind) = values.split_at(first * stride);
+    let (weights, weights_before) = weights.split_at(weights.len().min(behind.len() / stride));
+    let parts = [(weights, behind), (weights_before, before)];
+    for (start, out) in (0..stride)
+        .step_by(AT_ONCE)
+        .zip(out.chunks_mut(AT_ONCE * LANES))
+    {
+        if stride - start >= AT_ONCE {
+            average::<AT_ONCE>(tiles, parts, stride, start, scale, out);
+        } else {
+            for (lane, out) in out.chunks_mut(LANES).enumerate() {
+                average::<1>(tiles, parts, stride, start + lane, scale, out);
             }
         }
     }
@@ -225,10 +353,11 @@ fn score<'a, const B: usize>(
     *scores = registers.map(|lanes| Lanes(lanes.0.map(|score| score * scale)));
 }
 
-/// Of weights and values, each `stride` lanes, in two parts: the first `out.len()` of `L` lanes from `start` on, weighted,
-/// summed and scaled.
+/// Of tiles, and of weights and values, each `stride` lanes, in two parts: the first `out.len()` of `L` lanes from `start` on,
+/// weighted, summed and scaled.
 #[inline(always)]
 fn average<const L: usize>(
+    tiles: Option<(HeadTiles, &[f32])>,
     parts: [(&[f32], &[Lanes]); 2],
     stride: usize,
     start: usize,
@@ -236,6 +365,9 @@ fn average<const L: usize>(
     out: &mut [f32],
 ) {
     let mut registers = [Lanes::ZERO; L];
+    if let Some((tiles, weights)) = tiles {
+        tiles.add_values(weights, stride, start, &mut registers);
+    }
     for (weights, values) in parts {
         for (weight, value) in weights.iter().zip(values.chunks_exact(stride)) {
             let value = &value[start..start + L];

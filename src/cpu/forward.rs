@@ -3,7 +3,7 @@
 use std::{mem, ops::Range, sync::Arc};
 
 use super::{
-    Workers,
+    Scratch, Workers,
     attention::{KvCache, Scoring, Visible},
     elementwise,
     matmul::{Product, matmul, matmul_gated},
@@ -432,8 +432,11 @@ impl Pass<'_> {
                     scale: attention.scale,
                     softcap: attention.softcap,
                 };
+                let Scratch {
+                    scores, rotated, ..
+                } = scratch;
                 self.cache
-                    .attend(visible, scoring, query, &mut scratch.scores, out);
+                    .attend(visible, scoring, query, scores, rotated, out);
             });
     }
 }

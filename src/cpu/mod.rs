@@ -10,6 +10,7 @@ mod matmul;
 mod processor;
 mod rope;
 mod simd;
+mod tiles;
 mod workers;
 
 pub use processor::describe_all as describe_processor;
@@ -25,7 +26,7 @@ use self::{
     simd::{LANES, Lanes},
 };
 use crate::{
-    backend::{Backend, Batch, KvFormat, KvLayout, Limits, Results, Written},
+    backend::{Backend, Batch, KvFormat, KvLayout, Limits, Results, Tiles, Written},
     model::Decoder,
 };
 
@@ -37,6 +38,8 @@ struct Scratch {
     matmul: MatmulScratch,
     /// (context_len): attention scores
     scores: Vec<Lanes>,
+    /// (2 * head_dim): a query that is rotated, and scaled
+    rotated: Vec<f32>,
 }
 
 type Workers = workers::Workers<Scratch>;
@@ -60,7 +63,28 @@ impl CpuBackend {
     ///
     /// Where there is no memory for the context or the threads cannot be started.
     pub fn new(decoder: Arc<Decoder>, context_len: usize, threads: usize) -> Result<Self> {
-        let layout = KvLayout::new(&decoder, context_len, CHUNK_LEN, KvFormat::F32);
+        Self::with_tiles(decoder, context_len, threads, None)
+    }
+
+    /// As [`new`](Self::new); tokens that are far behind are kept in tiles.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn with_tiles(
+        decoder: Arc<Decoder>,
+        context_len: usize,
+        threads: usize,
+        tiles: Option<Tiles>,
+    ) -> Result<Self> {
+        let layout = KvLayout::new(
+            &decoder,
+            context_len,
+            CHUNK_LEN,
+            KvFormat::F32,
+            tiles,
+            CHUNK_LEN,
+        );
         let bytes_per_token = layout.bytes_per_token();
         KvLayout::log_size(context_len, bytes_per_token, layout.ring_bytes());
         let no_memory = || {
@@ -68,13 +92,15 @@ impl CpuBackend {
                 "cannot allocate the KV cache for a context of {context_len} tokens ({bytes_per_token} bytes a token)"
             )
         };
-        let cache = KvCache::new(layout).with_context(no_memory)?;
+        let cache = KvCache::new(layout, context_len).with_context(no_memory)?;
         let activations = Activations::new(&decoder, CHUNK_LEN).with_context(no_memory)?;
         let workers = Workers::new(threads, || {
             let matmul = MatmulScratch::new(CHUNK_LEN);
             let scores = bytemuck::try_zeroed_vec(context_len.div_ceil(LANES));
+            let widest = decoder.layers.iter().map(|layer| layer.attention.head_dim);
             Ok(Scratch {
                 matmul,
+                rotated: vec![0.0; 2 * widest.max().unwrap_or(0)],
                 scores: scores.ok().with_context(no_memory)?,
             })
         })?;

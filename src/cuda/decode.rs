@@ -151,6 +151,8 @@ pub fn lower(
             }
         }
     }
+    // Of all layers at once: of 128 tokens, one ends tiles.
+    launches.extend(cache.compress(device, scratch.position())?);
     Ok(launches)
 }
 
@@ -282,22 +284,27 @@ fn attention(
         partial: scratch.attention_partial,
         finished: scratch.attention_counters,
         out: scratch.activation,
+        tiles: cache.tiles(heads.layer),
+        tile_ring: 0,
+        tile_depth: 0,
     };
-    decode_attention(device, head_dim, head_count_kv, splits, params)
+    let kept = cache.kept(heads.layer);
+    decode_attention(device, head_dim, head_count_kv, splits, kept, params)
 }
 
 /// What attention takes of its layer.
 pub fn attention_layer(weights: &DeviceWeights, cache: &KvCache, heads: &Heads) -> AttentionLayer {
     let attention = heads.attention;
+    let ring = cache.ring(heads.layer);
     AttentionLayer {
         q_norm: weights.vector(heads.q_norm),
         k_norm: weights.vector(heads.k_norm),
         v_norm: weights.vector(heads.v_norm),
         frequencies: weights.frequencies(heads.rope),
-        k_cache: cache.keys(heads.layer),
-        v_cache: cache.values(heads.layer),
+        k_cache: ring.keys,
+        v_cache: ring.values,
         epsilon: heads.epsilon,
-        context: cache.capacity(heads.layer) as i32,
+        context: ring.capacity as i32,
         group: attention.group() as i32,
         rope_dims: heads.rope.dimensions as i32,
         interleaved: i32::from(heads.rope.style == RopeStyle::Interleaved),

@@ -42,8 +42,8 @@ use self::{
 };
 use crate::{
     backend::{
-        Backend, Batch, GraphReport, KvFormat, KvLayout, Limits, Phase, Results, SamplingParams,
-        StepReport, StreamStart, TokenStream, Written,
+        Backend, Batch, GraphReport, Limits, Phase, Results, SamplingParams, StepReport,
+        StreamStart, Tiles, TokenStream, Written,
     },
     model::Decoder,
 };
@@ -72,6 +72,8 @@ pub struct Options {
     /// Why decoding must not be captured into a graph, if so; `None`: it is.
     pub graph_disabled: Option<String>,
     pub step_kernel: StepKernel,
+    /// How tokens that are far behind are kept; `None`: as all others are.
+    pub kv_tiles: Option<Tiles>,
 }
 
 /// When the step kernel computes tokens, where it can.
@@ -82,6 +84,16 @@ pub enum StepKernel {
     Always,
     /// For the reason given.
     Never(String),
+}
+
+impl Options {
+    /// Why the step kernel is not even to be made ready, if so.
+    fn step_disabled(&self, device: &Device, decoder: &Decoder) -> Option<String> {
+        match self.kv_tiles {
+            Some(tiles) => Some(format!("it reads no KV cache of type {tiles}")),
+            None => self.step_kernel.disabled(device, decoder),
+        }
+    }
 }
 
 impl StepKernel {
@@ -141,11 +153,11 @@ impl CudaBackend {
             start.elapsed()
         );
         let scratch = Scratch::new(&device, &decoder)?;
-        let layout = KvLayout::new(&decoder, context_len, chunk.tokens, KvFormat::F16);
-        let cache = KvCache::new(&device, layout)?;
+        let layout = kv_cache::layout(&decoder, context_len, chunk.tokens, options.kv_tiles);
+        let cache = KvCache::new(&device, layout, context_len, chunk.tokens)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
         // Its stages are megabytes: nobody waits for them who will not use them.
-        let step = match options.step_kernel.disabled(&device, &decoder) {
+        let step = match options.step_disabled(&device, &decoder) {
             Some(reason) => Err(reason),
             None => Step::new(&device, &decoder, &weights, &scratch, &cache)
                 .map_err(|error| format!("{error:#}")),

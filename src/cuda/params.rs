@@ -120,7 +120,7 @@ params! {
     }
 
     /// `decode_attention_*`.
-    DecodeAttentionParams: 160 {
+    DecodeAttentionParams: 192 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
@@ -129,6 +129,53 @@ params! {
         120 partial: CUdeviceptr,
         128 finished: CUdeviceptr,
         136 out: Activation,
+        160 tiles: KvTiles,
+        184 tile_ring: i32,
+        188 tile_depth: i32,
+    }
+
+    /// A layer's tiles.
+    KvTiles: 24 {
+        0 records: CUdeviceptr,
+        8 head_bytes: u64,
+        16 sinks: CUdeviceptr,
+    }
+
+    /// A layer of `compress_tiles_*`.
+    CompressedLayer: 48 {
+        0 k_cache: CUdeviceptr,
+        8 v_cache: CUdeviceptr,
+        16 tiles: KvTiles,
+        40 context: i32,
+        44 unused: i32,
+    }
+
+    /// `compress_tiles_*`.
+    CompressTilesParams: 24 {
+        0 layers: CUdeviceptr,
+        8 position: CUdeviceptr,
+        16 tokens: i32,
+        20 unused: i32,
+    }
+
+    /// `copy_tokens`.
+    CopyTokensParams: 56 {
+        0 k_from: CUdeviceptr,
+        8 v_from: CUdeviceptr,
+        16 k_to: CUdeviceptr,
+        24 v_to: CUdeviceptr,
+        32 position: CUdeviceptr,
+        40 from_context: i32,
+        44 to_context: i32,
+        48 head_dim: i32,
+        52 tokens: i32,
+    }
+
+    /// `rotate_back_*`.
+    RotateBackParams: 16 {
+        0 heads: CUdeviceptr,
+        8 padded_tokens: i32,
+        12 head_count: i32,
     }
 
     /// `rope_tokens_*`.
@@ -153,11 +200,11 @@ params! {
         112 scale: f32,
         116 rope_factor: f32,
         120 stores: i32,
-        124 unused: i32,
+        124 compressed: i32,
     }
 
     /// `flash_attention_*`.
-    FlashAttentionParams: 80 {
+    FlashAttentionParams: 112 {
         0 q: CUdeviceptr,
         8 k_cache: CUdeviceptr,
         16 v_cache: CUdeviceptr,
@@ -171,6 +218,9 @@ params! {
         68 group: i32,
         72 window: i32,
         76 softcap: f32,
+        80 tiles: KvTiles,
+        104 tile_ring: i32,
+        108 tile_depth: i32,
     }
 
     /// `norm_tokens`.

@@ -12,10 +12,11 @@ use super::{
     kv_cache::KvCache,
     launches::{
         Chunk, Epilogue, GATE_SCALE, Gate, Linear, add_branch_tokens, embed_tokens,
-        flash_attention, float_to_half, gate_tokens, gemm, norm_tokens, rope_tokens, token_inputs,
+        flash_attention, float_to_half, gate_tokens, gemm, norm_tokens, rope_tokens, rotate_back,
+        token_inputs,
     },
     lowering::{Branch, Group, Heads, groups, norms_branches},
-    params::{FlashAttentionParams, NormParams, RopeParams},
+    params::{FlashAttentionParams, NormParams, RopeParams, RotateBackParams},
     scratch::{ChunkScratch, Scratch},
     tensor_types::{COPY_TYPE, KernelType},
     weights::{DeviceWeights, Matrix},
@@ -219,6 +220,11 @@ impl Prompt<'_> {
             chunk, position, ..
         } = counted;
         let [k, v] = key_value_addresses(kv);
+        let kept = cache.kept(heads.layer);
+        let here = cache.chunk(heads.layer);
+        if kept.is_some() && heads.stores {
+            launch(cache.bring(device, heads.layer, position)?)?;
+        }
         let rope = RopeParams {
             q: scratch.q,
             k,
@@ -228,11 +234,11 @@ impl Prompt<'_> {
             v_norm: weights.vector(heads.v_norm),
             frequencies: weights.frequencies(heads.rope),
             q_out: scratch.rotated_q,
-            k_cache: cache.keys(heads.layer),
-            v_cache: cache.values(heads.layer),
+            k_cache: here.keys,
+            v_cache: here.values,
             position,
             epsilon: heads.epsilon,
-            context: cache.capacity(heads.layer) as i32,
+            context: here.capacity as i32,
             head_count: attention.head_count as i32,
             head_count_kv: head_count_kv as i32,
             rope_dims: heads.rope.dimensions as i32,
@@ -240,31 +246,49 @@ impl Prompt<'_> {
             scale: heads.exponent_scale(),
             rope_factor: heads.rope.rotation_factor(head_dim),
             stores: i32::from(heads.stores),
-            unused: 0,
+            compressed: i32::from(kept.is_some()),
         };
         launch(rope_tokens(device, head_dim, rope, chunk)?)?;
+        if kept.is_some() && heads.stores {
+            // Its last tokens see tiles that its first ones end.
+            let keep = cache.keep(device, heads.layer, position, chunk)?;
+            keep.into_iter().try_for_each(&mut *launch)?;
+        }
         let params = FlashAttentionParams {
             q: scratch.rotated_q,
-            k_cache: cache.keys(heads.layer),
-            v_cache: cache.values(heads.layer),
+            k_cache: here.keys,
+            v_cache: here.values,
             out: scratch.attended,
             position,
             partial: scratch.attention_workspace.partial,
             finished: scratch.attention_workspace.finished,
             tokens: chunk.tokens as i32,
             padded_tokens: chunk.padded() as i32,
-            context: cache.capacity(heads.layer) as i32,
+            context: here.capacity as i32,
             group: attention.group() as i32,
             window: attention.window.unwrap_or(0) as i32,
             softcap: heads.exponent_softcap(),
+            tiles: cache.tiles(heads.layer),
+            tile_ring: 0,
+            tile_depth: 0,
         };
         launch(flash_attention(
             device,
             head_dim,
             head_count_kv,
             context_end,
+            kept,
             params,
-        )?)
+        )?)?;
+        if kept.is_none() {
+            return Ok(());
+        }
+        let gathered = RotateBackParams {
+            heads: scratch.attended,
+            padded_tokens: chunk.padded() as i32,
+            head_count: attention.head_count as i32,
+        };
+        launch(rotate_back(device, head_dim, gathered, chunk)?)
     }
 
     /// `out = W x + bias` of each product, as few launches as their types allow.

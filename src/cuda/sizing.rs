@@ -8,14 +8,12 @@ use anyhow::Result;
 use super::{
     DEFAULT_CHUNK_LEN, Options,
     device::Device,
+    kv_cache,
     launches::Chunk,
     scratch::{Part, decode_parts, prompt_parts, step_parts},
     weights::{DeviceWeights, TablesIn},
 };
-use crate::{
-    backend::{KvFormat, KvLayout},
-    model::Decoder,
-};
+use crate::{backend::KvLayout, model::Decoder};
 
 /// Memory that is left alone: what the driver takes later, for kernels and graphs.
 const RESERVE: usize = 256 << 20;
@@ -35,7 +33,8 @@ pub struct Needs {
     pub weights: usize,
     pub tables_in: TablesIn,
     pub scratch: usize,
-    /// Of the KV cache, what does not grow with the context: layers with sliding windows.
+    /// Of the KV cache, what does not grow with the context: layers with sliding windows, and near tokens where far ones are
+    /// compressed.
     pub kv_rings: usize,
     pub kv_per_token: usize,
 }
@@ -78,17 +77,17 @@ pub fn choose(
     let mut needs = Vec::new();
     for chunk_len in chunk_lens(options.chunk_len, most) {
         let mut parts = decode_parts(device, decoder);
-        if options.step_kernel.disabled(device, decoder).is_none() {
+        if options.step_disabled(device, decoder).is_none() {
             parts.extend(step_parts(device, decoder));
         }
         parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);
-        let layout = KvLayout::new(decoder, usize::MAX, chunk_len, KvFormat::F16);
+        let layout = kv_cache::layout(decoder, usize::MAX, chunk_len, options.kv_tiles);
         let on_device = Needs {
             chunk_len,
             weights,
             tables_in: TablesIn::Device,
             scratch: parts.iter().map(|part| part.bytes).sum(),
-            kv_rings: layout.ring_bytes(),
+            kv_rings: layout.ring_bytes() + kv_cache::chunk_bytes(&layout, chunk_len),
             kv_per_token: layout.bytes_per_token(),
         };
         let on_host = Needs {
@@ -188,7 +187,7 @@ impl fmt::Display for DoesNotFit {
         let cache = context_len.saturating_mul(needs.kv_per_token);
         let rings = match needs.kv_rings {
             0 => String::new(),
-            rings => format!(", and {} for layers with sliding windows", Megabytes(rings)),
+            rings => format!(", and {} whatever the context", Megabytes(rings)),
         };
         write!(
             f,

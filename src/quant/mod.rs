@@ -2,13 +2,14 @@
 //!
 //! Each format is a `#[repr(C)]` struct with the bytes of a block as they lie in a file and one implementation
 //! of [`Block`]; the table at the end of this file names them all. Layouts and formulas are those of ggml's
-//! `ggml-common.h` and `ggml-quants.c`.
+//! `ggml-common.h` and `ggml-quants.c`. [`kv_tile`] has what a compressed KV cache holds instead.
 
 mod blocks32;
 mod codebook_points;
 mod codebooks;
 mod float;
 mod k_quants;
+pub mod kv_tile;
 mod tables;
 mod ternary;
 

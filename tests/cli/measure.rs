@@ -232,6 +232,26 @@ fn the_cpu_does_not_diverge_from_itself() {
 }
 
 #[test]
+fn the_fewer_bits_a_cache_has_the_more_it_diverges() {
+    let dir = Dir::new();
+    let letters = (0..1024).map(|i| char::from(b'a' + (i * i % 23) as u8));
+    dir.file("text", letters.collect::<String>());
+    dir.file("m.gguf", tiny().file().to_bytes());
+    let divergence = |kv_type: &str| -> f64 {
+        let input = ["perplexity", "-m", "m.gguf", "-f", "text", "-c", "1024"];
+        let ran = dir.run(&[&input[..], &["--kl", "--kv-type", kv_type], &CPU].concat());
+        let line = ran.stdout().lines().nth(1).expect("a second line");
+        let mean = line.strip_prefix("KL divergence  mean ");
+        let mean = mean.and_then(|rest| rest.split(',').next());
+        mean.expect("a mean").parse().expect("a number")
+    };
+    let divergences = ["f16", "k8v8", "k4v4", "k4v3"].map(divergence);
+    assert_eq!(divergences[0], 0.0);
+    assert!(divergences.is_sorted_by(|a, b| a < b), "{divergences:?}");
+    assert_eq!(divergence("q8_0"), divergences[1]);
+}
+
+#[test]
 fn a_text_shorter_than_a_window_is_refused_with_both_numbers() {
     let dir = Dir::new();
     dir.file("text", "Once upon a time");

@@ -1,13 +1,22 @@
 //! The forward pass of a decoder a second time, in float64 and as plainly as it goes. Tensors come from the file by their
 //! names; of the description it takes the numbers of each layer, not the order of operations.
 
-use sharpi::model::{
-    Model,
-    decoder::{KeyValues, Rope, RopeScaling, RopeStyle},
+use half::f16;
+use sharpi::{
+    backend::Tiles,
+    model::{
+        Model,
+        decoder::{KeyValues, Rope, RopeScaling, RopeStyle},
+    },
 };
 
 /// The logits after every token.
 pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
+    logits_by_tiles(model, tokens, None)
+}
+
+/// The same, where layers without a window keep tokens that are far behind in tiles (docs/kv-cache.md).
+pub fn logits_by_tiles(model: &Model, tokens: &[u32], tiles: Option<Tiles>) -> Vec<f64> {
     let decoder = &model.decoder;
     let tensor = |name: &str| model.gguf.tensor(name).map(|t| widen(&t.to_f32()));
     let needed = |name: &str| tensor(name).unwrap_or_else(|| panic!("no tensor {name}"));
@@ -60,6 +69,21 @@ pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
         // The description has the magnitude of both sides in the scale.
         let scale = f64::from(attention.scale / attention.rope.score_factor(attention.head_dim));
         let [keys, values] = &cached[index];
+        let tiles = tiles.filter(|_| attention.window.is_none());
+        let tiled = tiles.map(|tiles| {
+            [
+                Tiled::new(keys, tiles.key_bits, true),
+                Tiled::new(values, tiles.value_bits, false),
+            ]
+        });
+        let key = |seer: usize, seen: usize| match &tiled {
+            Some([keys, _]) => keys.seen(seer, seen),
+            None => &keys[seen],
+        };
+        let value = |seer: usize, seen: usize| match &tiled {
+            Some([_, values]) => values.seen(seer, seen),
+            None => &values[seen],
+        };
         let [output, gate, up, down] =
             ["attn_output", "ffn_gate", "ffn_up", "ffn_down"].map(weights);
         let ffn_norm = weights("ffn_norm");
@@ -75,12 +99,12 @@ pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
             let mut attended = Vec::new();
             for (head, query) in queries[position].iter().enumerate() {
                 let head_kv = head * attention.head_count_kv / attention.head_count;
-                let weight = |p: usize| (dot(query, &keys[p][head_kv]) * scale).exp();
+                let weight = |p: usize| (dot(query, &key(position, p)[head_kv]) * scale).exp();
                 let weights: Vec<f64> = (first..=position).map(weight).collect();
                 let sum: f64 = weights.iter().sum();
                 attended.extend((0..attention.head_dim).map(|i| {
-                    let values = values[first..=position].iter().zip(&weights);
-                    let products = values.map(|(value, weight)| weight * value[head_kv][i]);
+                    let seen = (first..=position).zip(&weights);
+                    let products = seen.map(|(p, weight)| weight * value(position, p)[head_kv][i]);
                     products.sum::<f64>() / sum
                 }));
             }
@@ -101,6 +125,98 @@ pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
     let norm = needed("output_norm.weight");
     let normed = hidden.iter().map(|x| rms_norm(x, &norm, epsilon));
     normed.flat_map(|x| product(&output, &x)).collect()
+}
+
+/// What a layer's keys, or values, become in tiles: for each position its heads.
+struct Tiled {
+    near: Vec<Vec<Vec<f64>>>,
+    far: Vec<Vec<Vec<f64>>>,
+}
+
+impl Tiled {
+    const TILE: usize = 128;
+    const SINKS: usize = 4;
+    /// Of keys, in each channel.
+    const GROUP: usize = 64;
+
+    fn new(heads: &[Vec<Vec<f64>>], bits: usize, by_channel: bool) -> Self {
+        let stored = |head: &Vec<f64>| hadamard(head).into_iter().map(to_f16).collect();
+        let stored: Vec<Vec<Vec<f64>>> = heads
+            .iter()
+            .map(|heads| heads.iter().map(stored).collect())
+            .collect();
+        let mut codes = stored.clone();
+        let steps = f64::from((1 << bits) - 1);
+        let group = |numbers: &[f64]| {
+            let least = numbers.iter().copied().fold(f64::INFINITY, f64::min);
+            let greatest = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            // The difference and its quotient are float32.
+            let scale = to_f16(f64::from((greatest - least) as f32 / steps as f32));
+            (scale, to_f16(least))
+        };
+        let nearest = |x: f64, (scale, zero): (f64, f64)| match scale {
+            0.0 => zero,
+            _ => ((x - zero) / scale).round_ties_even().clamp(0.0, steps) * scale + zero,
+        };
+        for (tile, stored) in stored.chunks_exact(Self::TILE).enumerate() {
+            let first = if tile == 0 { Self::SINKS } else { 0 };
+            let codes = &mut codes[tile * Self::TILE..];
+            for head in 0..stored[0].len() {
+                let dim = stored[0][head].len();
+                for tokens in [first..Self::GROUP, Self::GROUP..Self::TILE] {
+                    for channel in 0..if by_channel { dim } else { 0 } {
+                        let of_group = stored[tokens.clone()].iter();
+                        let of_group = of_group.map(|heads| heads[head][channel]);
+                        let group = group(&of_group.collect::<Vec<f64>>());
+                        for token in tokens.clone() {
+                            let x = &mut codes[token][head][channel];
+                            *x = nearest(*x, group);
+                        }
+                    }
+                }
+                for token in first..if by_channel { 0 } else { Self::TILE } {
+                    let group = group(&stored[token][head]);
+                    for x in &mut codes[token][head] {
+                        *x = nearest(*x, group);
+                    }
+                }
+            }
+        }
+        let back = |heads: Vec<Vec<f64>>| heads.iter().map(|head| hadamard(head)).collect();
+        Self {
+            near: stored.into_iter().map(back).collect(),
+            far: codes.into_iter().map(back).collect(),
+        }
+    }
+
+    /// What the token at `seer` sees of the one at `seen`.
+    fn seen(&self, seer: usize, seen: usize) -> &Vec<Vec<f64>> {
+        let is_far = seen >= Self::SINKS && seen / Self::TILE + 2 <= seer / Self::TILE;
+        if is_far {
+            &self.far[seen]
+        } else {
+            &self.near[seen]
+        }
+    }
+}
+
+fn to_f16(x: f64) -> f64 {
+    f16::from_f64(x).to_f64()
+}
+
+fn hadamard(head: &[f64]) -> Vec<f64> {
+    let block = 1 << head.len().trailing_zeros();
+    let rotated = head.chunks(block).flat_map(|x| {
+        let row = move |i: usize| {
+            let sign = |j: usize| match (i & j).count_ones().is_multiple_of(2) {
+                true => 1.0,
+                false => -1.0,
+            };
+            x.iter().enumerate().map(|(j, x)| sign(j) * x).sum::<f64>() / (block as f64).sqrt()
+        };
+        (0..block).map(row)
+    });
+    rotated.collect()
 }
 
 /// The usual size of some values: their root mean square.

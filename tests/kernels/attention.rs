@@ -1,6 +1,7 @@
 //! Attention of a decoded token and of a chunk, and the cache entries that the former writes.
 
 use anyhow::{Result, ensure};
+use bytemuck::Zeroable;
 use half::f16;
 use rayon::prelude::*;
 use sharpi::cuda::{
@@ -98,12 +99,14 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                         partial: partial.address(),
                         finished: finished.address(),
                         out: out.normed().activation,
+                        ..Zeroable::zeroed()
                     };
                     let launch = launches::decode_attention(
                         device()?,
                         head_dim,
                         head_count_kv,
                         splits,
+                        None,
                         params,
                     )?;
                     // SAFETY: the launch is that of these buffers, which outlive it.
@@ -220,35 +223,40 @@ pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
                 let finished = Buffer::zeroed(tiles * head_count_kv * 4)?;
                 let width = head_count * head_dim;
 
-                let attend_on_device = |keys: &[f16],
-                                        values: &[f16],
-                                        capacity: usize|
-                 -> Result<Buffer> {
-                    let (k_cache, v_cache) = (Buffer::new(keys)?, Buffer::new(values)?);
-                    let out = Buffer::poisoned(chunk.tile_bytes(width))?;
-                    let params = FlashAttentionParams {
-                        q: q_buffer.address(),
-                        k_cache: k_cache.address(),
-                        v_cache: v_cache.address(),
-                        out: out.address(),
-                        position: place.address(),
-                        partial: partial.address(),
-                        finished: finished.address(),
-                        tokens: tokens as i32,
-                        padded_tokens: chunk.padded() as i32,
-                        context: capacity as i32,
-                        group: group as i32,
-                        window: limits.window as i32,
-                        softcap: limits.softcap,
+                let attend_on_device =
+                    |keys: &[f16], values: &[f16], capacity: usize| -> Result<Buffer> {
+                        let (k_cache, v_cache) = (Buffer::new(keys)?, Buffer::new(values)?);
+                        let out = Buffer::poisoned(chunk.tile_bytes(width))?;
+                        let params = FlashAttentionParams {
+                            q: q_buffer.address(),
+                            k_cache: k_cache.address(),
+                            v_cache: v_cache.address(),
+                            out: out.address(),
+                            position: place.address(),
+                            partial: partial.address(),
+                            finished: finished.address(),
+                            tokens: tokens as i32,
+                            padded_tokens: chunk.padded() as i32,
+                            context: capacity as i32,
+                            group: group as i32,
+                            window: limits.window as i32,
+                            softcap: limits.softcap,
+                            ..Zeroable::zeroed()
+                        };
+                        let launch = launches::flash_attention(
+                            device()?,
+                            head_dim,
+                            head_count_kv,
+                            end,
+                            None,
+                            params,
+                        )?;
+                        // SAFETY: the launch is that of these buffers, which outlive it.
+                        unsafe { run(&launch)? };
+                        let left: Vec<u32> = finished.read()?;
+                        ensure!(left.iter().all(|&count| count == 0), "counters are left");
+                        Ok(out)
                     };
-                    let launch =
-                        launches::flash_attention(device()?, head_dim, head_count_kv, end, params)?;
-                    // SAFETY: the launch is that of these buffers, which outlive it.
-                    unsafe { run(&launch)? };
-                    let left: Vec<u32> = finished.read()?;
-                    ensure!(left.iter().all(|&count| count == 0), "counters are left");
-                    Ok(out)
-                };
                 let out = attend_on_device(&keys, &values, context)?;
                 let (wide_keys, wide_values) = (widened(&keys), widened(&values));
                 let plane = context * head_dim;

@@ -83,7 +83,7 @@ pub fn rope_tokens_rotates_and_fills_the_cache() -> TestResult {
                     scale: query_scale(head_dim) as f32,
                     rope_factor: rope.factor,
                     stores: i32::from(stores),
-                    unused: 0,
+                    compressed: 0,
                 };
                 let launch = launches::rope_tokens(device()?, head_dim, params, Chunk { tokens })?;
                 // SAFETY: the launch is that of these buffers, which outlive it.

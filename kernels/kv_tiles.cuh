@@ -1,0 +1,172 @@
+// Tiles of the compressed KV cache: keys and values of 128 tokens of a key/value head in few bits each
+// (docs/kv-cache.md). All are rotated by a Hadamard transform along the head first.
+//
+// A tile of heads of D values is a record, `KvTile<D, KEY_BITS, VALUE_BITS>`:
+//
+//   scales and zeros of keys, for each 64 tokens and each 8 channels: 8 scales, 8 zeros (f16)
+//   a scale and a zero of each token's values (f16)
+//   for each half of the values where a head has 512 (else for all):
+//     for each 16 tokens (a step) words of keys' codes
+//     for each step words of values' codes
+//
+// Codes lie as the lanes of a warp read them for the matrix instructions of decode_attention.cuh: a lane's words in
+// vectors of 4 (or as many as divide them), those of all lanes side by side. Lane 4 g + t has of a step, of keys, the
+// pieces (8 values) 4 c + t of tokens 8 j + g, by j and c; of values, the pieces 8 c + g of tokens 2 t and 2 t + 1, and
+// of 2 t + 8 and 2 t + 9, by c. Codes that are used in pairs, of keys two neighbours', of values two tokens', lie 16
+// bits apart, so that a mask leaves a pair.
+#pragma once
+
+#include "common.cuh"
+
+namespace kv_tiles {
+
+constexpr int TILE = 128;
+constexpr int STEP = 16;
+constexpr int STEPS = TILE / STEP;
+constexpr int KEY_GROUP = 64;  // tokens that share keys' scales and zeros
+constexpr int SINKS = 4;       // first tokens of a text, which are read as they were stored
+
+// Tiles that the token at `position` sees. It sees those of its own tile and of the one before as they were stored.
+__device__ __forceinline__ int tiles_seen(int position) { return max(position / TILE - 1, 0); }
+
+// The greatest code.
+template <int BITS>
+constexpr float GREATEST = (1 << BITS) - 1;
+
+// Words of a piece of a token's keys, and of a piece of four tokens' values.
+template <int BITS>
+constexpr int KEY_WORDS = BITS / 4;
+template <int BITS>
+constexpr int VALUE_WORDS = BITS;
+
+// (x & mask) | 1024 in f16, twice: the last bits of which then count ones.
+__device__ __forceinline__ half2 with_1024(uint32_t x, uint32_t mask) {
+    uint32_t y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(0x64006400));
+    return as_half2(y);
+}
+// The codes in the last bits of halves, as numbers.
+__device__ __forceinline__ half2 low_pair(uint32_t x, uint32_t mask) {
+    return __hsub2(with_1024(x, mask), as_half2(0x64006400));
+}
+// Those 4 bits higher.
+__device__ __forceinline__ half2 high_pair(uint32_t x) {
+    return __hfma2(with_1024(x, 0x00f000f0), __float2half2_rn(1.f / 16), __float2half2_rn(-64.f));
+}
+
+// Pair j of a word of 4 pairs of 4 bits.
+__device__ __forceinline__ half2 pair_of_4_bits(uint32_t word, int j) {
+    const uint32_t x = j < 2 ? word : word >> 8;
+    return j % 2 == 0 ? low_pair(x, 0x000f000f) : high_pair(x);
+}
+
+// The codes of a piece of keys as numbers: values 2 j and 2 j + 1 are pair j.
+template <int BITS>
+__device__ __forceinline__ half2 key_pair(const uint32_t (&words)[KEY_WORDS<BITS>], int j) {
+    static_assert(BITS == 4 || BITS == 8);
+    if constexpr (BITS == 4)
+        return pair_of_4_bits(words[0], j);
+    else
+        return low_pair(words[j / 2] >> j % 2 * 8, 0x00ff00ff);
+}
+
+// The codes of a piece of values as numbers: value j of tokens 2 t and 2 t + 1 (`later` = 0), or of those 8 behind.
+// `word(w)` gives the piece's words.
+template <int BITS, typename Word>
+__device__ __forceinline__ half2 value_pair(Word word, int later, int j) {
+    static_assert(BITS == 3 || BITS == 4 || BITS == 8);
+    if constexpr (BITS == 4) {
+        return pair_of_4_bits(word(later * 2 + j / 4), j % 4);
+    } else if constexpr (BITS == 8) {
+        return low_pair(word(later * 4 + j / 2) >> j % 2 * 8, 0x00ff00ff);
+    } else {
+        // Words 0 and 1 have the lower two bits, word 2 the third one of all.
+        const uint32_t high = word(2), shift = later * 8 + j;
+        const uint32_t third = (shift < 2 ? high << (2 - shift) : high >> (shift - 2)) & 0x00040004;
+        return low_pair(word(later) >> 2 * j & 0x00030003 | third, 0x00070007);
+    }
+}
+
+// Adds a code to the words of its piece, which were 0.
+template <int BITS>
+__device__ __forceinline__ void add_key(uint32_t (&words)[KEY_WORDS<BITS>], int value, uint32_t code) {
+    const int at = value % 2 * 16, j = value / 2;
+    if constexpr (BITS == 4)
+        words[0] |= code << (at + 4 * j);
+    else
+        words[j / 2] |= code << (at + j % 2 * 8);
+}
+template <int BITS>
+__device__ __forceinline__ void add_value(uint32_t (&words)[VALUE_WORDS<BITS>], int later, int odd, int j,
+                                          uint32_t code) {
+    const int at = odd * 16;
+    if constexpr (BITS == 4) {
+        words[later * 2 + j / 4] |= code << (at + j % 4 * 4);
+    } else if constexpr (BITS == 8) {
+        words[later * 4 + j / 2] |= code << (at + j % 2 * 8);
+    } else {
+        words[later] |= (code & 3) << (at + 2 * j);
+        words[2] |= code / 4 << (at + later * 8 + j);
+    }
+}
+
+// A record, and where in it things begin, in bytes.
+template <int D, int KEY_BITS, int VALUE_BITS>
+struct KvTile {
+    static constexpr int key_bits = KEY_BITS, value_bits = VALUE_BITS;
+    static constexpr int parts = D > 256 ? 2 : 1, part = D / parts;
+    // Of a lane, for a step and a part.
+    static constexpr int key_words = part / 16 * KEY_WORDS<KEY_BITS>, value_words = part / 64 * VALUE_WORDS<VALUE_BITS>;
+    static constexpr int key_bytes = key_words * WARP * 4, value_bytes = value_words * WARP * 4;
+    static constexpr int value_groups = TILE / KEY_GROUP * D * 4, codes = value_groups + TILE * 4;
+    static constexpr int bytes = codes + parts * STEPS * (key_bytes + value_bytes);
+
+    // Of channels 8 octet .. + 7, for the tokens of a step.
+    __device__ static constexpr int key_groups_at(int step, int octet) {
+        return step / (KEY_GROUP / STEP) * (D * 4) + octet * 32;
+    }
+    __device__ static constexpr int keys_at(int part, int step) {
+        return codes + part * STEPS * (key_bytes + value_bytes) + step * key_bytes;
+    }
+    __device__ static constexpr int values_at(int part, int step) { return keys_at(part, STEPS) + step * value_bytes; }
+
+    // Where in a step a lane's word of keys is, and of values.
+    __device__ static constexpr int key_word_at(int word, int lane) { return word_at<key_words>(word, lane); }
+    __device__ static constexpr int value_word_at(int word, int lane) { return word_at<value_words>(word, lane); }
+    template <int WORDS>
+    static constexpr int vector = WORDS % 4 == 0   ? 4
+                                  : WORDS % 2 == 0 ? 2
+                                                   : 1;
+    template <int WORDS>
+    __device__ static constexpr int word_at(int word, int lane) {
+        return (word / vector<WORDS> * WARP + lane) * (vector<WORDS> * 4) + word % vector<WORDS> * 4;
+    }
+};
+
+// Rotates a head, of which this lane has values i * WARP + lane.
+template <int D>
+__device__ __forceinline__ void rotate(float (&value)[D / WARP]) {
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int distance = 1; distance < WARP; distance *= 2) {
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) {
+            const float other = __shfl_xor_sync(~0u, value[i], distance);
+            value[i] = lane & distance ? other - value[i] : value[i] + other;
+        }
+    }
+#pragma unroll
+    for (int distance = 1; distance < D / WARP; distance *= 2) {
+#pragma unroll
+        for (int i = 0; i < D / WARP; i++) {
+            if (i & distance) continue;
+            const float a = value[i], b = value[i | distance];
+            value[i] = a + b, value[i | distance] = a - b;
+        }
+    }
+    const float scale = 1.f / sqrtf(float(D));
+#pragma unroll
+    for (int i = 0; i < D / WARP; i++) value[i] *= scale;
+}
+
+}  // namespace kv_tiles
