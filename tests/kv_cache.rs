@@ -28,15 +28,6 @@ const CONTEXT_LEN: usize = 4096;
 /// the other one.
 const ROUNDED: f64 = 1e-3;
 
-const TILES: [Tiles; 3] = [tiles(8, 8), tiles(4, 4), tiles(4, 3)];
-
-const fn tiles(key_bits: usize, value_bits: usize) -> Tiles {
-    Tiles {
-        key_bits,
-        value_bits,
-    }
-}
-
 const GEMMA: &str = "gemma_follows_the_cpu";
 
 fn main() {
@@ -101,7 +92,7 @@ fn for_each(
         let model = model(head_dim)?;
         let vocab_size = model.decoder.vocab_size;
         let tokens = made_up_tokens(LEN, vocab_size);
-        for tiles in TILES {
+        for tiles in Tiles::ALL {
             let expected = expected(&model, &tokens, Some(tiles))?;
             eprint!("heads of {head_dim}, {tiles}: ");
             hold(&model, tiles, &tokens, &|position| {
@@ -161,7 +152,7 @@ fn graph_and_direct_are_the_same() -> TestResult {
     for head_dim in [64, 128] {
         let model = model(head_dim)?;
         let tokens = made_up_tokens(LEN, model.decoder.vocab_size);
-        for tiles in TILES {
+        for tiles in Tiles::ALL {
             let direct = Options {
                 graph_disabled: Some("for the test".to_owned()),
                 ..options(tiles, 128)
@@ -185,7 +176,7 @@ fn gemma_follows_the_cpu() -> TestResult {
         let model = Model::open(&path)?;
         let vocab_size = model.decoder.vocab_size;
         let tokens = made_up_tokens(LEN, vocab_size);
-        for tiles in TILES {
+        for tiles in Tiles::ALL {
             let expected = expected(&model, &tokens, Some(tiles))?;
             let expected = |position: usize| &expected[position * vocab_size..][..vocab_size];
             for chunk_len in [33, 512] {
@@ -214,7 +205,7 @@ fn gemma_follows_the_cpu() -> TestResult {
 fn going_back() -> TestResult {
     let model = model(128)?;
     let tokens = made_up_tokens(LEN, model.decoder.vocab_size);
-    for tiles in TILES {
+    for tiles in Tiles::ALL {
         for back in [1, 100, 300, 650] {
             let mut text = tokens[..LEN - back].to_vec();
             text.extend(tokens[..20].iter().rev());

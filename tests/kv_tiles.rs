@@ -16,21 +16,6 @@ use sharpi::{
 /// Several tiles, and a piece of one.
 const LEN: usize = 700;
 
-const BITS: [Tiles; 3] = [
-    Tiles {
-        key_bits: 8,
-        value_bits: 8,
-    },
-    Tiles {
-        key_bits: 4,
-        value_bits: 4,
-    },
-    Tiles {
-        key_bits: 4,
-        value_bits: 3,
-    },
-];
-
 fn model() -> Arc<Model> {
     let file = RandomModel::new("qwen3", TensorType::F16).file();
     let gguf = Gguf::from_bytes("a random model", file.to_bytes()).expect("a good file");
@@ -64,7 +49,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn what_a_token_sees_follows_from_its_position_alone() {
     let model = model();
-    for tiles in BITS {
+    for tiles in Tiles::ALL {
         let whole = bits(&logits(&model, Some(tiles), 128));
         for chunk in [1, 31, 33, 100] {
             assert!(
@@ -79,7 +64,7 @@ fn what_a_token_sees_follows_from_its_position_alone() {
 fn a_session_that_went_back_computes_what_a_new_one_does() {
     let model = model();
     let tokens = tokens(&model);
-    for tiles in BITS {
+    for tiles in Tiles::ALL {
         let new_session = || Session::new(Box::new(backend(&model, Some(tiles))));
         let read = |session: &mut Session, tokens: &[u32]| {
             let mut progress = |_, _| ControlFlow::Continue(());
@@ -104,7 +89,7 @@ fn a_session_that_went_back_computes_what_a_new_one_does() {
 fn the_format_is_as_described() {
     let model = model();
     let tokens = &tokens(&model)[..400];
-    for tiles in BITS {
+    for tiles in Tiles::ALL {
         let expected = textbook::logits_by_tiles(&model, tokens, Some(tiles));
         let near = &logits(&model, Some(tiles), 128)[..expected.len()];
         let size = textbook::size(&expected);
@@ -137,7 +122,7 @@ fn compressed_tokens_are_nearly_what_they_were() {
         });
         (error / size).sqrt()
     };
-    for tiles in BITS {
+    for tiles in Tiles::ALL {
         let (before, behind) = (error(tiles, 0..256), error(tiles, 256..LEN));
         println!("{tiles:?}: {before:e} without tiles, {behind:e} with");
         assert!(before < 5e-3, "{before:e}");

@@ -35,6 +35,16 @@ impl fmt::Display for Tiles {
 }
 
 impl Tiles {
+    /// All that kernels read, the largest first.
+    pub const ALL: [Self; 3] = [Self::of(8, 8), Self::of(4, 4), Self::of(4, 3)];
+
+    const fn of(key_bits: usize, value_bits: usize) -> Self {
+        Self {
+            key_bits,
+            value_bits,
+        }
+    }
+
     /// How many tiles the token at `position` sees.
     pub fn seen(position: usize) -> usize {
         (position / TILE).saturating_sub(1)
@@ -140,6 +150,18 @@ impl KvLayout {
     pub fn owners(&self) -> impl Iterator<Item = (usize, &KvLayer)> {
         let layers = self.layers.iter().enumerate();
         layers.filter(|(index, layer)| layer.owner == *index)
+    }
+
+    /// How the cache keeps what takes most of it, as `--kv-type` and messages name it.
+    pub fn name(&self) -> String {
+        match (
+            self.layers.iter().find_map(|layer| layer.tiles),
+            self.format,
+        ) {
+            (Some(tiles), _) => tiles.to_string(),
+            (None, KvFormat::F16) => "f16".to_owned(),
+            (None, KvFormat::F32) => "f32".to_owned(),
+        }
     }
 
     /// Bytes that one more token of context takes: a key and a value for every key/value head of every owner without a ring.

@@ -95,6 +95,9 @@ pub trait Backend {
         bail!("{} does not choose tokens by itself", self.device())
     }
 
+    /// Where its KV cache keeps what.
+    fn kv_layout(&self) -> &KvLayout;
+
     /// Bytes of weights and KV cache that decoding the token at `position` reads.
     fn bytes_per_token(&self, position: usize) -> u64;
 

@@ -139,7 +139,9 @@ fn what_would_fit(does_not_fit: &DoesNotFit, compute: &Compute) -> String {
             format!("up to {longest} tokens of context ({flags}), more with a smaller --ubatch,")
         }
     };
-    format!("{smaller} would fit, or --device cpu")
+    let compressed = does_not_fit.tiles;
+    let compressed = compressed.map_or(String::new(), |tiles| format!("--kv-type {tiles}, or "));
+    format!("{compressed}{smaller} would fit, or --device cpu")
 }
 
 /// Brings the model to the CPU.

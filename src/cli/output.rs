@@ -34,7 +34,16 @@ pub trait Output {
 #[derive(Serialize)]
 pub struct Start<'a> {
     pub model: ModelFacts<'a>,
+    pub kv_cache: KvFacts,
     pub prompt_ids: &'a [u32],
+}
+
+#[derive(Serialize)]
+pub struct KvFacts {
+    #[serde(rename = "type")]
+    pub kv_type: String,
+    /// That one more token of context takes.
+    pub bytes_per_token: usize,
 }
 
 #[derive(Serialize)]

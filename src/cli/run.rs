@@ -11,11 +11,12 @@ use super::{
     escape::escaped,
     exit::Outcome,
     interrupt::Interrupt,
-    output::{JsonOutput, ModelFacts, Output, RunFacts, Start, TextOutput, WRITING},
+    output::{JsonOutput, KvFacts, ModelFacts, Output, RunFacts, Start, TextOutput, WRITING},
     progress::{CountBar, Spinner},
     resolve::{Format, Input, RunRequest},
 };
 use crate::{
+    backend::Backend,
     engine::{FinishReason, GenerateOptions, Generation, Observer, Session, TokenEvent, generate},
     model::{Decoder, Gguf, Vocabulary},
 };
@@ -60,7 +61,12 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
         Format::Json { .. } => Box::new(JsonOutput::new(stdout)),
     };
     output
-        .start(&start(&vocabulary.gguf, &decoder, &prompt)?)
+        .start(&start(
+            &vocabulary.gguf,
+            &decoder,
+            session.backend(),
+            &prompt,
+        )?)
         .context(WRITING)?;
     let options = GenerateOptions {
         max_tokens: request.max_tokens,
@@ -140,7 +146,13 @@ fn read_prompt(gguf: Gguf, input: &Input) -> Result<(Vocabulary, Vec<u32>)> {
     Ok((vocabulary, ids))
 }
 
-fn start<'a>(gguf: &'a Gguf, decoder: &Decoder, prompt: &'a [u32]) -> Result<Start<'a>> {
+fn start<'a>(
+    gguf: &'a Gguf,
+    decoder: &Decoder,
+    backend: &dyn Backend,
+    prompt: &'a [u32],
+) -> Result<Start<'a>> {
+    let kv_layout = backend.kv_layout();
     Ok(Start {
         model: ModelFacts {
             file: gguf.name(),
@@ -148,6 +160,10 @@ fn start<'a>(gguf: &'a Gguf, decoder: &Decoder, prompt: &'a [u32]) -> Result<Sta
             architecture: gguf.str("general.architecture")?.unwrap_or_default(),
             file_bytes: gguf.file_bytes(),
             context_length: decoder.context_length,
+        },
+        kv_cache: KvFacts {
+            kv_type: kv_layout.name(),
+            bytes_per_token: kv_layout.bytes_per_token(),
         },
         prompt_ids: prompt,
     })

@@ -152,6 +152,10 @@ impl Backend for CpuBackend {
         Ok(Results { logits })
     }
 
+    fn kv_layout(&self) -> &KvLayout {
+        self.cache.layout()
+    }
+
     fn bytes_per_token(&self, position: usize) -> u64 {
         self.decoder.bytes_per_token() + self.cache.layout().bytes_read(position)
     }

@@ -42,7 +42,7 @@ use self::{
 };
 use crate::{
     backend::{
-        Backend, Batch, GraphReport, Limits, Phase, Results, SamplingParams, StepReport,
+        Backend, Batch, GraphReport, KvLayout, Limits, Phase, Results, SamplingParams, StepReport,
         StreamStart, Tiles, TokenStream, Written,
     },
     model::Decoder,
@@ -329,6 +329,10 @@ impl Backend for CudaBackend {
             start,
         )?;
         Ok(Box::new(stream))
+    }
+
+    fn kv_layout(&self) -> &KvLayout {
+        self.cache.layout()
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {

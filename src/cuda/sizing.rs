@@ -13,7 +13,10 @@ use super::{
     scratch::{Part, decode_parts, prompt_parts, step_parts},
     weights::{DeviceWeights, TablesIn},
 };
-use crate::{backend::KvLayout, model::Decoder};
+use crate::{
+    backend::{KvLayout, Tiles},
+    model::Decoder,
+};
 
 /// Memory that is left alone: what the driver takes later, for kernels and graphs.
 const RESERVE: usize = 256 << 20;
@@ -55,6 +58,8 @@ pub struct DoesNotFit {
     pub free: usize,
     /// The longest context that fits with these chunks, 0 for none.
     pub longest: usize,
+    /// A way to keep tokens that are far behind with which it would fit.
+    pub tiles: Option<Tiles>,
     /// What can be done about it, where a caller knows: the last line of the message.
     pub advice: Option<String>,
 }
@@ -71,9 +76,67 @@ pub fn choose(
     options: &Options,
     free: usize,
 ) -> Result<Choice> {
-    let (weights, tables) = DeviceWeights::bytes(decoder)?;
     let trained = decoder.context_length;
-    let most = options.context_len.unwrap_or(trained).max(1);
+    let fit = |options: &Options| -> Result<_> {
+        let needs = needs(device, decoder, options)?;
+        let all: Vec<Needs> = needs.iter().map(|(needs, _)| needs.clone()).collect();
+        let (index, context_len) = fit(&all, options.context_len, trained, free)?;
+        Ok((
+            needs.into_iter().nth(index).expect("one of them"),
+            context_len,
+        ))
+    };
+    let bits = |tiles: Tiles| tiles.key_bits + tiles.value_bits;
+    let smaller = |tiles: &Tiles| {
+        options
+            .kv_tiles
+            .is_none_or(|kept| bits(*tiles) < bits(kept))
+    };
+    let fits = |tiles: &Tiles| {
+        let kv_tiles = Some(*tiles);
+        fit(&Options {
+            kv_tiles,
+            ..options.clone()
+        })
+        .is_ok()
+    };
+    let ((needs, parts), context_len) = fit(options).map_err(|mut error| {
+        if let Some(does_not_fit) = error.downcast_mut::<DoesNotFit>() {
+            let mut tiles = Tiles::ALL.into_iter().filter(smaller);
+            does_not_fit.tiles = tiles.find(fits);
+        }
+        error
+    })?;
+    for Part { name, bytes } in &parts {
+        tracing::debug!("{name}: {bytes} bytes");
+    }
+    let Needs {
+        chunk_len: tokens,
+        tables_in,
+        kv_rings,
+        kv_per_token,
+        ..
+    } = needs;
+    let (_, tables) = DeviceWeights::bytes(decoder)?;
+    if tables > 0 {
+        let place = match tables_in {
+            TablesIn::Device => "on the device",
+            TablesIn::Host => "in the host's memory",
+        };
+        tracing::debug!("tables of which a token reads one row: {tables} bytes, {place}");
+    }
+    KvLayout::log_size(context_len, kv_per_token, kv_rings);
+    Ok(Choice {
+        chunk: Chunk { tokens },
+        context_len,
+        tables_in,
+    })
+}
+
+/// What a run would take with each chunk and each place of tables, what is best first, and of which parts its scratch is.
+fn needs(device: &Device, decoder: &Decoder, options: &Options) -> Result<Vec<(Needs, Vec<Part>)>> {
+    let (weights, tables) = DeviceWeights::bytes(decoder)?;
+    let most = options.context_len.unwrap_or(decoder.context_length).max(1);
     let mut needs = Vec::new();
     for chunk_len in chunk_lens(options.chunk_len, most) {
         let mut parts = decode_parts(device, decoder);
@@ -100,31 +163,7 @@ pub fn choose(
             needs.push((on_host, parts));
         }
     }
-    let all: Vec<Needs> = needs.iter().map(|(needs, _)| needs.clone()).collect();
-    let (index, context_len) = fit(&all, options.context_len, trained, free)?;
-    for Part { name, bytes } in &needs[index].1 {
-        tracing::debug!("{name}: {bytes} bytes");
-    }
-    let Needs {
-        chunk_len: tokens,
-        tables_in,
-        kv_rings,
-        kv_per_token,
-        ..
-    } = all[index];
-    if tables > 0 {
-        let place = match tables_in {
-            TablesIn::Device => "on the device",
-            TablesIn::Host => "in the host's memory",
-        };
-        tracing::debug!("tables of which a token reads one row: {tables} bytes, {place}");
-    }
-    KvLayout::log_size(context_len, kv_per_token, kv_rings);
-    Ok(Choice {
-        chunk: Chunk { tokens },
-        context_len,
-        tables_in,
-    })
+    Ok(needs)
 }
 
 /// The chunks to try, the largest first.
@@ -160,6 +199,7 @@ fn fit(
             context_len: context_len.max(1),
             free,
             longest,
+            tiles: None,
             advice: None,
         }),
     }

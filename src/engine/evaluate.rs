@@ -177,7 +177,7 @@ pub fn evaluate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Limits, Results};
+    use crate::backend::{KvFormat, KvLayout, Limits, Results};
 
     /// Logits that depend on the last token and the position alone.
     struct Table {
@@ -209,6 +209,14 @@ mod tests {
 
         fn device(&self) -> &str {
             "table"
+        }
+
+        fn kv_layout(&self) -> &KvLayout {
+            static NOTHING: KvLayout = KvLayout {
+                format: KvFormat::F32,
+                layers: Vec::new(),
+            };
+            &NOTHING
         }
 
         fn limits(&self) -> Limits {

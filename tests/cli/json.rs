@@ -95,6 +95,20 @@ fn prompt_ids_are_those_of_tokenize_chat() {
     assert_eq!(lines.start["prompt_ids"], tokenized["ids"]);
 }
 
+/// 8 layers of 2 heads of 64 values: in float32; and 128 tokens in 4 bits with (2 * 64 + 128) scales and zeros.
+#[test]
+fn the_start_says_how_keys_and_values_are_kept() {
+    for (kv_type, name, bytes_per_token) in [
+        ("f16", "f32", 8 * 2 * 2 * 64 * 4),
+        ("k4v4", "k4v4", 8 * 2 * (128 * 64 + 256 * 4) / 128),
+    ] {
+        let lines = run(&["-p", "A fox", "-n", "1", "--kv-type", kv_type]);
+        let cache = &lines.start["kv_cache"];
+        assert_eq!(cache["type"], name);
+        assert_eq!(cache["bytes_per_token"], bytes_per_token);
+    }
+}
+
 /// The first greedy token and the log-probabilities, against the reference outputs of the demo model (Hugging Face
 /// transformers, float32, on the dequantized weights).
 #[test]
