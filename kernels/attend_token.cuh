@@ -83,7 +83,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
         }
     }();
     for_key &= stores_newest, for_value &= stores_newest;
-    const typename Cache::Slots slot_of(begin, layer.context);
+    const typename Cache::Slots slot_of(exact, layer.context);
     half *k_cache = layer.k_cache + Cache::row(head_kv, 0, layer.context) * D;
     half *v_cache = layer.v_cache + Cache::row(head_kv, 0, layer.context) * D;
 
