@@ -137,34 +137,30 @@ impl KvCache {
         let values = &cache.values.lanes()[head_kv * values..][..values];
         let Some(tiles) = &cache.tiles else {
             let first = layer.slot(positions.start);
+            let count = positions.len();
             attend(
-                query,
-                keys,
-                values,
-                scoring,
-                first,
-                positions.len(),
-                scores,
-                out,
+                query, None, keys, values, scoring, first, count, scores, out,
             );
             return;
         };
         let (query_rotated, rest) = rotated.split_at_mut(query.len());
         query_rotated.copy_from_slice(query);
         rotate(query_rotated);
-        let seen_tiles = Tiles::seen(positions.end - 1);
-        let first = seen_tiles * TILE;
-        attend_over_tiles(
+        let seen = SeenTiles {
+            tiles: tiles.head(head_kv),
+            count: Tiles::seen(positions.end - 1),
+            scaled: &mut rest[..query.len()],
+        };
+        let first = seen.count * TILE;
+        attend(
             query_rotated,
-            tiles.head(head_kv),
-            seen_tiles,
+            Some(seen),
             keys,
             values,
             scoring,
             layer.slot(first),
             positions.end - first,
             scores,
-            &mut rest[..query.len()],
             out,
         );
         rotate(out);
@@ -209,9 +205,11 @@ impl LayerCache {
 }
 
 vectorized! {
-    /// Over `count` slots from `first` on: behind the last one comes the first of all.
+    /// Over whole tiles, if any, and `count` slots from `first` on: behind the last one comes the first of all. Behind tiles, a
+    /// block of slots begins with `first`.
     fn attend(
         query: &[f32],
+        tiles: Option<SeenTiles>,
         keys: &[Lanes],
         values: &[Lanes],
         scoring: Scoring,
@@ -220,38 +218,28 @@ vectorized! {
         scores: &mut [Lanes],
         out: &mut [f32],
     ) {
-        let scores = &mut scores[..(first % LANES + count).div_ceil(LANES)];
-        score_slots(query, scoring.scale, keys, first / LANES, scores);
-        let seen = first % LANES..first % LANES + count;
+        let of_tiles = tiles.as_ref().map_or(0, |tiles| tiles.count * TILE);
+        let seen = first % LANES..first % LANES + of_tiles + count;
+        let scores = &mut scores[..seen.end.div_ceil(LANES)];
+        let (tile_scores, slot_scores) = scores.split_at_mut(of_tiles / LANES);
+        let tiles = tiles.map(|SeenTiles { tiles, scaled, .. }| {
+            tiles.score(query, scoring.scale, scaled, tile_scores);
+            tiles
+        });
+        score_slots(query, scoring.scale, keys, first / LANES, slot_scores);
         let scale = softmax(scores, seen.clone(), scoring.softcap);
         let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[seen];
-        average_all(None, weights, values, first, query.len(), scale, out);
-    }
-
-    /// Over the first `seen_tiles` tiles, and `count` slots from `first` on as [`attend`]. `scaled` has room for a query.
-    fn attend_over_tiles(
-        query: &[f32],
-        tiles: HeadTiles,
-        seen_tiles: usize,
-        keys: &[Lanes],
-        values: &[Lanes],
-        scoring: Scoring,
-        first: usize,
-        count: usize,
-        scores: &mut [Lanes],
-        scaled: &mut [f32],
-        out: &mut [f32],
-    ) {
-        let of_tiles = seen_tiles * TILE;
-        let scores = &mut scores[..(of_tiles + count).div_ceil(LANES)];
-        let (tile_scores, slot_scores) = scores.split_at_mut(of_tiles / LANES);
-        tiles.score(query, scoring.scale, scaled, tile_scores);
-        score_slots(query, scoring.scale, keys, first / LANES, slot_scores);
-        let scale = softmax(scores, 0..of_tiles + count, scoring.softcap);
-        let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[..of_tiles + count];
         let (tile_weights, weights) = weights.split_at(of_tiles);
-        average_all(Some((tiles, tile_weights)), weights, values, first, query.len(), scale, out);
+        let tiles = tiles.map(|tiles| (tiles, tile_weights));
+        average_all(tiles, weights, values, first, query.len(), scale, out);
     }
+}
+
+/// The first `count` tiles of a head. `scaled` has room for a query.
+struct SeenTiles<'a> {
+    tiles: HeadTiles<'a>,
+    count: usize,
+    scaled: &'a mut [f32],
 }
 
 /// `query · key * scale` for the keys of as many blocks of slots, from `first_block` on.
@@ -410,6 +398,7 @@ mod tests {
             let query = noise(HEAD_DIM);
             attend(
                 &query,
+                None,
                 keys,
                 values,
                 scoring,
@@ -459,6 +448,7 @@ mod tests {
             let mut out = vec![0.0; HEAD_DIM];
             attend(
                 &noise(HEAD_DIM),
+                None,
                 &keys,
                 &values,
                 Scoring {
