@@ -7,11 +7,7 @@
         decode_attention_d##D##_##NAME(const __grid_constant__ DecodeAttentionParams p) { \
         attend<D, kv_tiles::KvTile<D, KEY_BITS, VALUE_BITS>>(p);                          \
     }
-#define HEADS_OF(D)          \
-    ATTENTION(D, k8v8, 8, 8) \
-    ATTENTION(D, k4v4, 4, 4) \
-    ATTENTION(D, k4v3, 4, 3)
-HEADS_OF(64)
-HEADS_OF(128)
-HEADS_OF(256)
-HEADS_OF(512)
+KV_FORMATS(ATTENTION, 64)
+KV_FORMATS(ATTENTION, 128)
+KV_FORMATS(ATTENTION, 256)
+KV_FORMATS(ATTENTION, 512)

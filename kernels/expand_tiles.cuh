@@ -143,16 +143,6 @@ struct TileExpander {
     }
 
 private:
-    template <int WORDS>
-    __device__ static __forceinline__ void load_words(uint32_t *to, const uint8_t *from) {
-        if constexpr (WORDS == 4) {
-            *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(from);
-        } else if constexpr (WORDS == 2) {
-            *reinterpret_cast<uint2 *>(to) = *reinterpret_cast<const uint2 *>(from);
-        } else {
-            *to = *reinterpret_cast<const uint32_t *>(from);
-        }
-    }
     __device__ static __forceinline__ void store(uint8_t *to, const uint4 &eight) {
         *reinterpret_cast<uint4 *>(to) = eight;
     }

@@ -202,9 +202,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) copy_tokens(const __grid_c
         compress_tiles<D, KEY_BITS, VALUE_BITS>(p);                                   \
     }
 #define HEADS_OF(D)                                                    \
-    COMPRESS(D, k8v8, 8, 8)                                            \
-    COMPRESS(D, k4v4, 4, 4)                                            \
-    COMPRESS(D, k4v3, 4, 3)                                            \
+    KV_FORMATS(COMPRESS, D)                                            \
     extern "C" __global__ void __launch_bounds__(THREADS)              \
         rotate_back_d##D(const __grid_constant__ RotateBackParams p) { \
         rotate_back<D>(p);                                             \

@@ -26,6 +26,12 @@ constexpr int STEPS = TILE / STEP;
 constexpr int KEY_GROUP = 64;  // tokens that share keys' scales and zeros
 constexpr int SINKS = 4;       // first tokens of a text, which are read as they were stored
 
+// Calls CALL(D, name, bits of keys, bits of values) for each format.
+#define KV_FORMATS(CALL, D) \
+    CALL(D, k8v8, 8, 8)     \
+    CALL(D, k4v4, 4, 4)     \
+    CALL(D, k4v3, 4, 3)
+
 // Tiles that the token at `position` sees. It sees those of its own tile and of the one before as they were stored.
 __device__ __forceinline__ int tiles_seen(int position) { return max(position / TILE - 1, 0); }
 
@@ -84,6 +90,18 @@ __device__ __forceinline__ half2 value_pair(Word word, int later, int j) {
         const uint32_t high = word(2), shift = later * 8 + j;
         const uint32_t third = (shift < 2 ? high << (2 - shift) : high >> (shift - 2)) & 0x00040004;
         return low_pair(word(later) >> 2 * j & 0x00030003 | third, 0x00070007);
+    }
+}
+
+// Loads words that lie one behind another: 4, 2 or 1.
+template <int WORDS>
+__device__ __forceinline__ void load_words(uint32_t *to, const uint8_t *from) {
+    if constexpr (WORDS == 4) {
+        *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(from);
+    } else if constexpr (WORDS == 2) {
+        *reinterpret_cast<uint2 *>(to) = *reinterpret_cast<const uint2 *>(from);
+    } else {
+        *to = *reinterpret_cast<const uint32_t *>(from);
     }
 }
 

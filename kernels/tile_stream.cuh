@@ -120,13 +120,7 @@ private:
 #pragma unroll
         for (int w = 0; w < WORDS; w += VECTOR) {
             const uint8_t *from = at + Tile::template word_at<WORDS>(w, threadIdx.x % WARP);
-            if constexpr (VECTOR == 4) {
-                *reinterpret_cast<uint4 *>(word + w) = *reinterpret_cast<const uint4 *>(from);
-            } else if constexpr (VECTOR == 2) {
-                *reinterpret_cast<uint2 *>(word + w) = *reinterpret_cast<const uint2 *>(from);
-            } else {
-                word[w] = *reinterpret_cast<const uint32_t *>(from);
-            }
+            kv_tiles::load_words<VECTOR>(word + w, from);
         }
     }
 
