@@ -38,7 +38,7 @@ impl Tiles {
     /// All that kernels read, the largest first.
     pub const ALL: [Self; 3] = [Self::of(8, 8), Self::of(4, 4), Self::of(4, 3)];
 
-    const fn of(key_bits: usize, value_bits: usize) -> Self {
+    pub const fn of(key_bits: usize, value_bits: usize) -> Self {
         Self {
             key_bits,
             value_bits,

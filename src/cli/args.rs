@@ -322,16 +322,12 @@ pub enum KvType {
 
 impl KvType {
     pub fn tiles(self) -> Option<Tiles> {
-        let (key_bits, value_bits) = match self {
-            Self::F16 => return None,
-            Self::K8v8 => (8, 8),
-            Self::K4v4 => (4, 4),
-            Self::K4v3 => (4, 3),
-        };
-        Some(Tiles {
-            key_bits,
-            value_bits,
-        })
+        match self {
+            Self::F16 => None,
+            Self::K8v8 => Some(Tiles::of(8, 8)),
+            Self::K4v4 => Some(Tiles::of(4, 4)),
+            Self::K4v3 => Some(Tiles::of(4, 3)),
+        }
     }
 }
 

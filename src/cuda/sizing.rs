@@ -77,8 +77,9 @@ pub fn choose(
     free: usize,
 ) -> Result<Choice> {
     let trained = decoder.context_length;
+    let weights = DeviceWeights::bytes(decoder)?;
     let fit = |options: &Options| -> Result<_> {
-        let needs = needs(device, decoder, options)?;
+        let needs = needs(device, decoder, options, weights)?;
         let all: Vec<Needs> = needs.iter().map(|(needs, _)| needs.clone()).collect();
         let (index, context_len) = fit(&all, options.context_len, trained, free)?;
         Ok((
@@ -117,7 +118,7 @@ pub fn choose(
         kv_per_token,
         ..
     } = needs;
-    let (_, tables) = DeviceWeights::bytes(decoder)?;
+    let (_, tables) = weights;
     if tables > 0 {
         let place = match tables_in {
             TablesIn::Device => "on the device",
@@ -134,8 +135,13 @@ pub fn choose(
 }
 
 /// What a run would take with each chunk and each place of tables, what is best first, and of which parts its scratch is.
-fn needs(device: &Device, decoder: &Decoder, options: &Options) -> Result<Vec<(Needs, Vec<Part>)>> {
-    let (weights, tables) = DeviceWeights::bytes(decoder)?;
+/// `weights` and `tables` are [`DeviceWeights::bytes`].
+fn needs(
+    device: &Device,
+    decoder: &Decoder,
+    options: &Options,
+    (weights, tables): (usize, usize),
+) -> Result<Vec<(Needs, Vec<Part>)>> {
     let most = options.context_len.unwrap_or(decoder.context_length).max(1);
     let mut needs = Vec::new();
     for chunk_len in chunk_lens(options.chunk_len, most) {
