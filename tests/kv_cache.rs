@@ -10,7 +10,7 @@ use common::{
     gpu::{self, Test, TestResult, check},
 };
 use sharpi::{
-    backend::{Backend, Tiles},
+    backend::{Backend, KvOptions, Tiles},
     cpu::CpuBackend,
     cuda::Options,
     engine::{Divergence, Session, made_up_tokens},
@@ -68,14 +68,21 @@ fn options(tiles: Tiles, chunk_len: usize) -> Options {
     Options {
         context_len: Some(CONTEXT_LEN),
         chunk_len: Some(chunk_len),
-        kv_tiles: Some(tiles),
+        kv: KvOptions {
+            tiles: Some(tiles),
+            budget: None,
+        },
         ..Options::default()
     }
 }
 
 /// The CPU's logits (vocab_size, LEN).
 fn expected(model: &Model, tokens: &[u32], tiles: Option<Tiles>) -> anyhow::Result<Vec<f32>> {
-    let mut cpu = CpuBackend::with_tiles(model.decoder.clone(), CONTEXT_LEN, 0, tiles)?;
+    let options = KvOptions {
+        tiles,
+        budget: None,
+    };
+    let mut cpu = CpuBackend::with_kv(model.decoder.clone(), CONTEXT_LEN, 0, options)?;
     let chunk_len = cpu.limits().chunk_len;
     let mut logits = Vec::new();
     for (i, chunk) in tokens.chunks(chunk_len).enumerate() {

@@ -6,7 +6,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use common::{gguf_writer::RandomModel, textbook};
 use sharpi::{
-    backend::Tiles,
+    backend::{KvOptions, Tiles},
     cpu::CpuBackend,
     engine::Session,
     model::{Gguf, Model},
@@ -29,7 +29,11 @@ fn tokens(model: &Model) -> Vec<u32> {
 }
 
 fn backend(model: &Model, tiles: Option<Tiles>) -> CpuBackend {
-    CpuBackend::with_tiles(model.decoder.clone(), 1024, 2, tiles).unwrap()
+    let options = KvOptions {
+        tiles,
+        budget: None,
+    };
+    CpuBackend::with_kv(model.decoder.clone(), 1024, 2, options).unwrap()
 }
 
 /// The logits after every token, read in chunks of a length.
@@ -90,7 +94,11 @@ fn the_format_is_as_described() {
     let model = model();
     let tokens = &tokens(&model)[..400];
     for tiles in Tiles::ALL {
-        let expected = textbook::logits_by_tiles(&model, tokens, Some(tiles));
+        let cache = textbook::Cache {
+            tiles: Some(tiles),
+            evict: None,
+        };
+        let expected = textbook::logits_by(&model, tokens, cache);
         let near = &logits(&model, Some(tiles), 128)[..expected.len()];
         let size = textbook::size(&expected);
         let errors = near.iter().zip(&expected);

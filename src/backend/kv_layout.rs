@@ -51,10 +51,22 @@ impl Tiles {
     }
 }
 
+/// What a cache is to keep, and how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KvOptions {
+    /// How tokens that are far behind are kept; `None`: as all others are.
+    pub tiles: Option<Tiles>,
+    /// Tokens that each head of layers without a window keeps behind a prompt, [`MIN_BUDGET`](super::MIN_BUDGET) or more;
+    /// `None`: all.
+    pub budget: Option<usize>,
+}
+
 /// The cache of a whole model.
 #[derive(Debug, Clone)]
 pub struct KvLayout {
     pub format: KvFormat,
+    /// [`KvOptions::budget`]
+    pub budget: Option<usize>,
     /// Of each layer of the model.
     pub layers: Vec<KvLayer>,
 }
@@ -74,17 +86,47 @@ pub struct KvLayer {
     pub is_ring: bool,
     /// What becomes of those whose slots are used again, where they are still seen.
     pub tiles: Option<Tiles>,
+    /// Whether no reader has a window, so that tokens can be evicted.
+    pub evicts: bool,
 }
 
-/// The end of the positions that a cache was filled with since the last start at position 0.
+/// What a cache was filled with since the last start at position 0.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Written(usize);
+pub struct Written {
+    /// The end of the positions.
+    end: usize,
+    /// The end of the places, in layers that evict.
+    places_end: usize,
+    /// Tokens that these have lost, and the position behind the last one that they had by then.
+    evicted: usize,
+    evicted_at: usize,
+}
 
 impl Written {
     /// Adds `positions`.
     pub fn add(&mut self, positions: Range<usize>) {
-        let before = if positions.start == 0 { 0 } else { self.0 };
-        self.0 = before.max(positions.end);
+        if positions.start == 0 {
+            *self = Self::default();
+        }
+        self.end = self.end.max(positions.end);
+        self.places_end = self.places_end.max(positions.end - self.evicted);
+    }
+
+    /// Of all tokens before `position`, layers that evict keep `kept`.
+    pub fn evict(&mut self, position: usize, kept: usize) {
+        self.places_end = kept;
+        self.evicted = position - kept;
+        self.evicted_at = position;
+    }
+
+    /// Tokens that layers that evict have lost: the place of a token among those that they have is its position less this.
+    pub fn evicted(&self) -> usize {
+        self.evicted
+    }
+
+    /// The end of the places of what such layers have.
+    pub fn places_end(&self) -> usize {
+        self.places_end
     }
 }
 
@@ -109,7 +151,7 @@ impl KvLayout {
         context_len: usize,
         chunk_len: usize,
         format: KvFormat,
-        tiles: Option<Tiles>,
+        options: KvOptions,
         tail_len: usize,
     ) -> Self {
         let owner = |index: usize| match decoder.layers[index].attention.kv {
@@ -122,7 +164,7 @@ impl KvLayout {
             let attention = &decoder.layers[index].attention;
             let mut readers = all.clone().filter(|&reader| owner(reader) == owner(index));
             let widest = readers.try_fold(0, |widest, reader| Some(widest.max(window(reader)?)));
-            let tiles = tiles.filter(|_| widest.is_none());
+            let tiles = options.tiles.filter(|_| widest.is_none());
             // A token sees less than two tiles as they were stored.
             let room = match tiles {
                 None => widest.map(|window| window.saturating_add(chunk_len)),
@@ -138,12 +180,20 @@ impl KvLayout {
                 capacity: ring.unwrap_or(context_len),
                 is_ring: ring.is_some(),
                 tiles: tiles.filter(|_| ring.is_some()),
+                evicts: widest.is_none(),
             }
         });
         Self {
             format,
+            budget: options.budget,
             layers: layers.collect(),
         }
+    }
+
+    /// How many tokens each head of layers that evict is to keep of those up to `position`, where they have more.
+    pub fn to_keep(&self, position: usize, written: Written) -> Option<usize> {
+        self.budget
+            .filter(|&budget| position - written.evicted > budget)
     }
 
     /// The layers that have keys and values of their own.
@@ -203,37 +253,48 @@ impl KvLayout {
     }
 
     /// Bytes of keys and values that decoding the token at `position` reads.
-    pub fn bytes_read(&self, position: usize) -> u64 {
+    pub fn bytes_read(&self, position: usize, written: Written) -> u64 {
         let bytes = |layer: &KvLayer| {
-            let seen = position.min(layer.window.unwrap_or(usize::MAX) - 1);
-            let tiles = layer.tiles.map_or(0, |_| Tiles::seen(position));
+            let place = layer.place(position, written.evicted);
+            let seen = place.min(layer.window.unwrap_or(usize::MAX) - 1);
+            let tiles = layer.tiles.map_or(0, |_| Tiles::seen(place));
             let exact = self.bytes_of(std::iter::once(layer.token_len() * (seen - tiles * TILE)));
             (exact + tiles * layer.tile_bytes()) as u64
         };
         self.layers.iter().map(bytes).sum()
     }
 
-    /// Whether all that a token at `position` sees before it is still there.
-    pub fn remembers(&self, position: usize, Written(end): Written) -> bool {
-        let sees_nothing = position == 0;
-        let mut layers = self.layers.iter();
-        sees_nothing
-            || layers.all(|layer| {
-                let window = layer.window.unwrap_or(usize::MAX);
-                let first_seen = match layer.tiles {
-                    None => (position + 1).saturating_sub(window),
-                    Some(_) => Tiles::seen(position) * TILE,
-                };
-                first_seen >= end.saturating_sub(layer.capacity)
-            })
+    /// Whether all that a token at `position` sees before it is still there, but for what was evicted before it.
+    pub fn remembers(&self, position: usize, written: Written) -> bool {
+        let remembers = |layer: &KvLayer| {
+            let place = layer.place(position, written.evicted);
+            let end = match layer.evicts {
+                true => written.places_end,
+                false => written.end,
+            };
+            let first_seen = match layer.tiles {
+                None => (place + 1).saturating_sub(layer.window.unwrap_or(usize::MAX)),
+                Some(_) => Tiles::seen(place) * TILE,
+            };
+            first_seen >= end.saturating_sub(layer.capacity)
+        };
+        position == 0 || position >= written.evicted_at && self.layers.iter().all(remembers)
     }
 }
 
 impl KvLayer {
-    /// Where in the cache the token at `position` lies. Callers keep both apart: what is rotated and compared is the
-    /// position, what is addressed is the slot.
-    pub fn slot(&self, position: usize) -> usize {
-        position % self.capacity
+    /// The place of the token at `position` among all that the layer has, where those that evict have lost `evicted`.
+    /// Callers keep both apart: positions rotate, places say what is near, far and seen.
+    pub fn place(&self, position: usize, evicted: usize) -> usize {
+        match self.evicts {
+            true => position - evicted,
+            false => position,
+        }
+    }
+
+    /// Where in the cache the token at `place` lies.
+    pub fn slot(&self, place: usize) -> usize {
+        place % self.capacity
     }
 
     /// Values of one token's keys.

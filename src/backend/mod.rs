@@ -1,12 +1,14 @@
 //! What a backend is: something that computes a batch of tokens behind those in its KV cache.
 
+mod eviction;
 mod kv_layout;
 mod sampling;
 
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
-pub use kv_layout::{KvFormat, KvLayer, KvLayout, SINKS, Tiles, Written};
+pub use eviction::{MIN_BUDGET, NEWEST, output_grams};
+pub use kv_layout::{KvFormat, KvLayer, KvLayout, KvOptions, SINKS, Tiles, Written};
 pub use sampling::{SamplingParams, StreamStart, TokenStream, not_finite};
 
 /// Tokens to compute together.
@@ -18,6 +20,8 @@ pub struct Batch<'a> {
     pub position: usize,
     pub phase: Phase,
     pub want: Want,
+    /// Whether a prompt ends with it: behind it, a KV cache keeps no more than its budget.
+    pub ends_prompt: bool,
 }
 
 /// What the tokens of a batch are.
@@ -46,7 +50,7 @@ pub struct Results<'a> {
     pub logits: &'a [f32],
 }
 
-/// The most tokens that a backend takes.
+/// How many tokens a backend takes, at most where nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// In the KV cache.
@@ -55,6 +59,8 @@ pub struct Limits {
     pub chunk_len: usize,
     /// In one batch that wants results for all.
     pub results_len: usize,
+    /// In the last batch of a prompt, at least, where it has so many: they say what a KV cache with a budget keeps.
+    pub last_len: usize,
     /// Different tokens.
     pub vocab_size: usize,
 }
@@ -143,6 +149,17 @@ pub struct StepReport {
     pub disabled_reason: Option<String>,
 }
 
+impl Limits {
+    /// Of a prompt of which `left` tokens are still to be read, how many the next batch takes.
+    pub fn next_len(&self, left: usize) -> usize {
+        let behind = left.saturating_sub(self.chunk_len);
+        match behind {
+            0 => left,
+            _ => left - behind.max(self.last_len.min(self.chunk_len)),
+        }
+    }
+}
+
 impl<'a> Batch<'a> {
     /// A piece of a prompt.
     pub fn prompt(tokens: &'a [u32], position: usize, want: Want) -> Self {
@@ -151,6 +168,15 @@ impl<'a> Batch<'a> {
             position,
             phase: Phase::Prompt,
             want,
+            ends_prompt: false,
+        }
+    }
+
+    /// The last piece of a prompt, for the logits behind it.
+    pub fn end_of_prompt(tokens: &'a [u32], position: usize) -> Self {
+        Self {
+            ends_prompt: true,
+            ..Self::prompt(tokens, position, Want::Last)
         }
     }
 
@@ -161,6 +187,7 @@ impl<'a> Batch<'a> {
             position,
             phase: Phase::Decode,
             want: Want::Last,
+            ends_prompt: false,
         }
     }
 
@@ -185,6 +212,7 @@ impl<'a> Batch<'a> {
             chunk_len,
             results_len,
             vocab_size,
+            ..
         } = limits;
         let len = self.tokens.len();
         let most = match (self.phase, self.want) {

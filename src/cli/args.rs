@@ -6,7 +6,7 @@ use std::{path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::civil::DateTime;
 
-use crate::backend::Tiles;
+use crate::backend::{MIN_BUDGET, Tiles};
 
 /// The longest context that a flag can ask for: a GPU counts positions in 32 bits.
 pub const MOST_TOKENS: usize = i32::MAX as usize;
@@ -354,6 +354,10 @@ pub struct MachineArgs {
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvType::F16)]
     pub kv_type: KvType,
 
+    /// Of a prompt, keep N tokens in each head of the KV cache: those that its end attends to
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = kv_budget)]
+    pub kv_budget: Option<usize>,
+
     /// Compute a token by separate CUDA kernels instead of one (as SHARPI_STEP_KERNEL=0 does)
     #[arg(long)]
     pub no_step_kernel: bool,
@@ -569,6 +573,10 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 fn tokens(text: &str) -> Result<usize, String> {
     whole_number(text, 0, MOST_TOKENS)
+}
+
+fn kv_budget(text: &str) -> Result<usize, String> {
+    whole_number(text, MIN_BUDGET, MOST_TOKENS)
 }
 
 fn some_tokens(text: &str) -> Result<usize, String> {

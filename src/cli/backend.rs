@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::{args::Device, context, progress::CountBar};
 use crate::{
-    backend::{Backend, Tiles},
+    backend::{Backend, KvOptions},
     cpu::CpuBackend,
     cuda::{self, CudaBackend, DoesNotFit, Gpus, StepKernel},
     model::Decoder,
@@ -26,8 +26,7 @@ pub struct Compute {
     pub ubatch: Option<usize>,
     /// Tokens of prompt and text; `None`: as many as are sensible.
     pub context_len: Option<usize>,
-    /// What becomes of tokens that are far behind; `None`: nothing.
-    pub kv_tiles: Option<Tiles>,
+    pub kv: KvOptions,
     /// The flags of this command that decide about `context_len`, as messages name them.
     pub context_flags: &'static str,
     pub show_progress: bool,
@@ -113,7 +112,7 @@ pub fn on_gpu(
         chunk_len: compute.ubatch,
         graph_disabled: compute.graph_disabled.clone(),
         step_kernel: compute.step_kernel.clone(),
-        kv_tiles: compute.kv_tiles,
+        kv: compute.kv,
     };
     context::warn_if_untrained(compute, decoder);
     let mut bar = CountBar::bytes(compute.show_progress, "uploading the weights");
@@ -147,11 +146,11 @@ fn what_would_fit(does_not_fit: &DoesNotFit, compute: &Compute) -> String {
 /// Brings the model to the CPU.
 pub fn on_cpu(compute: &Compute, decoder: &Arc<Decoder>) -> Result<Box<dyn Backend>> {
     let context_len = context::choose(compute, decoder)?;
-    let backend = CpuBackend::with_tiles(
+    let backend = CpuBackend::with_kv(
         Arc::clone(decoder),
         context_len,
         compute.threads,
-        compute.kv_tiles,
+        compute.kv,
     )
     .with_context(|| {
         let flags = compute.context_flags;

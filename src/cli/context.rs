@@ -21,7 +21,7 @@ pub fn choose(compute: &Compute, decoder: &Decoder) -> Result<usize> {
         usize::MAX,
         cpu::CHUNK_LEN,
         KvFormat::F32,
-        compute.kv_tiles,
+        compute.kv,
         cpu::CHUNK_LEN,
     );
     // Where every layer has a sliding window, a longer context takes no more.

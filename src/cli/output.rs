@@ -44,6 +44,8 @@ pub struct KvFacts {
     pub kv_type: String,
     /// That one more token of context takes.
     pub bytes_per_token: usize,
+    /// Tokens of a prompt that each head keeps, if not all.
+    pub budget: Option<usize>,
 }
 
 #[derive(Serialize)]

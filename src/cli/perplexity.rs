@@ -16,7 +16,7 @@ use super::{
     resolve::ModelSource,
 };
 use crate::{
-    backend::Backend,
+    backend::{Backend, KvOptions},
     engine::{Evaluation, evaluate},
     model::Prompt,
 };
@@ -48,7 +48,7 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
     let mut reference: Option<Box<dyn Backend>> = match request.kl {
         true => {
             let exact = Compute {
-                kv_tiles: None,
+                kv: KvOptions::default(),
                 ..request.compute.clone()
             };
             Some(backend::on_cpu(&exact, &model.decoder)?)

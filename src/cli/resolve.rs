@@ -25,6 +25,7 @@ use super::{
     verify::VerifyRequest,
 };
 use crate::{
+    backend::KvOptions,
     cuda::StepKernel,
     engine::{Kind, SamplingParams, Workload},
     model::{
@@ -226,7 +227,10 @@ fn compute(
         step_kernel: step_kernel(args.no_step_kernel),
         ubatch: args.ubatch,
         context_len,
-        kv_tiles: args.kv_type.tiles(),
+        kv: KvOptions {
+            tiles: args.kv_type.tiles(),
+            budget: args.kv_budget,
+        },
         context_flags,
         show_progress: progress::wanted(verbosity),
     }

@@ -164,6 +164,7 @@ fn start<'a>(
         kv_cache: KvFacts {
             kv_type: kv_layout.name(),
             bytes_per_token: kv_layout.bytes_per_token(),
+            budget: kv_layout.budget,
         },
         prompt_ids: prompt,
     })

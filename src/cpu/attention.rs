@@ -10,8 +10,9 @@ use super::{
     tiles::{ExactHead, HeadTiles, TileCache},
 };
 use crate::{
-    backend::{KvLayer, KvLayout, SINKS, Tiles},
+    backend::{KvLayer, KvLayout, SINKS, Tiles, Written},
     math::exp,
+    model::decoder::Attention,
     quant::{
         kv_tile::{TILE, rotate},
         vectorize_inside,
@@ -21,9 +22,10 @@ use crate::{
 /// Blocks of slots, or lanes of a head, that are summed at once.
 const AT_ONCE: usize = 4;
 
-/// Keys and values of every token so far.
+/// Keys and values of every token so far, as far as they were not evicted.
 pub struct KvCache {
     layout: KvLayout,
+    written: Written,
     /// Of each layer that has its own.
     layers: Vec<Option<LayerCache>>,
     /// (2 * head_dim): a key and a value on their way into a cache with tiles
@@ -43,12 +45,22 @@ pub struct LayerCache {
     tiles: Option<TileCache>,
 }
 
-/// What a query attends over.
-pub struct Visible {
+/// A query that attends.
+#[derive(Clone, Copy)]
+pub struct Query<'a> {
     pub layer: usize,
     pub head_kv: usize,
-    /// Consecutive, and all in the cache.
-    pub positions: Range<usize>,
+    /// Of its token, which is in the cache, as are all that it sees.
+    pub position: usize,
+    /// (head_dim)
+    pub numbers: &'a [f32],
+}
+
+/// What a query gave to the tokens that it sees.
+pub struct Weights<'a> {
+    /// Of consecutive places up to its own: to be multiplied with `scale`, they add up to 1.
+    pub numbers: &'a [f32],
+    pub scale: f32,
 }
 
 /// How a score comes from a query and a key.
@@ -69,6 +81,7 @@ impl KvCache {
         Some(Self {
             layers: layers.collect::<Result<_, NoMemory>>().ok()?,
             rotated: vec![0.0; 2 * widest.unwrap_or(0)],
+            written: Written::default(),
             layout,
         })
     }
@@ -77,58 +90,94 @@ impl KvCache {
         &self.layout
     }
 
+    pub fn written(&self) -> Written {
+        self.written
+    }
+
+    /// Notes that tokens at `positions` come next.
+    pub fn begin(&mut self, positions: Range<usize>) {
+        self.written.add(positions);
+    }
+
     /// Stores the key and value (head_dim, head_count_kv) of the token at `position`.
     pub fn store(&mut self, layer: usize, position: usize, key: &[f32], value: &[f32]) {
-        let slot = self.layout.layers[layer].slot(position);
+        let place = self.layout.layers[layer].place(position, self.written.evicted());
         let cache = self.layers[layer].as_mut();
         let cache = cache.expect("a layer that stores has a cache of its own");
         let dim = cache.head_dim;
         let heads = key.chunks_exact(dim).zip(value.chunks_exact(dim));
-        let Some(mut tiles) = cache.tiles.take() else {
-            for (head, (key, value)) in heads.enumerate() {
-                cache.store(head, slot, key, value);
-            }
-            return;
-        };
         let (rotated_key, rest) = self.rotated.split_at_mut(dim);
         let rotated_value = &mut rest[..dim];
         for (head, (key, value)) in heads.enumerate() {
+            if cache.tiles.is_none() {
+                cache.store(head, place, key, value);
+                continue;
+            }
             for (rotated, numbers) in [(&mut *rotated_key, key), (&mut *rotated_value, value)] {
                 rotated.copy_from_slice(numbers);
                 rotate(rotated);
-                rotated
-                    .iter_mut()
-                    .for_each(|x| *x = f16::from_f32(*x).to_f32());
+                round(rotated);
             }
-            cache.store(head, slot, rotated_key, rotated_value);
-            if position < SINKS {
-                tiles.store_sink(head, position, rotated_key, rotated_value);
-            }
-            if (position + 1).is_multiple_of(TILE) {
-                let first = slot + 1 - TILE;
-                tiles.compress(head, position / TILE, &ExactHead::new(cache, head), first);
-            }
+            cache.store(head, place, rotated_key, rotated_value);
         }
-        cache.tiles = Some(tiles);
     }
 
-    /// Attends with one head's `query` (head_dim): `out = softmax(softcap(scale * query · keys)) · values`. `scores` has room
-    /// for a number for each position, `rotated` for two queries.
-    pub fn attend(
+    /// Keeps of every head of a layer that stores the tokens at the places `kept`, (tokens, head_count_kv), ascending: they
+    /// become its first ones. `rows` has room for all that a head keeps, `(2 * head_dim, tokens)`.
+    pub fn keep(&mut self, layer: usize, kept: &[u32], rows: &mut [f32]) {
+        let heads = self.layout.layers[layer].head_count_kv;
+        let cache = self.layers[layer].as_mut();
+        let cache = cache.expect("a layer that stores has a cache of its own");
+        let dim = cache.head_dim;
+        let places = self.written.places_end();
+        for (head, kept) in kept.chunks_exact(kept.len() / heads).enumerate() {
+            let mut rows_of_kept = rows.chunks_exact_mut(2 * dim);
+            let kept_places = kept.iter().map(|&place| place as usize);
+            cache.read(head, kept_places, places, |key, value| {
+                let row = rows_of_kept.next().expect("room for all that is kept");
+                row[..dim].copy_from_slice(key);
+                row[dim..].copy_from_slice(value);
+                if cache.tiles.is_some() {
+                    round(row);
+                }
+            });
+            for (place, row) in rows.chunks_exact(2 * dim).take(kept.len()).enumerate() {
+                cache.store(head, place, &row[..dim], &row[dim..]);
+            }
+        }
+    }
+
+    /// Notes that every layer that evicts keeps `kept` of the tokens before `position`.
+    pub fn evict(&mut self, position: usize, kept: usize) {
+        self.written.evict(position, kept);
+    }
+
+    /// Calls `each` with the values of all tokens of a head of a layer that stores, as it keeps them.
+    pub fn for_each_value(&self, layer: usize, head_kv: usize, mut each: impl FnMut(&[f32])) {
+        let cache = self.layers[layer].as_ref();
+        let cache = cache.expect("a layer that stores has a cache of its own");
+        let places = self.written.places_end();
+        cache.read(head_kv, 0..places, places, |_, value| each(value));
+    }
+
+    /// Attends: `out = softmax(softcap(scale * query · keys)) · values`, and returns the softmax. `scores` has room for a number
+    /// for each position, `rotated` for two queries.
+    pub fn attend<'s>(
         &self,
-        visible: Visible,
+        query: Query,
         scoring: Scoring,
-        query: &[f32],
-        scores: &mut [Lanes],
+        scores: &'s mut [Lanes],
         rotated: &mut [f32],
         out: &mut [f32],
-    ) {
-        let Visible {
+    ) -> Weights<'s> {
+        let Query {
             layer,
             head_kv,
-            positions,
-        } = visible;
+            position,
+            numbers: query,
+        } = query;
         let layer = &self.layout.layers[layer];
+        let end = layer.place(position, self.written.evicted()) + 1;
         let cache = self.layers[layer.owner].as_ref();
         let cache = cache.expect("an owner has a cache");
         let keys = cache.slots / LANES * cache.head_dim;
@@ -136,34 +185,59 @@ impl KvCache {
         let keys = &cache.keys.lanes()[head_kv * keys..][..keys];
         let values = &cache.values.lanes()[head_kv * values..][..values];
         let Some(tiles) = &cache.tiles else {
-            let first = layer.slot(positions.start);
-            let count = positions.len();
-            attend(
-                query, None, keys, values, scoring, first, count, scores, out,
-            );
-            return;
+            let seen = layer.window.map_or(end, |window| window.min(end));
+            let first = layer.slot(end - seen);
+            let seen = attend(query, None, keys, values, scoring, first, seen, scores, out);
+            return Weights::new(scores, seen);
         };
         let (query_rotated, rest) = rotated.split_at_mut(query.len());
         query_rotated.copy_from_slice(query);
         rotate(query_rotated);
         let seen = SeenTiles {
             tiles: tiles.head(head_kv),
-            count: Tiles::seen(positions.end - 1),
+            count: Tiles::seen(end - 1),
             scaled: &mut rest[..query.len()],
         };
         let first = seen.count * TILE;
-        attend(
+        let seen = attend(
             query_rotated,
             Some(seen),
             keys,
             values,
             scoring,
             layer.slot(first),
-            positions.end - first,
+            end - first,
             scores,
             out,
         );
         rotate(out);
+        Weights::new(scores, seen)
+    }
+}
+
+impl<'a> Weights<'a> {
+    fn new(scores: &'a [Lanes], (seen, scale): (Range<usize>, f32)) -> Self {
+        Self {
+            numbers: &bytemuck::cast_slice(scores)[seen],
+            scale,
+        }
+    }
+}
+
+/// To float16, as what is rotated is cached.
+fn round(numbers: &mut [f32]) {
+    numbers
+        .iter_mut()
+        .for_each(|x| *x = f16::from_f32(*x).to_f32());
+}
+
+impl Scoring {
+    /// That of a layer.
+    pub fn of(attention: &Attention) -> Self {
+        Self {
+            scale: attention.scale,
+            softcap: attention.softcap,
+        }
     }
 }
 
@@ -191,7 +265,58 @@ impl LayerCache {
         allocate().ok_or(NoMemory)
     }
 
-    fn store(&mut self, head: usize, slot: usize, key: &[f32], value: &[f32]) {
+    /// Stores a key and a value, where there are tiles rotated and rounded, and makes a tile of those whose last one it is.
+    fn store(&mut self, head: usize, place: usize, key: &[f32], value: &[f32]) {
+        let slot = place % self.slots;
+        self.put(head, slot, key, value);
+        let Some(mut tiles) = self.tiles.take() else {
+            return;
+        };
+        if place < SINKS {
+            tiles.store_sink(head, place, key, value);
+        }
+        if (place + 1).is_multiple_of(TILE) {
+            let first = slot + 1 - TILE;
+            tiles.compress(head, place / TILE, &ExactHead::new(self, head), first);
+        }
+        self.tiles = Some(tiles);
+    }
+
+    /// Calls `each` with the keys and values of a head at `places`, which ascend, as the token at place `end` sees them.
+    fn read(
+        &self,
+        head: usize,
+        places: impl Iterator<Item = usize>,
+        end: usize,
+        mut each: impl FnMut(&[f32], &[f32]),
+    ) {
+        let dim = self.head_dim;
+        let mut tile = vec![0.0; 2 * TILE * dim];
+        let (tile_keys, tile_values) = tile.split_at_mut(TILE * dim);
+        let mut tile_at_hand = None;
+        let mut exact_key = vec![0.0; dim];
+        for place in places {
+            let tile = place / TILE;
+            match &self.tiles {
+                Some(tiles) if tile < Tiles::seen(end) => {
+                    if tile_at_hand.replace(tile) != Some(tile) {
+                        tiles.head(head).read(tile, tile_keys, tile_values);
+                    }
+                    let row = place % TILE * dim..(place % TILE + 1) * dim;
+                    each(&tile_keys[row.clone()], &tile_values[row]);
+                }
+                _ => {
+                    let (exact, slot) = (ExactHead::new(self, head), place % self.slots);
+                    for (channel, number) in exact_key.iter_mut().enumerate() {
+                        *number = exact.key(slot, channel);
+                    }
+                    each(&exact_key, &exact.value(slot)[..dim]);
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, head: usize, slot: usize, key: &[f32], value: &[f32]) {
         let dim = self.head_dim;
         let block = (head * self.slots + slot) / LANES;
         let keys = &mut self.keys.lanes_mut()[block * dim..][..dim];
@@ -206,7 +331,7 @@ impl LayerCache {
 
 vectorized! {
     /// Over whole tiles, if any, and `count` slots from `first` on: behind the last one comes the first of all. Behind tiles, a
-    /// block of slots begins with `first`.
+    /// block of slots begins with `first`. Returns which of `scores` hold what tokens were weighted with, and the scale of these.
     fn attend(
         query: &[f32],
         tiles: Option<SeenTiles>,
@@ -217,7 +342,7 @@ vectorized! {
         count: usize,
         scores: &mut [Lanes],
         out: &mut [f32],
-    ) {
+    ) -> (Range<usize>, f32) {
         let of_tiles = tiles.as_ref().map_or(0, |tiles| tiles.count * TILE);
         let seen = first % LANES..first % LANES + of_tiles + count;
         let scores = &mut scores[..seen.end.div_ceil(LANES)];
@@ -228,10 +353,11 @@ vectorized! {
         });
         score_slots(query, scoring.scale, keys, first / LANES, slot_scores);
         let scale = softmax(scores, seen.clone(), scoring.softcap);
-        let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[seen];
+        let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[seen.clone()];
         let (tile_weights, weights) = weights.split_at(of_tiles);
         let tiles = tiles.map(|tiles| (tiles, tile_weights));
         average_all(tiles, weights, values, first, query.len(), scale, out);
+        (seen, scale)
     }
 }
 

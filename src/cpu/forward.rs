@@ -4,15 +4,16 @@ use std::{mem, ops::Range, sync::Arc};
 
 use super::{
     Scratch, Workers,
-    attention::{KvCache, Scoring, Visible},
+    attention::{KvCache, Query, Scoring},
     elementwise,
+    eviction::Eviction,
     matmul::{Product, matmul, matmul_gated},
     rope::Rotations,
     simd::Matrix,
     workers::SharedMatrix,
 };
 use crate::{
-    backend::Batch,
+    backend::{Batch, NEWEST},
     model::{
         decoder::{Activation, Attention, Decoder, Linear, Norm, Rope},
         ops::{Op, SUPPRESSED, Var, needs},
@@ -94,14 +95,20 @@ fn greatest_lengths(decoder: &Decoder) -> [usize; Var::Logits as usize + 1] {
     greatest
 }
 
-/// Computes a batch, and returns the logits of the tokens that get any: (vocab_size, those).
+/// Computes a batch, and returns the logits of the tokens that get any: (vocab_size, those). `eviction`: where there is a
+/// budget.
 pub fn forward<'a>(
     decoder: &Decoder,
     workers: &Workers,
     cache: &mut KvCache,
+    eviction: Option<&mut Eviction>,
     activations: &'a mut Activations,
     batch: &Batch,
 ) -> &'a [f32] {
+    let end = batch.positions().end;
+    cache.begin(batch.positions());
+    let to_keep = cache.layout().to_keep(end, cache.written());
+    let eviction = eviction.zip(to_keep.filter(|_| batch.ends_prompt));
     for (_, rotations) in &mut activations.rotations {
         rotations.seek(batch.position, batch.tokens.len());
     }
@@ -109,6 +116,7 @@ pub fn forward<'a>(
         decoder,
         workers,
         cache,
+        eviction,
         activations,
         batch,
         tokens: 0..batch.tokens.len(),
@@ -119,6 +127,9 @@ pub fn forward<'a>(
             ops = pass.advance(ops);
         }
     });
+    if let Some((eviction, count)) = pass.eviction {
+        eviction.evict(pass.cache, end, count);
+    }
     &activations.logits[..decoder.vocab_size * batch.wanted().len()]
 }
 
@@ -127,6 +138,8 @@ struct Pass<'a> {
     decoder: &'a Decoder,
     workers: &'a Workers,
     cache: &'a mut KvCache,
+    /// Where tokens are to be evicted behind the batch: how many stay.
+    eviction: Option<(&'a mut Eviction, usize)>,
     activations: &'a mut Activations,
     batch: &'a Batch<'a>,
     /// Those of the batch that count.
@@ -244,6 +257,7 @@ impl Pass<'_> {
                 let mut matrix = self.activations.take(*out, attention.q_dim(), &self.tokens);
                 self.attend(*layer, attention, self.activations.get(*query), &mut matrix);
                 self.activations.put(*out, matrix);
+                self.choose_kept(*layer, attention, *query);
             }
             Op::Gate {
                 gate,
@@ -417,26 +431,65 @@ impl Pass<'_> {
             .run(self.tokens.len() * heads, |task, scratch| {
                 // The last token has the most positions to attend over, so that it comes first.
                 let (token, head) = (self.tokens.end - 1 - task / heads, task % heads);
-                let end = self.batch.position + token + 1;
-                let seen = attention.window.map_or(end, |window| window.min(end));
-                let visible = Visible {
-                    layer,
-                    head_kv: head / attention.group(),
-                    positions: end - seen..end,
-                };
                 let values = head * attention.head_dim..(head + 1) * attention.head_dim;
-                let query = &queries.row(token)[values.clone()];
+                let query = self.query(layer, attention, queries, token, head);
                 // SAFETY: no other task has this head of this token.
                 let out = unsafe { out.part(token, values) };
-                let scoring = Scoring {
-                    scale: attention.scale,
-                    softcap: attention.softcap,
-                };
                 let Scratch {
                     scores, rotated, ..
                 } = scratch;
                 self.cache
-                    .attend(visible, scoring, query, scores, rotated, out);
+                    .attend(query, Scoring::of(attention), scores, rotated, out);
             });
+    }
+
+    fn query<'q>(
+        &self,
+        layer: usize,
+        attention: &Attention,
+        queries: &'q Matrix,
+        token: usize,
+        head: usize,
+    ) -> Query<'q> {
+        let dim = attention.head_dim;
+        Query {
+            layer,
+            head_kv: head / attention.group(),
+            position: self.batch.position + token,
+            numbers: &queries.row(token)[head * dim..(head + 1) * dim],
+        }
+    }
+
+    /// Where tokens are to be evicted, lets the last ones choose which of a layer stay.
+    fn choose_kept(&mut self, layer: usize, attention: &Attention, query: Var) {
+        let Some((eviction, count)) = self.eviction.take() else {
+            return;
+        };
+        if eviction.concerns(layer) {
+            let queries = self.activations.get(query);
+            let observers = self.tokens.end.saturating_sub(NEWEST)..self.tokens.end;
+            eviction.choose(
+                self.workers,
+                self.cache,
+                layer,
+                count,
+                |head, scratch, each| {
+                    let Scratch {
+                        scores,
+                        rotated,
+                        attended,
+                        ..
+                    } = scratch;
+                    for token in observers.clone() {
+                        let query = self.query(layer, attention, queries, token, head);
+                        let out = &mut attended[..attention.head_dim];
+                        let scoring = Scoring::of(attention);
+                        let weights = self.cache.attend(query, scoring, scores, rotated, out);
+                        each(weights.numbers, weights.scale);
+                    }
+                },
+            );
+        }
+        self.eviction = Some((eviction, count));
     }
 }

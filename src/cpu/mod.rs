@@ -5,6 +5,7 @@
 
 mod attention;
 mod elementwise;
+mod eviction;
 mod forward;
 mod matmul;
 mod processor;
@@ -21,12 +22,13 @@ use anyhow::{Context, Result};
 
 use self::{
     attention::KvCache,
+    eviction::Eviction,
     forward::{Activations, forward},
     matmul::MatmulScratch,
     simd::{LANES, Lanes},
 };
 use crate::{
-    backend::{Backend, Batch, KvFormat, KvLayout, Limits, Results, Tiles, Written},
+    backend::{Backend, Batch, KvFormat, KvLayout, KvOptions, Limits, NEWEST, Results},
     model::Decoder,
 };
 
@@ -40,6 +42,8 @@ struct Scratch {
     scores: Vec<Lanes>,
     /// (2 * head_dim): a query that is rotated, and scaled
     rotated: Vec<f32>,
+    /// (head_dim): what a query gathers that is asked for its weights alone
+    attended: Vec<f32>,
 }
 
 type Workers = workers::Workers<Scratch>;
@@ -50,7 +54,8 @@ pub struct CpuBackend {
     context_len: usize,
     workers: Workers,
     cache: KvCache,
-    written: Written,
+    /// Where the cache has a budget.
+    eviction: Option<Eviction>,
     activations: Activations,
     device: String,
 }
@@ -63,26 +68,26 @@ impl CpuBackend {
     ///
     /// Where there is no memory for the context or the threads cannot be started.
     pub fn new(decoder: Arc<Decoder>, context_len: usize, threads: usize) -> Result<Self> {
-        Self::with_tiles(decoder, context_len, threads, None)
+        Self::with_kv(decoder, context_len, threads, KvOptions::default())
     }
 
-    /// As [`new`](Self::new); tokens that are far behind are kept in tiles.
+    /// As [`new`](Self::new), with a KV cache as it is asked for.
     ///
     /// # Errors
     ///
     /// The same.
-    pub fn with_tiles(
+    pub fn with_kv(
         decoder: Arc<Decoder>,
         context_len: usize,
         threads: usize,
-        tiles: Option<Tiles>,
+        options: KvOptions,
     ) -> Result<Self> {
         let layout = KvLayout::new(
             &decoder,
             context_len,
             CHUNK_LEN,
             KvFormat::F32,
-            tiles,
+            options,
             CHUNK_LEN,
         );
         let bytes_per_token = layout.bytes_per_token();
@@ -93,14 +98,20 @@ impl CpuBackend {
             )
         };
         let cache = KvCache::new(layout, context_len).with_context(no_memory)?;
+        let eviction = options
+            .budget
+            .map(|_| Eviction::new(&decoder, cache.layout(), context_len).with_context(no_memory))
+            .transpose()?;
         let activations = Activations::new(&decoder, CHUNK_LEN).with_context(no_memory)?;
         let workers = Workers::new(threads, || {
             let matmul = MatmulScratch::new(CHUNK_LEN);
             let scores = bytemuck::try_zeroed_vec(context_len.div_ceil(LANES));
             let widest = decoder.layers.iter().map(|layer| layer.attention.head_dim);
+            let widest = widest.max().unwrap_or(0);
             Ok(Scratch {
                 matmul,
-                rotated: vec![0.0; 2 * widest.max().unwrap_or(0)],
+                rotated: vec![0.0; 2 * widest],
+                attended: vec![0.0; widest],
                 scores: scores.ok().with_context(no_memory)?,
             })
         })?;
@@ -109,7 +120,7 @@ impl CpuBackend {
             context_len,
             workers,
             cache,
-            written: Written::default(),
+            eviction,
             activations,
             device,
             decoder,
@@ -131,21 +142,24 @@ impl Backend for CpuBackend {
             context_len: self.context_len,
             chunk_len: CHUNK_LEN,
             results_len: CHUNK_LEN,
+            last_len: self.eviction.as_ref().map_or(1, |_| NEWEST),
             vocab_size: self.decoder.vocab_size,
         }
     }
 
     fn remembers(&self, position: usize) -> bool {
-        self.cache.layout().remembers(position, self.written)
+        self.cache
+            .layout()
+            .remembers(position, self.cache.written())
     }
 
     fn compute(&mut self, batch: Batch) -> Result<Results<'_>> {
         batch.check(self.limits(), self.remembers(batch.position))?;
-        self.written.add(batch.positions());
         let logits = forward(
             &self.decoder,
             &self.workers,
             &mut self.cache,
+            self.eviction.as_mut(),
             &mut self.activations,
             &batch,
         );
@@ -157,6 +171,9 @@ impl Backend for CpuBackend {
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {
-        self.decoder.bytes_per_token() + self.cache.layout().bytes_read(position)
+        self.decoder.bytes_per_token() + {
+            let cache = &self.cache;
+            cache.layout().bytes_read(position, cache.written())
+        }
     }
 }

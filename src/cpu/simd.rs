@@ -159,22 +159,22 @@ impl Matrix {
 /// Defines functions that are compiled for AVX-512, AVX2 and the target's baseline, each the same Rust; which one
 /// runs is found out at run time.
 macro_rules! vectorized {
-    ($($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block)*) => {$(
+    ($($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block)*) => {$(
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments)]
-        $visibility fn $name($($argument: $type),*) {
+        $visibility fn $name($($argument: $type),*) $(-> $output)? {
             #[inline(always)]
-            fn baseline($($argument: $type),*) $body
+            fn baseline($($argument: $type),*) $(-> $output)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-                fn avx512($($argument: $type),*) {
+                fn avx512($($argument: $type),*) $(-> $output)? {
                     baseline($($argument),*)
                 }
 
                 #[target_feature(enable = "avx2")]
-                fn avx2($($argument: $type),*) {
+                fn avx2($($argument: $type),*) $(-> $output)? {
                     baseline($($argument),*)
                 }
 

@@ -183,13 +183,13 @@ impl<'a> ExactHead<'a> {
         Self { cache, head }
     }
 
-    fn key(&self, slot: usize, channel: usize) -> f32 {
+    pub fn key(&self, slot: usize, channel: usize) -> f32 {
         let slot = self.head * self.cache.slots + slot % self.cache.slots;
         self.cache.keys.lanes()[slot / LANES * self.cache.head_dim + channel].0[slot % LANES]
     }
 
     /// With its padding.
-    fn value(&self, slot: usize) -> &'a [f32] {
+    pub fn value(&self, slot: usize) -> &'a [f32] {
         let slot = self.head * self.cache.slots + slot % self.cache.slots;
         let stride = self.cache.head_dim.div_ceil(LANES);
         bytemuck::cast_slice(&self.cache.values.lanes()[slot * stride..][..stride])
@@ -197,6 +197,54 @@ impl<'a> ExactHead<'a> {
 }
 
 impl HeadTiles<'_> {
+    /// The keys and values of a tile, each (head_dim, TILE), as they are read back; the sinks as they were stored.
+    pub fn read(&self, tile: usize, keys: &mut [f32], values: &mut [f32]) {
+        match self.bits.key_bits {
+            3 => self.read_keys::<3>(tile, keys),
+            4 => self.read_keys::<4>(tile, keys),
+            _ => self.read_keys::<8>(tile, keys),
+        }
+        match self.bits.value_bits {
+            3 => self.read_values::<3>(tile, values),
+            4 => self.read_values::<4>(tile, values),
+            _ => self.read_values::<8>(tile, values),
+        }
+        if tile == 0 {
+            keys[..self.sink_keys.len()].copy_from_slice(self.sink_keys);
+            values[..self.sink_values.len()].copy_from_slice(self.sink_values);
+        }
+    }
+
+    fn read_keys<const BITS: usize>(&self, tile: usize, keys: &mut [f32]) {
+        let dim = keys.len() / TILE;
+        let groups = &self.key_groups[tile * KEY_GROUPS * dim..][..KEY_GROUPS * dim];
+        let codes = &self.key_codes[tile * BLOCKS * dim * packed_len(BITS)..];
+        let mut codes = codes.chunks_exact(packed_len(BITS));
+        for (block, keys) in keys.chunks_exact_mut(LANES * dim).enumerate() {
+            let groups = &groups[block / GROUP_BLOCKS * dim..][..dim];
+            for (channel, (group, codes)) in groups.iter().zip(&mut codes).enumerate() {
+                for (lane, code) in unpack::<BITS>(codes).into_iter().enumerate() {
+                    keys[lane * dim + channel] = group.number(code);
+                }
+            }
+        }
+    }
+
+    fn read_values<const BITS: usize>(&self, tile: usize, values: &mut [f32]) {
+        let dim = values.len() / TILE;
+        let groups = &self.value_groups[tile * TILE..][..TILE];
+        let token_len = dim.div_ceil(LANES) * packed_len(BITS);
+        let codes = self.value_codes[tile * TILE * token_len..].chunks_exact(token_len);
+        for ((group, codes), values) in groups.iter().zip(codes).zip(values.chunks_exact_mut(dim)) {
+            let pieces = values.chunks_mut(LANES);
+            for (codes, values) in codes.chunks_exact(packed_len(BITS)).zip(pieces) {
+                for (code, value) in unpack::<BITS>(codes).into_iter().zip(values) {
+                    *value = group.number(code);
+                }
+            }
+        }
+    }
+
     /// `query · key * scale` for all tokens of the first tiles, [`BLOCKS`] of `scores` each. `scaled` has room for a query.
     #[inline(always)]
     pub fn score(&self, query: &[f32], scale: f32, scaled: &mut [f32], scores: &mut [Lanes]) {

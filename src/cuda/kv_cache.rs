@@ -14,7 +14,7 @@ use super::{
     params::{CompressTilesParams, CompressedLayer, CopyTokensParams, KvTiles},
 };
 use crate::{
-    backend::{KvFormat, KvLayer, KvLayout, SINKS, Tiles},
+    backend::{KvFormat, KvLayer, KvLayout, KvOptions, SINKS, Tiles},
     model::Decoder,
     quant::kv_tile::TILE,
 };
@@ -54,9 +54,16 @@ pub fn layout(
     decoder: &Decoder,
     context_len: usize,
     chunk_len: usize,
-    tiles: Option<Tiles>,
+    options: KvOptions,
 ) -> KvLayout {
-    KvLayout::new(decoder, context_len, chunk_len, KvFormat::F16, tiles, TILE)
+    KvLayout::new(
+        decoder,
+        context_len,
+        chunk_len,
+        KvFormat::F16,
+        options,
+        TILE,
+    )
 }
 
 /// Bytes through which chunks of up to `chunk_len` tokens pass, in layers with tiles.

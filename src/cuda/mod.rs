@@ -42,8 +42,8 @@ use self::{
 };
 use crate::{
     backend::{
-        Backend, Batch, GraphReport, KvLayout, Limits, Phase, Results, SamplingParams, StepReport,
-        StreamStart, Tiles, TokenStream, Written,
+        Backend, Batch, GraphReport, KvLayout, KvOptions, Limits, NEWEST, Phase, Results,
+        SamplingParams, StepReport, StreamStart, TokenStream, Written,
     },
     model::Decoder,
 };
@@ -72,8 +72,7 @@ pub struct Options {
     /// Why decoding must not be captured into a graph, if so; `None`: it is.
     pub graph_disabled: Option<String>,
     pub step_kernel: StepKernel,
-    /// How tokens that are far behind are kept; `None`: as all others are.
-    pub kv_tiles: Option<Tiles>,
+    pub kv: KvOptions,
 }
 
 /// When the step kernel computes tokens, where it can.
@@ -89,7 +88,7 @@ pub enum StepKernel {
 impl Options {
     /// Why the step kernel is not even to be made ready, if so.
     fn step_disabled(&self, device: &Device, decoder: &Decoder) -> Option<String> {
-        match self.kv_tiles {
+        match self.kv.tiles {
             Some(tiles) => Some(format!("it reads no KV cache of type {tiles}")),
             None => self.step_kernel.disabled(device, decoder),
         }
@@ -137,6 +136,10 @@ impl CudaBackend {
         options: &Options,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        ensure!(
+            options.kv.budget.is_none(),
+            "a KV cache with a budget is kept by the CPU alone: use --device cpu"
+        );
         let (free, _) = device.memory()?;
         let sizing::Choice {
             chunk,
@@ -153,7 +156,7 @@ impl CudaBackend {
             start.elapsed()
         );
         let scratch = Scratch::new(&device, &decoder)?;
-        let layout = kv_cache::layout(&decoder, context_len, chunk.tokens, options.kv_tiles);
+        let layout = kv_cache::layout(&decoder, context_len, chunk.tokens, options.kv);
         let cache = KvCache::new(&device, layout, context_len, chunk.tokens)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
         // Its stages are megabytes: nobody waits for them who will not use them.
@@ -176,6 +179,7 @@ impl CudaBackend {
                 context_len,
                 chunk_len: chunk.tokens,
                 results_len: LOGITS_LEN.min(chunk.tokens),
+                last_len: options.kv.budget.map_or(1, |_| NEWEST),
                 vocab_size: decoder.vocab_size,
             },
             device,
@@ -336,7 +340,7 @@ impl Backend for CudaBackend {
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {
-        self.decoder.bytes_per_token() + self.cache.layout().bytes_read(position)
+        self.decoder.bytes_per_token() + self.cache.layout().bytes_read(position, self.written)
     }
 
     fn set_graph(&mut self, disabled: Option<String>) {

@@ -14,7 +14,7 @@ use super::{
     weights::{DeviceWeights, TablesIn},
 };
 use crate::{
-    backend::{KvLayout, Tiles},
+    backend::{KvLayout, KvOptions, Tiles},
     model::Decoder,
 };
 
@@ -90,13 +90,17 @@ pub fn choose(
     let bits = |tiles: Tiles| tiles.key_bits + tiles.value_bits;
     let smaller = |tiles: &Tiles| {
         options
-            .kv_tiles
+            .kv
+            .tiles
             .is_none_or(|kept| bits(*tiles) < bits(kept))
     };
     let fits = |tiles: &Tiles| {
-        let kv_tiles = Some(*tiles);
+        let kv = KvOptions {
+            tiles: Some(*tiles),
+            ..options.kv
+        };
         fit(&Options {
-            kv_tiles,
+            kv,
             ..options.clone()
         })
         .is_ok()
@@ -150,7 +154,7 @@ fn needs(
             parts.extend(step_parts(device, decoder));
         }
         parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);
-        let layout = kv_cache::layout(decoder, usize::MAX, chunk_len, options.kv_tiles);
+        let layout = kv_cache::layout(decoder, usize::MAX, chunk_len, options.kv);
         let on_device = Needs {
             chunk_len,
             weights,

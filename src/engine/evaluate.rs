@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use anyhow::{Result, ensure};
 
 use super::sampling::{largest_logit, log_softmax_denominator};
-use crate::backend::{Backend, Batch, Want};
+use crate::backend::{Backend, Batch, Limits, Want};
 
 /// What a text's predictions came to. Natural logarithms throughout.
 #[derive(Debug, Clone, Default)]
@@ -107,7 +107,8 @@ pub(super) fn top(logits: &[f32]) -> Option<usize> {
 /// Lets `backend` predict `tokens` in windows of `window` tokens, each read on its own, and counts the predictions of
 /// the second half of each window, as llama.cpp's perplexity does; with `reference`, also how far the two are apart.
 ///
-/// A backend that reads one token at a time decodes them, so that decoding can be evaluated as well.
+/// A backend that reads one token at a time decodes them, so that decoding can be evaluated as well. To one whose KV cache has
+/// a budget, the first half of a window is a prompt.
 ///
 /// `bos`, where the model wants one, takes the place of each window's first token. `progress` hears the windows done and
 /// their number; where it breaks, what was counted so far is returned.
@@ -136,6 +137,11 @@ pub fn evaluate(
         .as_ref()
         .map_or(usize::MAX, |reference| reference.limits().results_len)
         .min(backend.limits().results_len);
+    let limits = Limits {
+        chunk_len,
+        ..backend.limits()
+    };
+    let prompt_len = backend.kv_layout().budget.map_or(0, |_| window / 2);
     let decode = backend.limits().chunk_len == 1;
     let windows = tokens.len() / window;
     for (i, window_tokens) in tokens.chunks_exact(window).enumerate() {
@@ -144,9 +150,20 @@ pub fn evaluate(
         }
         let mut inputs = window_tokens.to_vec();
         inputs[0] = bos.unwrap_or(inputs[0]);
-        for (c, chunk) in inputs.chunks(chunk_len).enumerate() {
-            let start = c * chunk_len;
-            let read = Batch::prompt(chunk, start, Want::All);
+        let mut rest = &inputs[..];
+        while !rest.is_empty() {
+            let start = window - rest.len();
+            let prompt_left = prompt_len.saturating_sub(start);
+            let chunk_len = match prompt_left {
+                0 => chunk_len,
+                left => limits.next_len(left),
+            };
+            let (chunk, behind) = rest.split_at(chunk_len.min(rest.len()));
+            rest = behind;
+            let read = Batch {
+                ends_prompt: chunk.len() == prompt_left,
+                ..Batch::prompt(chunk, start, Want::All)
+            };
             let batch = match chunk {
                 [token] if decode => Batch::decode(token, start),
                 _ => read,
@@ -177,7 +194,7 @@ pub fn evaluate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{KvFormat, KvLayout, Limits, Results};
+    use crate::backend::{KvFormat, KvLayout, Results};
 
     /// Logits that depend on the last token and the position alone.
     struct Table {
@@ -214,6 +231,7 @@ mod tests {
         fn kv_layout(&self) -> &KvLayout {
             static NOTHING: KvLayout = KvLayout {
                 format: KvFormat::F32,
+                budget: None,
                 layers: Vec::new(),
             };
             &NOTHING
@@ -224,6 +242,7 @@ mod tests {
                 context_len: 64,
                 chunk_len: 3,
                 results_len: 3,
+                last_len: 1,
                 vocab_size: VOCAB,
             }
         }

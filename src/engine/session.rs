@@ -1,6 +1,9 @@
 //! A text on a backend: remembers which tokens its KV cache holds.
 
-use std::ops::ControlFlow;
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -62,8 +65,11 @@ impl Session {
 
     /// Reads all tokens again, where the cache has forgotten what the next one sees of them.
     fn recall(&mut self) -> Result<()> {
-        if !self.backend.remembers(self.tokens.len()) {
+        let len = self.tokens.len();
+        if !self.backend.remembers(len) {
+            let start = Instant::now();
             read_prompt(&mut *self.backend, &self.tokens, 0)?;
+            say_read_again(self.backend.kv_layout().budget, len, len, start.elapsed());
         }
         Ok(())
     }
@@ -95,30 +101,37 @@ impl Session {
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b);
         // The last token is always computed: its logits are the result.
         let shared = shared.count().min(prompt.len() - 1);
-        self.rewind(match self.backend.remembers(shared) {
-            true => shared,
-            false => 0,
-        });
+        let again = match self.backend.remembers(shared) {
+            true => 0,
+            false => shared,
+        };
+        let start = Instant::now();
+        let budget = self.backend.kv_layout().budget;
+        self.rewind(shared - again);
 
-        while prompt.len() - self.tokens.len() > limits.chunk_len {
+        loop {
             if progress(self.tokens.len(), prompt.len()).is_break() {
                 return Ok(None);
             }
             let position = self.tokens.len();
-            let chunk = &prompt[position..position + limits.chunk_len];
+            let rest = &prompt[position..];
+            let chunk = &rest[..limits.next_len(rest.len())];
+            if chunk.len() == rest.len() {
+                break;
+            }
             self.backend
                 .compute(Batch::prompt(chunk, position, Want::Nothing))?;
             self.tokens.extend_from_slice(chunk);
-        }
-        if progress(self.tokens.len(), prompt.len()).is_break() {
-            return Ok(None);
         }
         let position = self.tokens.len();
         let chunk = &prompt[position..];
         let results = self
             .backend
-            .compute(Batch::prompt(chunk, position, Want::Last))?;
+            .compute(Batch::end_of_prompt(chunk, position))?;
         self.tokens.extend_from_slice(chunk);
+        if again > 0 {
+            say_read_again(budget, again, prompt.len(), start.elapsed());
+        }
         // Too late to stop: the work is done.
         let _ = progress(prompt.len(), prompt.len());
         Ok(Some(results.logits))
@@ -159,22 +172,34 @@ impl Session {
     }
 }
 
+/// Says what it cost to go back to where the KV cache had forgotten something: of `read` tokens it had known `again`.
+fn say_read_again(budget: Option<usize>, again: usize, read: usize, time: Duration) {
+    let why = match budget {
+        Some(budget) => format!("--kv-budget {budget} had evicted tokens"),
+        None => "those far behind the end were no longer as they are seen there".to_owned(),
+    };
+    tracing::info!(
+        "{again} tokens were read again, {read} in all, in {time:.1?}: the text went back to where {why}"
+    );
+}
+
 /// Reads `prompt` (one token or more) at `position`, chunk by chunk, and returns the logits after its last token.
 pub(super) fn read_prompt<'a>(
     backend: &'a mut dyn Backend,
     prompt: &[u32],
     position: usize,
 ) -> Result<&'a [f32]> {
-    let chunk_len = backend.limits().chunk_len;
-    let last = (prompt.len() - 1) / chunk_len * chunk_len;
-    let (chunks, rest) = prompt.split_at(last);
-    for (i, chunk) in chunks.chunks(chunk_len).enumerate() {
-        backend.compute(Batch::prompt(
-            chunk,
-            position + i * chunk_len,
-            Want::Nothing,
-        ))?;
+    let limits = backend.limits();
+    let (mut position, mut rest) = (position, prompt);
+    loop {
+        let (chunk, behind) = rest.split_at(limits.next_len(rest.len()));
+        if behind.is_empty() {
+            return Ok(backend
+                .compute(Batch::end_of_prompt(chunk, position))?
+                .logits);
+        }
+        backend.compute(Batch::prompt(chunk, position, Want::Nothing))?;
+        position += chunk.len();
+        rest = behind;
     }
-    let batch = Batch::prompt(rest, position + last, Want::Last);
-    Ok(backend.compute(batch)?.logits)
 }

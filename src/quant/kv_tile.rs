@@ -45,6 +45,11 @@ impl Group {
         let code = ((number - self.zero.to_f32()) / scale).round_ties_even();
         code.clamp(0.0, greatest_code(bits)) as u8
     }
+
+    /// What a code stands for.
+    pub fn number(&self, code: f32) -> f32 {
+        code * self.scale.to_f32() + self.zero.to_f32()
+    }
 }
 
 fn greatest_code(bits: usize) -> f32 {

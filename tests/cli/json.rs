@@ -106,7 +106,10 @@ fn the_start_says_how_keys_and_values_are_kept() {
         let cache = &lines.start["kv_cache"];
         assert_eq!(cache["type"], name);
         assert_eq!(cache["bytes_per_token"], bytes_per_token);
+        assert!(cache["budget"].is_null());
     }
+    let lines = run(&["-p", "A fox", "-n", "1", "--kv-budget", "100"]);
+    assert_eq!(lines.start["kv_cache"]["budget"], 100);
 }
 
 /// The first greedy token and the log-probabilities, against the reference outputs of the demo model (Hugging Face

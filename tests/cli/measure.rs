@@ -3,7 +3,7 @@
 use serde_json::Value;
 use sharpi::{cuda, quant::TensorType};
 
-use crate::{Dir, common::gguf_writer::RandomModel, json::valid, sharpi};
+use crate::{Dir, Ran, common::gguf_writer::RandomModel, json::valid, sharpi};
 
 const CPU: [&str; 2] = ["--device", "cpu"];
 
@@ -231,6 +231,14 @@ fn the_cpu_does_not_diverge_from_itself() {
     );
 }
 
+/// That `perplexity --kl` has printed.
+fn mean_divergence(ran: &Ran) -> f64 {
+    let line = ran.stdout().lines().nth(1).expect("a second line");
+    let mean = line.strip_prefix("KL divergence  mean ");
+    let mean = mean.and_then(|rest| rest.split(',').next());
+    mean.expect("a mean").parse().expect("a number")
+}
+
 #[test]
 fn the_fewer_bits_a_cache_has_the_more_it_diverges() {
     let dir = Dir::new();
@@ -240,15 +248,30 @@ fn the_fewer_bits_a_cache_has_the_more_it_diverges() {
     let divergence = |kv_type: &str| -> f64 {
         let input = ["perplexity", "-m", "m.gguf", "-f", "text", "-c", "1024"];
         let ran = dir.run(&[&input[..], &["--kl", "--kv-type", kv_type], &CPU].concat());
-        let line = ran.stdout().lines().nth(1).expect("a second line");
-        let mean = line.strip_prefix("KL divergence  mean ");
-        let mean = mean.and_then(|rest| rest.split(',').next());
-        mean.expect("a mean").parse().expect("a number")
+        mean_divergence(&ran)
     };
     let divergences = ["f16", "k8v8", "k4v4", "k4v3"].map(divergence);
     assert_eq!(divergences[0], 0.0);
     assert!(divergences.is_sorted_by(|a, b| a < b), "{divergences:?}");
     assert_eq!(divergence("q8_0"), divergences[1]);
+}
+
+/// The first half of a window is a prompt: of 512 tokens, all or fewer stay.
+#[test]
+fn the_smaller_its_budget_the_more_a_cache_diverges() {
+    let dir = Dir::new();
+    let letters = (0..1024).map(|i| char::from(b'a' + (i * i % 23) as u8));
+    dir.file("text", letters.collect::<String>());
+    dir.file("m.gguf", tiny().file().to_bytes());
+    let divergence = |budget: &str, kv_type: &str| -> f64 {
+        let input = ["perplexity", "-m", "m.gguf", "-f", "text", "-c", "1024"];
+        let cache = ["--kl", "--kv-budget", budget, "--kv-type", kv_type];
+        mean_divergence(&dir.run(&[&input[..], &cache, &CPU].concat()))
+    };
+    let divergences = ["512", "500", "300", "68"].map(|budget| divergence(budget, "f16"));
+    assert_eq!(divergences[0], 0.0);
+    assert!(divergences.is_sorted_by(|a, b| a < b), "{divergences:?}");
+    assert!(divergence("500", "k4v4") > divergences[1]);
 }
 
 #[test]

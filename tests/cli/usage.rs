@@ -95,6 +95,10 @@ fn sizes_that_cannot_be_are_refused_by_flag_value_and_limit() {
         (&["run", "-p", "x", "-c", HUGE], &["--ctx-size", HUGE]),
         (&["run", "-p", "x", "--ubatch", HUGE], &["--ubatch", HUGE]),
         (
+            &["run", "-p", "x", "--kv-budget", "67"],
+            &["--kv-budget", "67", "68"],
+        ),
+        (
             &["bench", "-p", "2147483648"],
             &["--n-prompt", "2147483648"],
         ),

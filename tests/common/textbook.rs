@@ -12,11 +12,20 @@ use sharpi::{
 
 /// The logits after every token.
 pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f64> {
-    logits_by_tiles(model, tokens, None)
+    logits_by(model, tokens, Cache::default())
 }
 
-/// The same, where layers without a window keep tokens that are far behind in tiles (docs/kv-cache.md).
-pub fn logits_by_tiles(model: &Model, tokens: &[u32], tiles: Option<Tiles>) -> Vec<f64> {
+/// What becomes of keys and values of layers without a window (docs/kv-cache.md).
+#[derive(Clone, Copy, Default)]
+pub struct Cache {
+    /// How tokens that are far behind are kept.
+    pub tiles: Option<Tiles>,
+    /// So many tokens are a prompt, of which each head keeps so many. Not beside tiles.
+    pub evict: Option<(usize, usize)>,
+}
+
+/// The logits after every token, with such a cache.
+pub fn logits_by(model: &Model, tokens: &[u32], cache: Cache) -> Vec<f64> {
     let decoder = &model.decoder;
     let tensor = |name: &str| model.gguf.tensor(name).map(|t| widen(&t.to_f32()));
     let needed = |name: &str| tensor(name).unwrap_or_else(|| panic!("no tensor {name}"));
@@ -69,7 +78,7 @@ pub fn logits_by_tiles(model: &Model, tokens: &[u32], tiles: Option<Tiles>) -> V
         // The description has the magnitude of both sides in the scale.
         let scale = f64::from(attention.scale / attention.rope.score_factor(attention.head_dim));
         let [keys, values] = &cached[index];
-        let tiles = tiles.filter(|_| attention.window.is_none());
+        let tiles = cache.tiles.filter(|_| attention.window.is_none());
         let tiled = tiles.map(|tiles| {
             [
                 Tiled::new(keys, tiles.key_bits, true),
@@ -88,6 +97,30 @@ pub fn logits_by_tiles(model: &Model, tokens: &[u32], tiles: Option<Tiles>) -> V
             ["attn_output", "ffn_gate", "ffn_up", "ffn_down"].map(weights);
         let ffn_norm = weights("ffn_norm");
         let output_norms = ["post_attention_norm.weight", "post_ffw_norm.weight"].map(optional);
+        // Of each head for keys and values, what tokens behind the prompt see of it.
+        let evict = cache.evict.filter(|_| attention.window.is_none());
+        let evicted = evict.map(|(prompt_len, budget)| {
+            let heads_kv = 0..attention.head_count_kv;
+            let kept = heads_kv.map(|head_kv| {
+                let group = attention.head_count / attention.head_count_kv;
+                let of_group = (head_kv * group..(head_kv + 1) * group).map(|head| {
+                    let of_head = |heads: &[Vec<Vec<f64>>], head: usize| -> Vec<Vec<f64>> {
+                        heads.iter().map(|heads| heads[head].clone()).collect()
+                    };
+                    let columns = head * attention.head_dim..(head + 1) * attention.head_dim;
+                    let rows = output.chunks(attention.q_dim());
+                    worth(
+                        &of_head(&queries[..prompt_len], head),
+                        &of_head(&keys[..prompt_len], head_kv),
+                        &of_head(&values[..prompt_len], head_kv),
+                        &rows.map(|row| &row[columns.clone()]).collect::<Vec<_>>(),
+                        scale,
+                    )
+                });
+                most_worth(&of_group.collect::<Vec<_>>(), budget)
+            });
+            (prompt_len, kept.collect::<Vec<_>>())
+        });
         let add_branch = |x: &mut Vec<f64>, branch: Vec<f64>, norm: &Option<Vec<f64>>| match norm {
             Some(norm) => add(x, &rms_norm(&branch, norm, epsilon)),
             None => add(x, &branch),
@@ -99,12 +132,20 @@ pub fn logits_by_tiles(model: &Model, tokens: &[u32], tiles: Option<Tiles>) -> V
             let mut attended = Vec::new();
             for (head, query) in queries[position].iter().enumerate() {
                 let head_kv = head * attention.head_count_kv / attention.head_count;
-                let weight = |p: usize| (dot(query, &key(position, p)[head_kv]) * scale).exp();
-                let weights: Vec<f64> = (first..=position).map(weight).collect();
+                let seen: Vec<usize> = match &evicted {
+                    Some((end, kept)) if position >= *end => kept[head_kv]
+                        .iter()
+                        .copied()
+                        .chain(*end..=position)
+                        .collect(),
+                    _ => (first..=position).collect(),
+                };
+                let weight = |&p: &usize| (dot(query, &key(position, p)[head_kv]) * scale).exp();
+                let weights: Vec<f64> = seen.iter().map(weight).collect();
                 let sum: f64 = weights.iter().sum();
                 attended.extend((0..attention.head_dim).map(|i| {
-                    let seen = (first..=position).zip(&weights);
-                    let products = seen.map(|(p, weight)| weight * value(position, p)[head_kv][i]);
+                    let seen = seen.iter().zip(&weights);
+                    let products = seen.map(|(&p, weight)| weight * value(position, p)[head_kv][i]);
                     products.sum::<f64>() / sum
                 }));
             }
@@ -125,6 +166,50 @@ pub fn logits_by_tiles(model: &Model, tokens: &[u32], tiles: Option<Tiles>) -> V
     let norm = needed("output_norm.weight");
     let normed = hidden.iter().map(|x| rms_norm(x, &norm, epsilon));
     normed.flat_map(|x| product(&output, &x)).collect()
+}
+
+/// What each token of a prompt is worth to a query head: the most that one of the last 64 tokens gives it, the mean of that over
+/// all tokens at least, times the length of what its value adds to the residual stream.
+fn worth(
+    queries: &[Vec<f64>],
+    keys: &[Vec<f64>],
+    values: &[Vec<f64>],
+    output: &[&[f64]],
+    scale: f64,
+) -> Vec<f64> {
+    let len = queries.len();
+    let mut most = vec![0.0; len];
+    for last in len.saturating_sub(64)..len {
+        let seen = keys[..=last].iter();
+        let weights: Vec<f64> = seen
+            .map(|key| (dot(&queries[last], key) * scale).exp())
+            .collect();
+        let sum: f64 = weights.iter().sum();
+        for (most, weight) in most.iter_mut().zip(&weights) {
+            *most = f64::max(*most, weight / sum);
+        }
+    }
+    let mean = most.iter().sum::<f64>() / len as f64;
+    let length = |value: &Vec<f64>| {
+        let added: Vec<f64> = output.iter().map(|row| dot(row, value)).collect();
+        dot(&added, &added).sqrt()
+    };
+    let worth = most.iter().zip(values);
+    worth
+        .map(|(most, value)| most.max(mean) * length(value))
+        .collect()
+}
+
+/// The first 4 tokens, the last 64, and of the others those that are worth most to one of the heads: `count` in all, in order.
+fn most_worth(heads: &[Vec<f64>], count: usize) -> Vec<usize> {
+    let len = heads[0].len();
+    let worth = |token: usize| heads.iter().map(|head| head[token]).fold(0.0, f64::max);
+    let mut others: Vec<usize> = (4..len - 64).collect();
+    others.sort_by(|&a, &b| worth(b).total_cmp(&worth(a)));
+    others.truncate(count - 68);
+    let mut kept: Vec<usize> = (0..4).chain(others).chain(len - 64..len).collect();
+    kept.sort();
+    kept
 }
 
 /// What a layer's keys, or values, become in tiles: for each position its heads.
