@@ -142,7 +142,7 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     const int tile = gridDim.x - 1 - blockIdx.x;  // those with most to do first
     const int head_kv = blockIdx.y, split = blockIdx.z;
     const int tile_tokens = ROWS / p.group, first = tile * tile_tokens;
-    const int position = *p.position;
+    const int place = *p.place;
     // The tile's tokens see keys from `seen` to `visible`. Steps begin at multiples of KEYS, so that the keys of each
     // lie together in a ring, too.
     //
@@ -151,11 +151,11 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     int tiled = 0, twice = 0;
     if constexpr (HAS_TILES) {
         using namespace kv_tiles;
-        tiled = tiles_seen(position + min(first + tile_tokens, p.tokens) - 1) * TILE;
-        twice = tiled - tiles_seen(position + first) * TILE;
+        tiled = tiles_seen(place + min(first + tile_tokens, p.tokens) - 1) * TILE;
+        twice = tiled - tiles_seen(place + first) * TILE;
     }
-    const int visible = position + min(first + tile_tokens, p.tokens) + twice;
-    const int seen = p.window ? max(position + first + 1 - p.window, 0) : 0, start = seen / KEYS * KEYS;
+    const int visible = place + min(first + tile_tokens, p.tokens) + twice;
+    const int seen = p.window ? max(place + first + 1 - p.window, 0) : 0, start = seen / KEYS * KEYS;
     const int share = (visible - start + int(gridDim.z) - 1) / int(gridDim.z);
     const int chunk = gridDim.z == 1 ? visible - start : max(round_up(share, KEYS), MIN_CHUNK);
     const int chunks = (visible - start + chunk - 1) / chunk;
@@ -237,7 +237,7 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     }
     take_registers<CONSUMER_REGISTERS<HAS_TILES>>();
     // A row's last key is `counted` + its token. The rest is kept out of registers, of which there are none to spare.
-    const int counted = position + twice;
+    const int counted = place + twice;
     if constexpr (HAS_TILES) {
         if (lane == 0) bounds[warp][0] = tiled, bounds[warp][1] = twice;
         __syncwarp();
@@ -366,7 +366,7 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
             key0 < visible - p.window) {  // keys that the tile's last token does not see any more
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const int unseen = position + query[h] - p.window - key0 - 2 * t;
+                const int unseen = place + query[h] - p.window - key0 - 2 * t;
 #pragma unroll
                 for (int j = 0; j < KEYS / 8; j++) {
                     if (j * 8 <= unseen) score[j][2 * h] = NO_SCORE;

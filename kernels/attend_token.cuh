@@ -52,15 +52,15 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     static_assert(D / 2 <= WARPS * WARP);
     const double frequency = pair_frequency(layer, threadIdx.x);
 
-    // The position and the older tokens' keys and values may be read before the wait: this kernel started when all
+    // The token's place and the older tokens' keys and values may be read before the wait: this kernel started when all
     // before its predecessor had ended, since a kernel lets its successor start only after its own wait. So may the
     // newest token's where an earlier layer has stored them: the predecessor computed this layer's queries, and that
     // layer's attention came before it.
-    const int position = *p.position;
-    const int first = layer.window ? max(position + 1 - layer.window, 0) : 0;
-    const Chunks chunks(position + 1 - first, splits);
-    const int begin = first + split * chunks.chunk, end = min(begin + chunks.chunk, position + 1);
-    if (begin > position) {
+    const int position = *p.position, place = *p.place;
+    const int first = layer.window ? max(place + 1 - layer.window, 0) : 0;
+    const Chunks chunks(place + 1 - first, splits);
+    const int begin = first + split * chunks.chunk, end = min(begin + chunks.chunk, place + 1);
+    if (begin > place) {
         wait_for_predecessor();
         launch_dependents();
         return;
@@ -70,10 +70,10 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     int exact = begin;
     bool has_sinks = false;
     if constexpr (HAS_TILES) {
-        exact = min(max(kv_tiles::tiles_seen(position) * kv_tiles::TILE, begin), end);
+        exact = min(max(kv_tiles::tiles_seen(place) * kv_tiles::TILE, begin), end);
         has_sinks = begin == 0 && exact > 0;
     }
-    const bool stores_newest = layer.stores && end > position;
+    const bool stores_newest = layer.stores && end > place;
     [[maybe_unused]] const auto stream = [&] {
         if constexpr (HAS_TILES) {
             uint8_t *ring = reinterpret_cast<uint8_t *>(memory) + p.tile_ring;
@@ -113,11 +113,11 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
             for (int c = 0; c < PART<D> / 64; c++) value[c][i] = Cache::load(at + c * 64);
         }
     };
-    const auto has_newest = [&](int from) { return stores_newest && from < end && from + STEP > position; };
+    const auto has_newest = [&](int from) { return stores_newest && from < end && from + STEP > place; };
     const auto take_newest_key = [&](int from) {
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {
-            if (from + tile * 8 + g < position) continue;
+            if (from + tile * 8 + g < place) continue;
 #pragma unroll
             for (int c = 0; c < PART<D> / 32; c++) key[tile][c] = Cache::load(newest_key + key_at + c * 32);
         }
@@ -125,7 +125,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     const auto take_newest_value = [&](int from) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            if (from + i / 2 * 8 + t * 2 + i % 2 < position) continue;
+            if (from + i / 2 * 8 + t * 2 + i % 2 < place) continue;
 #pragma unroll
             for (int c = 0; c < PART<D> / 64; c++) value[c][i] = Cache::load(newest_value + value_at + c * 64);
         }
@@ -165,7 +165,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
             query.store(warp, x, layer.scale);
         } else if (for_key || for_value) {
             half *here = for_key ? newest_key : newest_value;
-            half *cached = (for_key ? k_cache : v_cache) + size_t(slot_of(position)) * D;
+            half *cached = (for_key ? k_cache : v_cache) + size_t(slot_of(place)) * D;
 #pragma unroll
             for (int i = 0; i < D / WARP; i++) {
                 Cache::store(here + i * WARP + lane, x[i]);

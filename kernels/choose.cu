@@ -202,6 +202,7 @@ extern "C" __global__ void __launch_bounds__(TOKEN_THREADS) choose_token(const _
     p.text[index] = token;
     p.inputs[0] = max(token, 0);
     p.inputs[1] = index;
+    p.inputs[2]++;
     if (settings.repeat_last_n > 0 && token >= 0) {
         p.counts[token]++;
         if (index >= settings.repeat_last_n) p.counts[p.text[index - settings.repeat_last_n]]--;

@@ -1,7 +1,8 @@
 // The KV cache: where a token's key or value sits, and in which format. f16.
 //
-// A token has a position, which its rotation and the mask follow, and a slot, in which it is stored; `slot_of` alone
-// knows how the one gives the other.
+// A token has a position in the text, which its rotation follows; a place among the tokens that are cached, which is its
+// position as long as none were evicted, and which the mask follows; and a slot, in which it is stored. `slot_of` alone
+// knows how places give slots.
 #pragma once
 
 #include "common.cuh"
@@ -9,10 +10,10 @@
 // Of head size D.
 template <int D>
 struct KvCache {
-    // The slot of the token at `position` in a head of `capacity` slots. These are a ring, in which a token takes the
-    // place of the one that is `capacity` before it; where all tokens have room, none does, and nothing is divided.
-    __device__ static __forceinline__ int slot_of(int position, int capacity) {
-        return position < capacity ? position : position % capacity;
+    // The slot of the token at `place` in a head of `capacity` slots. These are a ring, in which a token takes that of
+    // the one that is `capacity` before it; where all tokens have room, none does, and nothing is divided.
+    __device__ static __forceinline__ int slot_of(int place, int capacity) {
+        return place < capacity ? place : place % capacity;
     }
 
     // The slots of the token at `first` and of fewer than `capacity` behind it, with one division for all.
@@ -22,8 +23,8 @@ struct KvCache {
         __device__ __forceinline__ Slots(int first, int capacity)
             : shift(slot_of(first, capacity) - first),
               capacity(capacity) {}
-        __device__ __forceinline__ int operator()(int position) const {
-            const int slot = position + shift;
+        __device__ __forceinline__ int operator()(int place) const {
+            const int slot = place + shift;
             return slot < capacity ? slot : slot - capacity;
         }
     };

@@ -6,7 +6,7 @@
 //
 // Bound: bytes. compress_tiles has a block for each key/value head and tile that the new tokens could end; those
 // without one end at once: so a decoded token's launch, a block for each key/value head of every layer, is the same for
-// every position.
+// every place.
 #include "kv_cache.cuh"
 #include "kv_tiles.cuh"
 #include "token_tiles.cuh"
@@ -130,8 +130,8 @@ template <int D, int KEY_BITS, int VALUE_BITS>
 __device__ __forceinline__ void compress_tiles(const CompressTilesParams &p) {
     wait_for_predecessor();
     launch_dependents();
-    const int position = *p.position, tile = position / TILE + blockIdx.y, head = blockIdx.x;
-    if ((tile + 1) * TILE > position + p.tokens) return;
+    const int place = *p.place, tile = place / TILE + blockIdx.y, head = blockIdx.x;
+    if ((tile + 1) * TILE > place + p.tokens) return;
     const CompressedLayer &layer = p.layers[blockIdx.z];
     const size_t row = KvCache<D>::row(head, KvCache<D>::slot_of(tile * TILE, layer.context), layer.context);
     const half *keys = layer.k_cache + row * D, *values = layer.v_cache + row * D;
@@ -181,9 +181,9 @@ __device__ __forceinline__ void rotate_back(const RotateBackParams &p) {
 extern "C" __global__ void __launch_bounds__(THREADS) copy_tokens(const __grid_constant__ CopyTokensParams p) {
     wait_for_predecessor();
     launch_dependents();
-    const int position = *p.position, end = position + p.tokens;
+    const int place = *p.place, end = place + p.tokens;
     // What the chunk's tokens see of those before it; or what later tokens will see of the chunk.
-    const int first = p.tokens == 0 ? tiles_seen(position) * TILE : max(end - p.to_context, position);
+    const int first = p.tokens == 0 ? tiles_seen(place) * TILE : max(end - p.to_context, place);
     const half *from = blockIdx.y == 0 ? p.k_from : p.v_from;
     half *to = blockIdx.y == 0 ? p.k_to : p.v_to;
     const int pieces = p.head_dim / 8;

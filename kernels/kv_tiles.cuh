@@ -32,8 +32,8 @@ constexpr int SINKS = 4;       // first tokens of a text, which are read as they
     CALL(D, k4v4, 4, 4)     \
     CALL(D, k4v3, 4, 3)
 
-// Tiles that the token at `position` sees. It sees those of its own tile and of the one before as they were stored.
-__device__ __forceinline__ int tiles_seen(int position) { return max(position / TILE - 1, 0); }
+// Tiles that the token at `place` sees. It sees those of its own tile and of the one before as they were stored.
+__device__ __forceinline__ int tiles_seen(int place) { return max(place / TILE - 1, 0); }
 
 // The greatest code.
 template <int BITS>

@@ -197,7 +197,8 @@ struct DecodeAttentionParams {
     const float *k;  // (head_count_kv * head_dim); null where the layer stores nothing
     const float *v;  // likewise
     AttentionLayer layer;
-    const int *position;  // of the new token
+    const int *position;  // of the new token in the text
+    const int *place;     // of it among those that are cached
     float *partial;       // scratch: (head_dim + 4, head_count, splits)
     unsigned *finished;   // scratch: (head_count_kv * blocks along z), zero before the first launch; left zero
     Activation out;       // (head_count * head_dim)
@@ -205,18 +206,19 @@ struct DecodeAttentionParams {
     int tile_ring;   // where in shared memory the rings of tiles begin, in bytes
     int tile_depth;  // places of each
 };
-static_assert(sizeof(DecodeAttentionParams) == 192, "DecodeAttentionParams");
+static_assert(sizeof(DecodeAttentionParams) == 200, "DecodeAttentionParams");
 FIELD(DecodeAttentionParams, q, 0);
 FIELD(DecodeAttentionParams, k, 8);
 FIELD(DecodeAttentionParams, v, 16);
 FIELD(DecodeAttentionParams, layer, 24);
 FIELD(DecodeAttentionParams, position, 112);
-FIELD(DecodeAttentionParams, partial, 120);
-FIELD(DecodeAttentionParams, finished, 128);
-FIELD(DecodeAttentionParams, out, 136);
-FIELD(DecodeAttentionParams, tiles, 160);
-FIELD(DecodeAttentionParams, tile_ring, 184);
-FIELD(DecodeAttentionParams, tile_depth, 188);
+FIELD(DecodeAttentionParams, place, 120);
+FIELD(DecodeAttentionParams, partial, 128);
+FIELD(DecodeAttentionParams, finished, 136);
+FIELD(DecodeAttentionParams, out, 144);
+FIELD(DecodeAttentionParams, tiles, 168);
+FIELD(DecodeAttentionParams, tile_ring, 192);
+FIELD(DecodeAttentionParams, tile_depth, 196);
 
 // rope_tokens_*
 struct RopeParams {
@@ -230,7 +232,8 @@ struct RopeParams {
     half *q_out;                // (head_dim, head_count, tokens), times scale
     half *k_cache;              // (head_dim, context, head_count_kv), of this layer
     half *v_cache;              // likewise
-    const int *position;        // of the first token
+    const int *position;        // of the first token in the text
+    const int *place;           // of it among those that are cached
     float epsilon;
     int context;  // tokens that the cache holds: all, or as a ring the window and the chunk
     int head_count;
@@ -242,7 +245,7 @@ struct RopeParams {
     int stores;         // 0: the layer has no keys and values of its own, and only queries are rotated
     int compressed;     // all are rotated by a Hadamard transform, too (kv_tiles.cuh)
 };
-static_assert(sizeof(RopeParams) == 128, "RopeParams");
+static_assert(sizeof(RopeParams) == 136, "RopeParams");
 FIELD(RopeParams, q, 0);
 FIELD(RopeParams, k, 8);
 FIELD(RopeParams, v, 16);
@@ -254,16 +257,17 @@ FIELD(RopeParams, q_out, 56);
 FIELD(RopeParams, k_cache, 64);
 FIELD(RopeParams, v_cache, 72);
 FIELD(RopeParams, position, 80);
-FIELD(RopeParams, epsilon, 88);
-FIELD(RopeParams, context, 92);
-FIELD(RopeParams, head_count, 96);
-FIELD(RopeParams, head_count_kv, 100);
-FIELD(RopeParams, rope_dims, 104);
-FIELD(RopeParams, interleaved, 108);
-FIELD(RopeParams, scale, 112);
-FIELD(RopeParams, rope_factor, 116);
-FIELD(RopeParams, stores, 120);
-FIELD(RopeParams, compressed, 124);
+FIELD(RopeParams, place, 88);
+FIELD(RopeParams, epsilon, 96);
+FIELD(RopeParams, context, 100);
+FIELD(RopeParams, head_count, 104);
+FIELD(RopeParams, head_count_kv, 108);
+FIELD(RopeParams, rope_dims, 112);
+FIELD(RopeParams, interleaved, 116);
+FIELD(RopeParams, scale, 120);
+FIELD(RopeParams, rope_factor, 124);
+FIELD(RopeParams, stores, 128);
+FIELD(RopeParams, compressed, 132);
 
 // flash_attention_*
 struct FlashAttentionParams {
@@ -271,7 +275,7 @@ struct FlashAttentionParams {
     const half *k_cache;  // (head_dim, context, head_count_kv), of this layer
     const half *v_cache;  // likewise
     half *out;            // TokenTiles (head_count * head_dim, padded_tokens)
-    const int *position;  // of the first token
+    const int *place;     // of the first token among those that are cached
     float *partial;       // scratch: (head_dim + 2, rows, splits, head_count_kv, tiles); unused with one split
     unsigned *finished;   // scratch: (head_count_kv * tiles), zero before the first launch; left zero
     int tokens;
@@ -289,7 +293,7 @@ FIELD(FlashAttentionParams, q, 0);
 FIELD(FlashAttentionParams, k_cache, 8);
 FIELD(FlashAttentionParams, v_cache, 16);
 FIELD(FlashAttentionParams, out, 24);
-FIELD(FlashAttentionParams, position, 32);
+FIELD(FlashAttentionParams, place, 32);
 FIELD(FlashAttentionParams, partial, 40);
 FIELD(FlashAttentionParams, finished, 48);
 FIELD(FlashAttentionParams, tokens, 56);
@@ -320,13 +324,13 @@ FIELD(CompressedLayer, unused, 44);
 // compress_tiles_*
 struct CompressTilesParams {
     const CompressedLayer *layers;
-    const int *position;  // of the first new token
-    int tokens;           // that are new
+    const int *place;  // of the first new token
+    int tokens;        // that are new
     int unused;
 };
 static_assert(sizeof(CompressTilesParams) == 24, "CompressTilesParams");
 FIELD(CompressTilesParams, layers, 0);
-FIELD(CompressTilesParams, position, 8);
+FIELD(CompressTilesParams, place, 8);
 FIELD(CompressTilesParams, tokens, 16);
 FIELD(CompressTilesParams, unused, 20);
 
@@ -336,7 +340,7 @@ struct CopyTokensParams {
     const half *v_from;   // likewise
     half *k_to;           // (head_dim, to_context, head_count_kv), a ring
     half *v_to;           // likewise
-    const int *position;  // of a chunk's first token
+    const int *place;     // of a chunk's first token
     int from_context;
     int to_context;
     int head_dim;
@@ -347,7 +351,7 @@ FIELD(CopyTokensParams, k_from, 0);
 FIELD(CopyTokensParams, v_from, 8);
 FIELD(CopyTokensParams, k_to, 16);
 FIELD(CopyTokensParams, v_to, 24);
-FIELD(CopyTokensParams, position, 32);
+FIELD(CopyTokensParams, place, 32);
 FIELD(CopyTokensParams, from_context, 40);
 FIELD(CopyTokensParams, to_context, 44);
 FIELD(CopyTokensParams, head_dim, 48);
@@ -500,7 +504,7 @@ struct ChooseParams {
     const ChoiceSettings *settings;
     uint32_t *counts;        // (vocabulary): of the last repeat_last_n tokens; the highest bit bans
     uint64_t *lists;         // (64, vocabulary / 1024 rounded up): the best keys of each block
-    int *inputs;             // the token that was computed and its position; then the chosen one and its own
+    int *inputs;             // the token that was computed, its position and place; then the chosen one and its own
     const double *uniforms;  // (context + 1), in the host's memory: from 0 to below 1, by place in the text
     int *text;               // (context + 1), in the host's memory: tokens; -1 where logits are no numbers
     int vocabulary;          // at most 1024 * 1024
@@ -640,7 +644,7 @@ constexpr int HEAD_KINDS = 2;
 struct StepParams {
     const StepProduct *stages;  // (grid, stage_count): or StepAttention, of the same size
     unsigned *epochs;           // (grid): the same in each; zero before the first launch, as are all packets
-    const int *inputs;          // the token and its position
+    const int *inputs;          // the token, its position and its place
     StepVector normed;          // (hidden_size): x times the next norm's weights
     StepVector activation;      // (the widest): of what the heads gathered, and what was gated
     uint64_t *qkv;              // (rows of Q, K and V, or of gated inputs): packets of one value

@@ -1,7 +1,7 @@
 // Rotary embedding of a chunk's queries and keys, and its keys and values to the cache:
 //
 //   q, k, v = rope(rms_norm(q)), rope(rms_norm(k)), rms_norm(v)   (the norms where the model has them)
-//   out[token] = q * scale; cache[position + token] = k, v   (f16)
+//   out[token] = q * scale; cache[place + token] = k, v   (f16)
 //
 // Bound: bytes; each input is read once. Grid: (tokens, blocks along heads as the host likes) x 256, a warp a head.
 #include "kv_cache.cuh"
@@ -18,7 +18,7 @@ __device__ __forceinline__ void rope(const RopeParams &p) {
     launch_dependents();
     wait_for_predecessor();
     const int token = blockIdx.x, position = *p.position + token;
-    const int slot = Cache::slot_of(position, p.context);
+    const int slot = Cache::slot_of(*p.place + token, p.context);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int pairs = p.rope_dims / 2;
     for (int i = threadIdx.x; i < pairs; i += blockDim.x) {

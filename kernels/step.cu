@@ -82,7 +82,7 @@ __device__ __forceinline__ void produce(const StepParams &p, StageBuffer &stages
         if (stage.kind == ATTEND) {
             if (first_attention) {
                 wait_for_predecessor();
-                find_jobs(p, PRODUCER_JOBS_AT, __ldcg(p.inputs + 1));
+                find_jobs(p, PRODUCER_JOBS_AT);
                 first_attention = false;
             }
             const StepAttention &attention = as_attention(stage);
@@ -272,7 +272,7 @@ __device__ __forceinline__ void run(const StepParams &p) {
     Report &report = *shared_at<Report>(REPORT_AT);
     if (consumer.thread == 0) {
         report.failure = p.failure;
-        find_jobs(p, JOBS_AT, __ldcg(p.inputs + 1));
+        find_jobs(p, JOBS_AT);
     }
     for (int s = 0; s < p.stage_count; s++) {
         if (consumer.thread == 0) report.stage = s;

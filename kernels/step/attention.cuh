@@ -34,15 +34,17 @@ struct Job {
 // once, as divisions take long.
 struct Jobs {
     StepHeads heads;
-    int first_seen, end;  // of the tokens that the newest one sees
+    int position;         // of the newest token in the text
+    int first_seen, end;  // of the places that it sees
     decode_attention::Chunks chunks;
     int head_groups, count;
     Job first, later;  // the block's first job, and where it has more, the one at hand
 
-    __device__ __forceinline__ Jobs(const StepHeads &heads, int position)
+    __device__ __forceinline__ Jobs(const StepHeads &heads, int position, int place)
         : heads(heads),
-          first_seen(heads.window ? max(position + 1 - heads.window, 0) : 0),
-          end(position + 1),
+          position(position),
+          first_seen(heads.window ? max(place + 1 - heads.window, 0) : 0),
+          end(place + 1),
           chunks(end - first_seen, heads.splits),
           head_groups((heads.group + decode_attention::HEADS - 1) / decode_attention::HEADS),
           count(heads.head_count_kv * head_groups * chunks.count),
@@ -50,7 +52,7 @@ struct Jobs {
           later(first) {}
 
     // Of the newest token.
-    __device__ __forceinline__ int position() const { return end - 1; }
+    __device__ __forceinline__ int place() const { return end - 1; }
     __device__ __forceinline__ Job at(int job) const {
         const int head_kv = job % heads.head_count_kv, head_group = job / heads.head_count_kv % head_groups;
         const int split = job / (heads.head_count_kv * head_groups);
@@ -65,10 +67,13 @@ struct Jobs {
 };
 
 // Those of each kind of heads lie at `at` in shared memory.
-__device__ __forceinline__ void find_jobs(const StepParams &p, int at, int position) {
+// Layers without a window evict, so that there a token's place need not be its position.
+__device__ __forceinline__ void find_jobs(const StepParams &p, int at) {
+    const int position = __ldcg(p.inputs + 1), place = __ldcg(p.inputs + 2);
 #pragma unroll
     for (int i = 0; i < HEAD_KINDS; i++) {
-        if (p.heads[i].head_dim) shared_at<Jobs>(at)[i] = Jobs(p.heads[i], position);
+        const StepHeads &heads = p.heads[i];
+        if (heads.head_dim) shared_at<Jobs>(at)[i] = Jobs(heads, position, heads.window ? position : place);
     }
 }
 
@@ -80,7 +85,7 @@ __device__ __forceinline__ void stream(Producer &producer, const StepAttention &
     using decode_attention::STEP;
     const AttentionLayer &layer = stage.layer;
     constexpr int ROW_BYTES = Entry::ROW_BYTES;
-    const int position = jobs.position(), context = layer.context;
+    const int place = jobs.place(), context = layer.context;
     Job job = jobs.first;
     for (int at = blockIdx.x; at < jobs.count;) {
         const size_t head = Cache::row(job.head_kv, 0, context) * D;
@@ -94,7 +99,7 @@ __device__ __forceinline__ void stream(Producer &producer, const StepAttention &
         };
         int slot = Cache::slot_of(job.begin, context);
         for (int from = job.begin; from < job.end; from += STEP) {
-            const int tokens = min(position - from, STEP);
+            const int tokens = min(place - from, STEP);
             if constexpr (Entry::COUNT == 1) {
                 producer.begin(2 * tokens * ROW_BYTES);
                 copy(0, keys, slot, tokens);
@@ -188,7 +193,7 @@ struct AttentionStage {
         const bool is_key = consumer.warp == KEY_WARP;
         half *newest = is_key ? memory().key : memory().value;
         half *cached = (is_key ? layer.k_cache : layer.v_cache) +
-                       Cache::row(job.head_kv, Cache::slot_of(jobs.position(), layer.context), layer.context) * D;
+                       Cache::row(job.head_kv, Cache::slot_of(jobs.place(), layer.context), layer.context) * D;
 #pragma unroll
         for (int i = 0; i < D / WARP; i++) {
             const int d = i * WARP + consumer.lane;
@@ -204,14 +209,14 @@ struct AttentionStage {
         using namespace decode_attention;
         const AttentionLayer &layer = stage.layer;
         const int warp = consumer.warp, lane = consumer.lane;
-        const int position = jobs.position();
+        const int place = jobs.place();
         const bool for_query = warp < job.heads, is_key = warp == KEY_WARP;
-        const bool for_newest = job.end > position && (is_key || warp == VALUE_WARP);
+        const bool for_newest = job.end > place && (is_key || warp == VALUE_WARP);
         Memory &memory = this->memory();
         float2 rotations[D / 2 / WARP];
 #pragma unroll
         for (int i = 0; i < D / 2 / WARP; i++) {
-            rotations[i] = rotation(position, pair_frequency(layer, i * WARP + lane), layer.rope_factor);
+            rotations[i] = rotation(jobs.position, pair_frequency(layer, i * WARP + lane), layer.rope_factor);
         }
         const float *weights = for_query ? layer.q_norm : is_key ? layer.k_norm : layer.v_norm;
         float norm[D / WARP], x[D / WARP] = {};
@@ -264,7 +269,7 @@ struct AttentionStage {
                 // Where values t, and those behind, of a token are.
                 const auto row = [&](bool values, int token, const half *newest_row) {
                     const int last = min(from + token, end - 1) - from;
-                    if (last == position - from) return newest_row;
+                    if (last == place - from) return newest_row;
                     const int first = values ? Entry::COUNT / 2 : 0;
                     const uint8_t *entry = Ring::entry(place[first]);
                     if (Entry::COUNT == 4 && last >= Entry::ROWS) entry = Ring::entry(place[first + Entry::COUNT / 4]);

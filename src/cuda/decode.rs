@@ -152,7 +152,7 @@ pub fn lower(
         }
     }
     // Of all layers at once: of 128 tokens, one ends tiles.
-    launches.extend(cache.compress(device, scratch.position())?);
+    launches.extend(cache.compress(device, scratch.whereabouts())?);
     Ok(launches)
 }
 
@@ -275,12 +275,14 @@ fn attention(
     // No more pieces than a window has: blocks without one only take time to start.
     let splits = splits.min(attention.window.map_or(usize::MAX, most_chunks));
     let [k, v] = key_value_addresses(kv);
+    let at = scratch.whereabouts();
     let params = DecodeAttentionParams {
         q: scratch.q,
         k,
         v,
         layer: attention_layer(weights, cache, heads),
-        position: scratch.position(),
+        position: at.position,
+        place: at.place_in(&cache.layout().layers[heads.layer]),
         partial: scratch.attention_partial,
         finished: scratch.attention_counters,
         out: scratch.activation,

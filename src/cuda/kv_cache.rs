@@ -12,6 +12,7 @@ use super::{
     device::{Device, DeviceBuffer, Launch},
     launches::{Chunk, compress_tiles, copy_tokens},
     params::{CompressTilesParams, CompressedLayer, CopyTokensParams, KvTiles},
+    scratch::Whereabouts,
 };
 use crate::{
     backend::{KvFormat, KvLayer, KvLayout, KvOptions, SINKS, Tiles},
@@ -224,7 +225,7 @@ impl KvCache {
     }
 
     /// What makes tiles of all layers whose last token is the decoded one, behind all attention.
-    pub fn compress(&self, device: &Device, position: CUdeviceptr) -> Result<Vec<Launch>> {
+    pub fn compress(&self, device: &Device, at: Whereabouts) -> Result<Vec<Launch>> {
         let alike = |&a: &usize, &b: &usize| {
             let [a, b] = [a, b].map(|layer| &self.layout.layers[layer]);
             (a.head_dim, a.head_count_kv) == (b.head_dim, b.head_count_kv)
@@ -232,7 +233,8 @@ impl KvCache {
         let mut first = 0;
         let runs = self.compressed.chunk_by(alike);
         runs.map(|layers| {
-            let launch = self.compress_run(device, first, layers, position, 1);
+            let place = at.place_in(&self.layout.layers[layers[0]]);
+            let launch = self.compress_run(device, first, layers, place, 1);
             first += layers.len();
             launch
         })
@@ -240,15 +242,8 @@ impl KvCache {
     }
 
     /// What brings the tokens before a chunk that it sees as they were stored to where the chunk's are.
-    pub fn bring(&self, device: &Device, layer: usize, position: CUdeviceptr) -> Result<Launch> {
-        self.copy(
-            device,
-            layer,
-            self.ring(layer),
-            self.chunk(layer),
-            position,
-            0,
-        )
+    pub fn bring(&self, device: &Device, layer: usize, place: CUdeviceptr) -> Result<Launch> {
+        self.copy(device, layer, self.ring(layer), self.chunk(layer), place, 0)
     }
 
     /// What keeps a layer's tokens of a chunk, before their attention: tiles of those that end one, the last in the ring.
@@ -256,7 +251,7 @@ impl KvCache {
         &self,
         device: &Device,
         layer: usize,
-        position: CUdeviceptr,
+        place: CUdeviceptr,
         chunk: Chunk,
     ) -> Result<[Launch; 2]> {
         let tokens = chunk.tokens;
@@ -264,13 +259,13 @@ impl KvCache {
         let index = index.expect("a layer with tiles of its own");
         let in_chunks = self.compressed.len() + index;
         Ok([
-            self.compress_run(device, in_chunks, &[layer], position, tokens)?,
+            self.compress_run(device, in_chunks, &[layer], place, tokens)?,
             self.copy(
                 device,
                 layer,
                 self.chunk(layer),
                 self.ring(layer),
-                position,
+                place,
                 tokens,
             )?,
         ])
@@ -282,14 +277,14 @@ impl KvCache {
         device: &Device,
         first: usize,
         layers: &[usize],
-        position: CUdeviceptr,
+        place: CUdeviceptr,
         tokens: usize,
     ) -> Result<Launch> {
         let layer = &self.layout.layers[layers[0]];
         let kept = layer.tiles.expect("it has tiles");
         let params = CompressTilesParams {
             layers: self.tables.at(first * size_of::<CompressedLayer>()),
-            position,
+            place,
             tokens: tokens as i32,
             unused: 0,
         };
@@ -309,7 +304,7 @@ impl KvCache {
         layer: usize,
         from: Ring,
         to: Ring,
-        position: CUdeviceptr,
+        place: CUdeviceptr,
         tokens: usize,
     ) -> Result<Launch> {
         let layer = &self.layout.layers[layer];
@@ -318,7 +313,7 @@ impl KvCache {
             v_from: from.values,
             k_to: to.keys,
             v_to: to.values,
-            position,
+            place,
             from_context: from.capacity as i32,
             to_context: to.capacity as i32,
             head_dim: layer.head_dim as i32,

@@ -36,7 +36,7 @@ use self::{
     launches::Chunk,
     prompt::Prompt,
     region::Region,
-    scratch::{ChunkScratch, LOGITS_LEN, Scratch},
+    scratch::{ChunkScratch, INPUTS, LOGITS_LEN, Scratch},
     step::Step,
     weights::DeviceWeights,
 };
@@ -57,9 +57,6 @@ pub use weights::Matrix;
 /// Tokens of a prompt that are read at once, where nothing else is asked for: more gain little on Qwen3-8B
 /// (docs/performance.md).
 pub const DEFAULT_CHUNK_LEN: usize = 2048;
-
-/// Numbers that a batch is told by.
-const INPUTS: usize = 3;
 
 /// How to run a model on a GPU.
 #[derive(Debug, Clone, Default)]
@@ -119,7 +116,7 @@ pub struct CudaBackend {
     cache: KvCache,
     written: Written,
     choice: Choice,
-    /// i32 (3 + chunk_len): token, position, and in a chunk that of the first whose logits are wanted; the chunk's tokens
+    /// i32 (INPUTS + chunk_len): what a batch is told by; a chunk's tokens
     inputs: PinnedBuffer,
     /// f32 (vocab_size, LOGITS_LEN)
     logits: PinnedBuffer,
@@ -243,12 +240,12 @@ impl CudaBackend {
             decode: &self.scratch,
             scratch: &self.chunk_scratch,
             cache: &self.cache,
+            evicted: self.written.evicted(),
         };
         let chunk = Chunk {
             tokens: batch.tokens.len(),
         };
-        let end = batch.position + batch.tokens.len();
-        prompt.run(chunk, end, batch.want, &mut |launch| {
+        prompt.run(chunk, batch.position, batch.want, &mut |launch| {
             // SAFETY: each kernel is given its own parameter, and the buffers live as long as `self`.
             unsafe { self.device.launch(&launch) }
         })
@@ -256,7 +253,15 @@ impl CudaBackend {
 
     /// Queues the upload of a token's id and position, and of the first position whose logits are wanted.
     fn upload_inputs(&mut self, token: u32, position: usize, wanted: usize) -> Result<()> {
-        let inputs = [token, position as u32, wanted as u32];
+        let whereabouts = |position: usize| [position, position - self.written.evicted()];
+        let [[position, place], [wanted, wanted_place]] = [position, wanted].map(whereabouts);
+        let inputs: [u32; INPUTS] = [
+            token,
+            position as u32,
+            place as u32,
+            wanted as u32,
+            wanted_place as u32,
+        ];
         let input = &mut self.inputs[..INPUTS * size_of::<i32>()];
         input.copy_from_slice(bytemuck::bytes_of(&inputs));
         // SAFETY: `compute` and a stream's end wait for the device before the inputs are written again.

@@ -120,18 +120,19 @@ params! {
     }
 
     /// `decode_attention_*`.
-    DecodeAttentionParams: 192 {
+    DecodeAttentionParams: 200 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
         24 layer: AttentionLayer,
         112 position: CUdeviceptr,
-        120 partial: CUdeviceptr,
-        128 finished: CUdeviceptr,
-        136 out: Activation,
-        160 tiles: KvTiles,
-        184 tile_ring: i32,
-        188 tile_depth: i32,
+        120 place: CUdeviceptr,
+        128 partial: CUdeviceptr,
+        136 finished: CUdeviceptr,
+        144 out: Activation,
+        168 tiles: KvTiles,
+        192 tile_ring: i32,
+        196 tile_depth: i32,
     }
 
     /// A layer's tiles.
@@ -153,7 +154,7 @@ params! {
     /// `compress_tiles_*`.
     CompressTilesParams: 24 {
         0 layers: CUdeviceptr,
-        8 position: CUdeviceptr,
+        8 place: CUdeviceptr,
         16 tokens: i32,
         20 unused: i32,
     }
@@ -164,7 +165,7 @@ params! {
         8 v_from: CUdeviceptr,
         16 k_to: CUdeviceptr,
         24 v_to: CUdeviceptr,
-        32 position: CUdeviceptr,
+        32 place: CUdeviceptr,
         40 from_context: i32,
         44 to_context: i32,
         48 head_dim: i32,
@@ -179,7 +180,7 @@ params! {
     }
 
     /// `rope_tokens_*`.
-    RopeParams: 128 {
+    RopeParams: 136 {
         0 q: CUdeviceptr,
         8 k: CUdeviceptr,
         16 v: CUdeviceptr,
@@ -191,16 +192,17 @@ params! {
         64 k_cache: CUdeviceptr,
         72 v_cache: CUdeviceptr,
         80 position: CUdeviceptr,
-        88 epsilon: f32,
-        92 context: i32,
-        96 head_count: i32,
-        100 head_count_kv: i32,
-        104 rope_dims: i32,
-        108 interleaved: i32,
-        112 scale: f32,
-        116 rope_factor: f32,
-        120 stores: i32,
-        124 compressed: i32,
+        88 place: CUdeviceptr,
+        96 epsilon: f32,
+        100 context: i32,
+        104 head_count: i32,
+        108 head_count_kv: i32,
+        112 rope_dims: i32,
+        116 interleaved: i32,
+        120 scale: f32,
+        124 rope_factor: f32,
+        128 stores: i32,
+        132 compressed: i32,
     }
 
     /// `flash_attention_*`.
@@ -209,7 +211,7 @@ params! {
         8 k_cache: CUdeviceptr,
         16 v_cache: CUdeviceptr,
         24 out: CUdeviceptr,
-        32 position: CUdeviceptr,
+        32 place: CUdeviceptr,
         40 partial: CUdeviceptr,
         48 finished: CUdeviceptr,
         56 tokens: i32,

@@ -17,7 +17,7 @@ use super::{
     },
     lowering::{Branch, Group, Heads, groups, norms_branches},
     params::{FlashAttentionParams, NormParams, RopeParams, RotateBackParams},
-    scratch::{ChunkScratch, Scratch},
+    scratch::{ChunkScratch, Scratch, Whereabouts},
     tensor_types::{COPY_TYPE, KernelType},
     weights::{DeviceWeights, Matrix},
 };
@@ -39,6 +39,8 @@ pub struct Prompt<'a> {
     pub decode: &'a Scratch,
     pub scratch: &'a ChunkScratch,
     pub cache: &'a KvCache,
+    /// Tokens that layers that evict have lost.
+    pub evicted: usize,
 }
 
 /// Where launches go, one after another: they start while the next are still being put together.
@@ -50,8 +52,8 @@ struct Counted {
     chunk: Chunk,
     /// The first one's index in the whole chunk.
     first: usize,
-    /// The address of the first one's position, i32
-    position: CUdeviceptr,
+    /// Where that one is.
+    at: Whereabouts,
 }
 
 impl Counted {
@@ -62,12 +64,12 @@ impl Counted {
 }
 
 impl Prompt<'_> {
-    /// Hands `launch` every launch for `chunk.tokens` tokens, the last of which is at position `context_end - 1`. Their ids
-    /// and the positions of the first one and of the first one wanted lie in device memory.
+    /// Hands `launch` every launch for `chunk.tokens` tokens, the first of which is at `position`. Their ids, and where the
+    /// first one is and the first one wanted, lie in device memory.
     ///
     /// # Errors
     /// Operations for which there is no launch, and what `launch` meets.
-    pub fn run(&self, chunk: Chunk, context_end: usize, want: Want, launch: Queue) -> Result<()> {
+    pub fn run(&self, chunk: Chunk, position: usize, want: Want, launch: Queue) -> Result<()> {
         let Self {
             device,
             decoder,
@@ -75,10 +77,11 @@ impl Prompt<'_> {
             scratch,
             ..
         } = self;
+        let end = position + chunk.tokens;
         let mut counted = Counted {
             chunk,
             first: 0,
-            position: self.decode.position(),
+            at: self.decode.whereabouts(),
         };
         for group in groups(decoder)? {
             match group {
@@ -108,7 +111,7 @@ impl Prompt<'_> {
                 Group::Attention { q, kv, heads } => {
                     let qkv = weights.qkv(q, kv.as_ref(), [scratch.q, scratch.k, scratch.v]);
                     self.store(launch, &qkv, scratch.normed, counted.chunk)?;
-                    self.attention(launch, &heads, &qkv[1..], counted, context_end)?;
+                    self.attention(launch, &heads, &qkv[1..], counted, end)?;
                 }
                 Group::Gate {
                     gate,
@@ -156,7 +159,7 @@ impl Prompt<'_> {
                             tokens: chunk.tokens - first,
                         },
                         first,
-                        position: self.decode.wanted_position(),
+                        at: self.decode.wanted_whereabouts(),
                     };
                 }
                 Group::Logits { linear, finish } => {
@@ -205,7 +208,7 @@ impl Prompt<'_> {
         heads: &Heads,
         kv: &[Linear],
         counted: Counted,
-        context_end: usize,
+        end: usize,
     ) -> Result<()> {
         let Self {
             device,
@@ -214,16 +217,16 @@ impl Prompt<'_> {
             cache,
             ..
         } = self;
+        let layer = &cache.layout().layers[heads.layer];
         let attention = heads.attention;
         let (head_dim, head_count_kv) = (attention.head_dim, attention.head_count_kv);
-        let Counted {
-            chunk, position, ..
-        } = counted;
+        let Counted { chunk, at, .. } = counted;
+        let place = at.place_in(layer);
         let [k, v] = key_value_addresses(kv);
         let kept = cache.kept(heads.layer);
         let here = cache.chunk(heads.layer);
         if kept.is_some() && heads.stores {
-            launch(cache.bring(device, heads.layer, position)?)?;
+            launch(cache.bring(device, heads.layer, place)?)?;
         }
         let rope = RopeParams {
             q: scratch.q,
@@ -236,7 +239,8 @@ impl Prompt<'_> {
             q_out: scratch.rotated_q,
             k_cache: here.keys,
             v_cache: here.values,
-            position,
+            position: at.position,
+            place,
             epsilon: heads.epsilon,
             context: here.capacity as i32,
             head_count: attention.head_count as i32,
@@ -251,7 +255,7 @@ impl Prompt<'_> {
         launch(rope_tokens(device, head_dim, rope, chunk)?)?;
         if kept.is_some() && heads.stores {
             // Its last tokens see tiles that its first ones end.
-            let keep = cache.keep(device, heads.layer, position, chunk)?;
+            let keep = cache.keep(device, heads.layer, place, chunk)?;
             keep.into_iter().try_for_each(&mut *launch)?;
         }
         let params = FlashAttentionParams {
@@ -259,7 +263,7 @@ impl Prompt<'_> {
             k_cache: here.keys,
             v_cache: here.values,
             out: scratch.attended,
-            position,
+            place,
             partial: scratch.attention_workspace.partial,
             finished: scratch.attention_workspace.finished,
             tokens: chunk.tokens as i32,
@@ -276,7 +280,7 @@ impl Prompt<'_> {
             device,
             head_dim,
             head_count_kv,
-            context_end,
+            layer.place(end, self.evicted),
             kept,
             params,
         )?)?;

@@ -15,10 +15,13 @@ use super::{
     step::stages_bytes,
     tensor_types::UNIT,
 };
-use crate::model::{
-    Decoder,
-    decoder::{Attention, Layer},
-    ops::Op,
+use crate::{
+    backend::KvLayer,
+    model::{
+        Decoder,
+        decoder::{Attention, Layer},
+        ops::Op,
+    },
 };
 
 /// The most tokens whose logits one call computes.
@@ -125,14 +128,43 @@ impl Scratch {
         self.token_inputs + (part.start * size_of::<f32>()) as u64
     }
 
-    /// The address of an i32: the position of the token to compute, or of a chunk's first.
-    pub fn position(&self) -> CUdeviceptr {
-        self.inputs + size_of::<i32>() as u64
+    /// Where the token to compute is, or a chunk's first.
+    pub fn whereabouts(&self) -> Whereabouts {
+        self.whereabouts_at(1)
     }
 
-    /// The address of an i32: the position of the first of a chunk whose logits are wanted.
-    pub fn wanted_position(&self) -> CUdeviceptr {
-        self.inputs + 2 * size_of::<i32>() as u64
+    /// Where the first of a chunk is whose logits are wanted.
+    pub fn wanted_whereabouts(&self) -> Whereabouts {
+        self.whereabouts_at(3)
+    }
+
+    fn whereabouts_at(&self, index: usize) -> Whereabouts {
+        let position = self.inputs + (index * size_of::<i32>()) as u64;
+        Whereabouts {
+            position,
+            place: position + size_of::<i32>() as u64,
+        }
+    }
+}
+
+/// Numbers that a batch is told by: the token; the position and the place of it, or of a chunk's first; and those of the first
+/// of a chunk whose logits are wanted.
+pub const INPUTS: usize = 5;
+
+/// The addresses of two i32: a token's position in the text, and its place in layers that evict.
+#[derive(Clone, Copy)]
+pub struct Whereabouts {
+    pub position: CUdeviceptr,
+    place: CUdeviceptr,
+}
+
+impl Whereabouts {
+    /// The address of the token's place in a layer.
+    pub fn place_in(self, layer: &KvLayer) -> CUdeviceptr {
+        match layer.evicts {
+            true => self.place,
+            false => self.position,
+        }
     }
 }
 
@@ -183,7 +215,7 @@ pub fn decode_parts(device: &Device, decoder: &Decoder) -> Vec<Part> {
         launches::decode_attention_counters(attention.head_count_kv, attention.group())
     });
     [
-        ("token and position", 3 * 4),
+        ("token, positions and places", INPUTS * 4),
         ("residual stream", decoder.hidden_size * 4),
         ("queries", q_dim * 4),
         ("keys", kv_dim * 4),

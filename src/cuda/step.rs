@@ -175,6 +175,12 @@ fn lower<'a>(
                     "layer {} caps scores",
                     heads.layer
                 );
+                let evicts = cache.layout().layers[heads.layer].evicts;
+                ensure!(
+                    evicts == heads.attention.window.is_none(),
+                    "layer {} shares keys and values with layers of another window",
+                    heads.layer
+                );
                 let mut matrices = vec![linear(q)];
                 if let Some(KeyValueProducts { k, v }) = kv {
                     matrices.push(linear(k));

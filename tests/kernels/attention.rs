@@ -58,6 +58,7 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                 let (_k_norm, k_norm) = optional(&rope.k_norm)?;
                 let (_v_norm, v_norm) = optional(&rope.v_norm)?;
                 let frequencies = Buffer::new(&rope.frequencies)?;
+                let in_text = Buffer::new(&[(position + rope.evicted) as i32])?;
                 let place = Buffer::new(&[position as i32])?;
                 let splits = launches::decode_attention_splits(device()?, head_count_kv, group);
                 let partial = launches::decode_attention_partial_len(head_dim, head_count, splits);
@@ -95,7 +96,8 @@ pub fn decode_attention_is_softmax_over_the_cache() -> TestResult {
                             softcap: limits.softcap,
                             stores: i32::from(stores),
                         },
-                        position: place.address(),
+                        position: in_text.address(),
+                        place: place.address(),
                         partial: partial.address(),
                         finished: finished.address(),
                         out: out.normed().activation,
@@ -232,7 +234,7 @@ pub fn flash_attention_is_causal_softmax_over_the_cache() -> TestResult {
                             k_cache: k_cache.address(),
                             v_cache: v_cache.address(),
                             out: out.address(),
-                            position: place.address(),
+                            place: place.address(),
                             partial: partial.address(),
                             finished: finished.address(),
                             tokens: tokens as i32,

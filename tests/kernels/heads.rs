@@ -25,6 +25,8 @@ pub struct Rope {
     pub interleaved: bool,
     /// Of the rotated values.
     pub factor: f32,
+    /// How far a token's position in the text is behind its place among those that are cached.
+    pub evicted: usize,
 }
 
 impl Rope {
@@ -46,6 +48,7 @@ impl Rope {
             frequencies: (0..rope_dims / 2).map(frequency).collect(),
             interleaved: choices & 4 == 4,
             factor: if choices & 8 == 8 { 1.19 } else { 1.0 },
+            evicted: if choices & 32 == 32 { 300 } else { 0 },
         }
     }
 
@@ -59,7 +62,7 @@ impl Rope {
         (normed(head, self.v_norm.as_ref()), slack)
     }
 
-    pub fn apply(&self, head: &[f32], norm: Option<&Vec<f32>>, position: usize) -> Vec<f64> {
+    pub fn apply(&self, head: &[f32], norm: Option<&Vec<f32>>, place: usize) -> Vec<f64> {
         let mut values = normed(head, norm);
         let half = self.frequencies.len();
         for (i, &frequency) in self.frequencies.iter().enumerate() {
@@ -67,7 +70,7 @@ impl Rope {
                 true => (2 * i, 2 * i + 1),
                 false => (i, i + half),
             };
-            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            let (sin, cos) = ((place + self.evicted) as f64 * frequency).sin_cos();
             let (a, b) = (values[first], values[second]);
             values[first] = (a * cos - b * sin) * f64::from(self.factor);
             values[second] = (a * sin + b * cos) * f64::from(self.factor);

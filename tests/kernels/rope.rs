@@ -60,6 +60,7 @@ pub fn rope_tokens_rotates_and_fills_the_cache() -> TestResult {
                 let (_k_norm, k_norm) = optional(&rope.k_norm)?;
                 let (_v_norm, v_norm) = optional(&rope.v_norm)?;
                 let frequencies = Buffer::new(&rope.frequencies)?;
+                let in_text = Buffer::new(&[(position + rope.evicted) as i32])?;
                 let place = Buffer::new(&[position as i32])?;
                 let q_out = Buffer::poisoned(q.len() * 2)?;
                 let params = RopeParams {
@@ -73,7 +74,8 @@ pub fn rope_tokens_rotates_and_fills_the_cache() -> TestResult {
                     q_out: q_out.address(),
                     k_cache: k_cache.address(),
                     v_cache: v_cache.address(),
-                    position: place.address(),
+                    position: in_text.address(),
+                    place: place.address(),
                     epsilon: EPSILON,
                     context: context as i32,
                     head_count: head_count as i32,
