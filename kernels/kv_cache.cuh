@@ -1,8 +1,8 @@
 // The KV cache: where a token's key or value sits, and in which format. f16.
 //
-// A token has a position in the text, which its rotation follows; a place among the tokens that are cached, which is its
-// position as long as none were evicted, and which the mask follows; and a slot, in which it is stored. `slot_of` alone
-// knows how places give slots.
+// A token has a position in the text, which its rotation follows; a place among the tokens that are cached, which is
+// its position as long as none were evicted, and which the mask follows; and a slot, in which it is stored. `slot_of`
+// alone knows how places give slots.
 #pragma once
 
 #include "common.cuh"

@@ -336,11 +336,11 @@ FIELD(CompressTilesParams, unused, 20);
 
 // copy_tokens
 struct CopyTokensParams {
-    const half *k_from;   // (head_dim, from_context, head_count_kv), a ring
-    const half *v_from;   // likewise
-    half *k_to;           // (head_dim, to_context, head_count_kv), a ring
-    half *v_to;           // likewise
-    const int *place;     // of a chunk's first token
+    const half *k_from;  // (head_dim, from_context, head_count_kv), a ring
+    const half *v_from;  // likewise
+    half *k_to;          // (head_dim, to_context, head_count_kv), a ring
+    half *v_to;          // likewise
+    const int *place;    // of a chunk's first token
     int from_context;
     int to_context;
     int head_dim;
