@@ -161,6 +161,46 @@ struct KvTile {
     }
 };
 
+// Eight values of one token: 8 octet .. + 7 of the key of a tile's token, and of its value.
+template <typename Tile>
+__device__ __forceinline__ uint4 key_octet(const uint8_t *record, int token, int octet) {
+    constexpr int BITS = Tile::key_bits, WORDS = KEY_WORDS<BITS>, IN_PART = Tile::part / 8;
+    const int step = token / STEP, word = (token % STEP / 8 * (IN_PART / 4) + octet % IN_PART / 4) * WORDS;
+    uint32_t words[WORDS];
+    load_words<WORDS>(words, record + Tile::keys_at(octet / IN_PART, step) +
+                                 Tile::key_word_at(word, token % 8 * 4 + octet % 4));
+    const auto *groups = reinterpret_cast<const uint4 *>(record + Tile::key_groups_at(step, octet));
+    const uint4 scale = groups[0], zero = groups[1];
+    const auto pair = [&](int j, uint32_t scale, uint32_t zero) {
+        return bits(__hfma2(key_pair<BITS>(words, j), as_half2(scale), as_half2(zero)));
+    };
+    return {pair(0, scale.x, zero.x), pair(1, scale.y, zero.y), pair(2, scale.z, zero.z), pair(3, scale.w, zero.w)};
+}
+template <typename Tile>
+__device__ __forceinline__ uint4 value_octet(const uint8_t *record, int token, int octet) {
+    constexpr int BITS = Tile::value_bits, WORDS = VALUE_WORDS<BITS>, IN_PART = Tile::part / 8;
+    const int step = token / STEP, later = token % STEP / 8, word = octet % IN_PART / 8 * WORDS;
+    const uint8_t *codes = record + Tile::values_at(octet / IN_PART, step);
+    const auto at = [&](int w) { return codes + Tile::value_word_at(word + w, octet % 8 * 4 + token % 8 / 2); };
+    // The words of this token and of the one that shares them, where a piece's first tokens have theirs.
+    uint32_t words[WORDS];
+    if constexpr (BITS == 3) {
+        load_words<1>(words, at(later));
+        load_words<1>(words + 2, at(2));
+        words[2] >>= later * 8;
+    } else {
+        load_words<WORDS / 2>(words, at(later * (WORDS / 2)));
+    }
+    const half2 group = *reinterpret_cast<const half2 *>(record + Tile::value_groups + token * 4);
+    const half2 scale = __low2half2(group), zero = __high2half2(group);
+    const auto pair = [&](int j) {
+        const auto codes = [&](int j) { return bits(value_pair<BITS>([&](int w) { return words[w]; }, 0, j)); };
+        const uint32_t two = __byte_perm(codes(j), codes(j + 1), token % 2 ? 0x7632 : 0x5410);
+        return bits(__hfma2(as_half2(two), scale, zero));
+    };
+    return {pair(0), pair(2), pair(4), pair(6)};
+}
+
 // Rotates a head, of which this lane has values i * WARP + lane.
 template <int D>
 __device__ __forceinline__ void rotate(float (&value)[D / WARP]) {

@@ -368,6 +368,81 @@ FIELD(RotateBackParams, heads, 0);
 FIELD(RotateBackParams, padded_tokens, 8);
 FIELD(RotateBackParams, head_count, 12);
 
+// evict_observe_*, evict_join, evict_weigh_*, evict_norms_*, evict_select
+struct EvictParams {
+    const half *q;        // (head_dim, head_count, tokens), from rope_tokens
+    const half *k_cache;  // (head_dim, context, head_count_kv), of this layer
+    const half *v_cache;  // likewise
+    KvTiles tiles;
+    const half *grams;  // (head_dim, head_dim, head_count): of what a head's values are multiplied with, symmetric
+    float *partial;     // scratch: (2, OBSERVERS, head_count, blocks)
+    float *levels;      // scratch: (OBSERVERS, head_count)
+    float *importance;  // scratch: (places, head_count)
+    float *norms;       // scratch: (places, head_count)
+    float *sums;        // scratch: (blocks, head_count), of importance
+    float *scores;      // scratch: (places, head_count_kv)
+    int *kept;          // (budget, head_count_kv): the places, ascending
+    int tokens;         // of the chunk, the last of which observe
+    int places;         // of all tokens that are cached, the chunk's included
+    int context;        // tokens that the cache holds: all, or as a ring those that are not in tiles
+    int group;          // query heads of a key/value head; at most 128
+    float softcap;      // scaled scores s become softcap * tanh(s / softcap): times log2(e); 0: they stay
+    int budget;         // places that are kept: fewer than there are, more than those that are kept in any case
+    int blocks;         // of places
+    int unused;
+};
+static_assert(sizeof(EvictParams) == 144, "EvictParams");
+FIELD(EvictParams, q, 0);
+FIELD(EvictParams, k_cache, 8);
+FIELD(EvictParams, v_cache, 16);
+FIELD(EvictParams, tiles, 24);
+FIELD(EvictParams, grams, 48);
+FIELD(EvictParams, partial, 56);
+FIELD(EvictParams, levels, 64);
+FIELD(EvictParams, importance, 72);
+FIELD(EvictParams, norms, 80);
+FIELD(EvictParams, sums, 88);
+FIELD(EvictParams, scores, 96);
+FIELD(EvictParams, kept, 104);
+FIELD(EvictParams, tokens, 112);
+FIELD(EvictParams, places, 116);
+FIELD(EvictParams, context, 120);
+FIELD(EvictParams, group, 124);
+FIELD(EvictParams, softcap, 128);
+FIELD(EvictParams, budget, 132);
+FIELD(EvictParams, blocks, 136);
+FIELD(EvictParams, unused, 140);
+
+// evict_gather_*
+struct GatherKeptParams {
+    const half *k_from;  // (head_dim, context, head_count_kv), a ring
+    const half *v_from;  // likewise
+    half *k_to;          // (head_dim, to_context, head_count_kv), a ring; or where all are as they were stored, and have
+                         // room, k_from: by one block along places
+    half *v_to;          // likewise
+    KvTiles tiles;
+    const int *kept;  // (budget, head_count_kv)
+    int context;
+    int to_context;
+    int budget;
+    int places;  // of all tokens that are cached
+    int first;   // new place
+    int count;   // of them
+};
+static_assert(sizeof(GatherKeptParams) == 88, "GatherKeptParams");
+FIELD(GatherKeptParams, k_from, 0);
+FIELD(GatherKeptParams, v_from, 8);
+FIELD(GatherKeptParams, k_to, 16);
+FIELD(GatherKeptParams, v_to, 24);
+FIELD(GatherKeptParams, tiles, 32);
+FIELD(GatherKeptParams, kept, 56);
+FIELD(GatherKeptParams, context, 64);
+FIELD(GatherKeptParams, to_context, 68);
+FIELD(GatherKeptParams, budget, 72);
+FIELD(GatherKeptParams, places, 76);
+FIELD(GatherKeptParams, first, 80);
+FIELD(GatherKeptParams, count, 84);
+
 // norm_tokens
 struct NormParams {
     const float *x;       // (columns, tokens)

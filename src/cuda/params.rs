@@ -225,6 +225,46 @@ params! {
         108 tile_depth: i32,
     }
 
+    /// `evict_observe_*`, `evict_join`, `evict_weigh_*`, `evict_norms_*` and `evict_select`.
+    EvictParams: 144 {
+        0 q: CUdeviceptr,
+        8 k_cache: CUdeviceptr,
+        16 v_cache: CUdeviceptr,
+        24 tiles: KvTiles,
+        48 grams: CUdeviceptr,
+        56 partial: CUdeviceptr,
+        64 levels: CUdeviceptr,
+        72 importance: CUdeviceptr,
+        80 norms: CUdeviceptr,
+        88 sums: CUdeviceptr,
+        96 scores: CUdeviceptr,
+        104 kept: CUdeviceptr,
+        112 tokens: i32,
+        116 places: i32,
+        120 context: i32,
+        124 group: i32,
+        128 softcap: f32,
+        132 budget: i32,
+        136 blocks: i32,
+        140 unused: i32,
+    }
+
+    /// `evict_gather_*`.
+    GatherKeptParams: 88 {
+        0 k_from: CUdeviceptr,
+        8 v_from: CUdeviceptr,
+        16 k_to: CUdeviceptr,
+        24 v_to: CUdeviceptr,
+        32 tiles: KvTiles,
+        56 kept: CUdeviceptr,
+        64 context: i32,
+        68 to_context: i32,
+        72 budget: i32,
+        76 places: i32,
+        80 first: i32,
+        84 count: i32,
+    }
+
     /// `norm_tokens`.
     NormParams: 48 {
         0 x: CUdeviceptr,
