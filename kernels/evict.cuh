@@ -26,10 +26,10 @@ struct Shape {
     static constexpr int fragments = D <= 128 ? 2 : 1;  // of 16 places, that a warp has
     static constexpr int warp_places = 16 * fragments;
     static constexpr int block_places = WARPS * warp_places;
-    static constexpr int pieces = D / 32;             // of 8 values of a row that a lane has
-    static constexpr int rows = D <= 256 ? 32 : 16;   // of a slab
-    static constexpr int slab = rows * (D / 8);       // pieces
-    static constexpr int blocks = D <= 256 ? 2 : 1;   // that a multiprocessor should have room for
+    static constexpr int pieces = D / 32;            // of 8 values of a row that a lane has
+    static constexpr int rows = D <= 256 ? 32 : 16;  // of a slab
+    static constexpr int slab = rows * (D / 8);      // pieces
+    static constexpr int blocks = D <= 256 ? 2 : 1;  // that a multiprocessor should have room for
     static constexpr int score_slabs = OBSERVERS / rows, norm_slabs = D / rows;  // of a head
 };
 
@@ -88,9 +88,9 @@ __device__ __forceinline__ void multiply_pieces(float (&sum)[4], const uint4 (&a
     mma(sum, {a[0].z, a[1].z, a[0].w, a[1].w}, b.z, b.w);
 }
 
-// Brings `count` slabs to shared memory, one after another and the next while one is used: `row(i, n)` is where row n of
-// slab i begins, of which a lane has `pieces(i)`; `use(i, slab)` finds these pieces by c, 8 rows, and lane. Between two
-// calls all threads of the block meet.
+// Brings `count` slabs to shared memory, one after another and the next while one is used: `row(i, n)` is where row n
+// of slab i begins, of which a lane has `pieces(i)`; `use(i, slab)` finds these pieces by c, 8 rows, and lane. Between
+// two calls all threads of the block meet.
 template <int D, typename Row, typename Pieces, typename Use>
 __device__ __forceinline__ void for_slabs(uint4 (&slabs)[2][Shape<D>::slab], int count, Row row, Pieces pieces,
                                           Use use) {
@@ -133,7 +133,7 @@ __device__ __forceinline__ void for_scores(const EvictParams &p, Begin begin, Us
     const auto all_pieces = [](int) { return S::pieces; };
     // Observers do not see the places of those behind them.
     const bool hidden = first + S::warp_places > p.places - observers;
-    for_slabs<D>(slabs, p.group * S::score_slabs, row, all_pieces, [&](int i, const uint4 (&slab)[S::slab]) {
+    for_slabs<D>(slabs, p.group * S::score_slabs, row, all_pieces, [&](int i, const uint4(&slab)[S::slab]) {
         begin(i);
 #pragma unroll 1
         for (int two = 0; two < S::rows / 16; two++) {
@@ -211,8 +211,7 @@ __device__ __forceinline__ void observe(const EvictParams &p) {
                 for (int f = 0; f < S::fragments; f++)
                     top[k] = fmaxf(top[k], fmaxf(score[f][n][k], score[f][n][2 + k]));
 #pragma unroll
-                for (int over = 4; over < WARP; over *= 2)
-                    top[k] = fmaxf(top[k], __shfl_xor_sync(~0u, top[k], over));
+                for (int over = 4; over < WARP; over *= 2) top[k] = fmaxf(top[k], __shfl_xor_sync(~0u, top[k], over));
 #pragma unroll
                 for (int f = 0; f < S::fragments; f++)
                     sum[k] += power_of_two(score[f][n][k] - top[k]) + power_of_two(score[f][n][2 + k] - top[k]);
@@ -313,7 +312,7 @@ __device__ __forceinline__ void norms(const EvictParams &p) {
     };
     const auto pieces = [&](int i) { return piece_of(i % SLABS) + 1; };
     float square[S::fragments][2];
-    for_slabs<D>(slabs, p.group * SLABS, row, pieces, [&](int i, const uint4 (&slab)[S::slab]) {
+    for_slabs<D>(slabs, p.group * SLABS, row, pieces, [&](int i, const uint4(&slab)[S::slab]) {
         const int of_head = i % SLABS, last = piece_of(of_head);
         if (of_head == 0) {
 #pragma unroll
@@ -421,20 +420,20 @@ __device__ __forceinline__ void gather(const GatherKeptParams &p) {
 }  // namespace
 
 // The kernels of a format: SUFFIX of their names, and tiles.
-#define EVICT(D, SUFFIX, ...)                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS, Shape<D>::blocks)                \
-        evict_observe_d##D##SUFFIX(const __grid_constant__ EvictParams p) {                \
-        observe<D, __VA_ARGS__>(p);                                                        \
-    }                                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS, Shape<D>::blocks)                \
-        evict_weigh_d##D##SUFFIX(const __grid_constant__ EvictParams p) {                  \
-        weigh<D, __VA_ARGS__>(p);                                                          \
-    }                                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS, Shape<D>::blocks)                \
-        evict_norms_d##D##SUFFIX(const __grid_constant__ EvictParams p) {                  \
-        norms<D, __VA_ARGS__>(p);                                                          \
-    }                                                                                      \
-    extern "C" __global__ void __launch_bounds__(GATHER_THREADS)                           \
-        evict_gather_d##D##SUFFIX(const __grid_constant__ GatherKeptParams p) {            \
-        gather<D, __VA_ARGS__>(p);                                                         \
+#define EVICT(D, SUFFIX, ...)                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS, Shape<D>::blocks)     \
+        evict_observe_d##D##SUFFIX(const __grid_constant__ EvictParams p) {     \
+        observe<D, __VA_ARGS__>(p);                                             \
+    }                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, Shape<D>::blocks)     \
+        evict_weigh_d##D##SUFFIX(const __grid_constant__ EvictParams p) {       \
+        weigh<D, __VA_ARGS__>(p);                                               \
+    }                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, Shape<D>::blocks)     \
+        evict_norms_d##D##SUFFIX(const __grid_constant__ EvictParams p) {       \
+        norms<D, __VA_ARGS__>(p);                                               \
+    }                                                                           \
+    extern "C" __global__ void __launch_bounds__(GATHER_THREADS)                \
+        evict_gather_d##D##SUFFIX(const __grid_constant__ GatherKeptParams p) { \
+        gather<D, __VA_ARGS__>(p);                                              \
     }

@@ -167,8 +167,8 @@ __device__ __forceinline__ uint4 key_octet(const uint8_t *record, int token, int
     constexpr int BITS = Tile::key_bits, WORDS = KEY_WORDS<BITS>, IN_PART = Tile::part / 8;
     const int step = token / STEP, word = (token % STEP / 8 * (IN_PART / 4) + octet % IN_PART / 4) * WORDS;
     uint32_t words[WORDS];
-    load_words<WORDS>(words, record + Tile::keys_at(octet / IN_PART, step) +
-                                 Tile::key_word_at(word, token % 8 * 4 + octet % 4));
+    load_words<WORDS>(
+        words, record + Tile::keys_at(octet / IN_PART, step) + Tile::key_word_at(word, token % 8 * 4 + octet % 4));
     const auto *groups = reinterpret_cast<const uint4 *>(record + Tile::key_groups_at(step, octet));
     const uint4 scale = groups[0], zero = groups[1];
     const auto pair = [&](int j, uint32_t scale, uint32_t zero) {

@@ -417,9 +417,9 @@ FIELD(EvictParams, unused, 140);
 struct GatherKeptParams {
     const half *k_from;  // (head_dim, context, head_count_kv), a ring
     const half *v_from;  // likewise
-    half *k_to;          // (head_dim, to_context, head_count_kv), a ring; or where all are as they were stored, and have
-                         // room, k_from: by one block along places
-    half *v_to;          // likewise
+    half *k_to;  // (head_dim, to_context, head_count_kv), a ring; or where all are as they were stored, and have
+                 // room, k_from: by one block along places
+    half *v_to;  // likewise
     KvTiles tiles;
     const int *kept;  // (budget, head_count_kv)
     int context;

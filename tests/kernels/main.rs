@@ -11,6 +11,7 @@ mod branch;
 mod choose;
 mod convert;
 mod embed;
+mod evict;
 mod gate;
 mod gemm;
 mod gemv;
@@ -26,7 +27,7 @@ use common::gpu::{self, Test};
 
 fn main() {
     eprintln!("SHARPI_TEST_SEED={}", harness::seed());
-    let tests: [Test; 18] = [
+    let tests: [Test; 22] = [
         (
             "embed_gives_the_files_values",
             embed::embed_gives_the_files_values,
@@ -92,6 +93,22 @@ fn main() {
         (
             "logits_are_capped_and_suppressed",
             branch::logits_are_capped_and_suppressed,
+        ),
+        (
+            "eviction_keeps_what_observers_look_at",
+            evict::eviction_keeps_what_observers_look_at,
+        ),
+        (
+            "eviction_keeps_the_first_of_equal_scores",
+            evict::eviction_keeps_the_first_of_equal_scores,
+        ),
+        (
+            "kept_tokens_are_gathered_in_their_place",
+            evict::kept_tokens_are_gathered_in_their_place,
+        ),
+        (
+            "kept_tokens_are_gathered_into_a_ring",
+            evict::kept_tokens_are_gathered_into_a_ring,
         ),
     ];
     gpu::run(&tests, &[])
