@@ -114,8 +114,8 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) evict_select(const 
     }
 
     // Digit by digit the bits of the least score that is kept, and how many of just this one are.
-    unsigned threshold = 0, known = 0;
     int left = p.budget - SINKS - RECENT;
+    unsigned threshold = left > 0 ? 0 : ~0u, known = threshold;
     for (int shift = 32 - DIGIT_BITS; known != ~0u; shift = max(shift - DIGIT_BITS, 0)) {
         for (int i = threadIdx.x; i < DIGITS; i += SELECT_THREADS) counts[i] = 0;
         __syncthreads();

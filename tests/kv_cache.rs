@@ -10,9 +10,9 @@ use common::{
     gpu::{self, Test, TestResult, check},
 };
 use sharpi::{
-    backend::{Backend, KvOptions, Tiles},
+    backend::{Backend, KvOptions, SamplingParams, StreamStart, Tiles},
     cpu::CpuBackend,
-    cuda::Options,
+    cuda::{Options, StepKernel},
     engine::{Divergence, Session, made_up_tokens},
     model::Model,
     quant::TensorType,
@@ -29,9 +29,10 @@ const CONTEXT_LEN: usize = 4096;
 const ROUNDED: f64 = 1e-3;
 
 const GEMMA: &str = "gemma_follows_the_cpu";
+const GEMMA_EVICTS: &str = "gemma_evicts_as_the_cpu";
 
 fn main() {
-    let tests: [Test; 5] = [
+    let tests: [Test; 8] = [
         ("prompts_follow_the_cpu", prompts_follow_the_cpu),
         ("decoding_follows_the_cpu", decoding_follows_the_cpu),
         (
@@ -43,12 +44,21 @@ fn main() {
             going_back,
         ),
         (GEMMA, gemma_follows_the_cpu),
+        (
+            "what_stays_of_a_prompt_is_what_stays_on_the_cpu",
+            evicting_follows_the_cpu,
+        ),
+        (GEMMA_EVICTS, gemma_evicts_as_the_cpu),
+        (
+            "evicting_leaves_graph_step_kernel_and_streams_as_they_are",
+            evicting_changes_no_way,
+        ),
     ];
     let lacking: &[&str] = match common::gemma4_path("e-f32") {
         Some(_) => &[],
         None => {
-            eprintln!("a model is not here, its test is ignored: run tests/make-gemma4.sh");
-            &[GEMMA]
+            eprintln!("a model is not here, its tests are ignored: run tests/make-gemma4.sh");
+            &[GEMMA, GEMMA_EVICTS]
         }
     };
     gpu::run(&tests, lacking);
@@ -235,4 +245,177 @@ fn going_back() -> TestResult {
         }
     }
     Ok(())
+}
+
+/// All ways to keep tokens.
+fn formats() -> impl Iterator<Item = Option<Tiles>> {
+    std::iter::once(None).chain(Tiles::ALL.map(Some))
+}
+
+fn budgeted(tiles: Option<Tiles>, budget: usize, chunk_len: usize) -> Options {
+    Options {
+        context_len: Some(CONTEXT_LEN),
+        chunk_len: Some(chunk_len),
+        kv: KvOptions {
+            tiles,
+            budget: Some(budget),
+        },
+        ..Options::default()
+    }
+}
+
+/// The logits behind a prompt, after each of the tokens behind it up to another prompt's end, and behind that one.
+fn follow(
+    session: &mut Session,
+    tokens: &[u32],
+    ends: [usize; 2],
+) -> anyhow::Result<Vec<Vec<f32>>> {
+    let mut progress = |_, _| ControlFlow::Continue(());
+    let [first, second] = ends;
+    let read = session.prefill(&tokens[..first], &mut progress)?;
+    let mut logits = vec![read.context("nobody stopped it")?.to_vec()];
+    for &token in &tokens[first..second] {
+        logits.push(session.decode(token)?.to_vec());
+    }
+    let read = session.prefill(tokens, &mut progress)?;
+    logits.push(read.context("nobody stopped it")?.to_vec());
+    for &token in tokens[..50].iter().rev() {
+        logits.push(session.decode(token)?.to_vec());
+    }
+    Ok(logits)
+}
+
+/// The mean divergence of a GPU's session from one on the CPU.
+fn divergence_evicting(
+    model: &Model,
+    tiles: Option<Tiles>,
+    budget: usize,
+    ends: [usize; 2],
+    chunk_len: usize,
+) -> anyhow::Result<f64> {
+    let tokens = made_up_tokens(LEN, model.decoder.vocab_size);
+    let options = budgeted(tiles, budget, chunk_len);
+    let cpu = CpuBackend::with_kv(model.decoder.clone(), CONTEXT_LEN, 0, options.kv)?;
+    let expected = follow(&mut Session::new(Box::new(cpu)), &tokens, ends)?;
+    let cuda = gpu::open(model, &options)?;
+    let logits = follow(&mut Session::new(Box::new(cuda)), &tokens, ends)?;
+    let mut divergence = Divergence::default();
+    for (logits, expected) in logits.iter().zip(&expected) {
+        divergence.push(logits, expected);
+    }
+    Ok(divergence.mean())
+}
+
+/// Behind the first prompt tokens are evicted, behind the second one again.
+fn evicting_follows_the_cpu() -> TestResult {
+    for head_dim in [64, 128, 256, 512] {
+        let model = model(head_dim)?;
+        for tiles in formats() {
+            for (budget, ends, chunk_len) in [
+                (68, [400, 460], 512),
+                (200, [401, 480], 128),
+                (300, [520, 620], 512),
+                (390, [640, 650], 64),
+            ] {
+                let mean = divergence_evicting(&model, tiles, budget, ends, chunk_len)?;
+                let kv_type = tiles.map_or("f16".to_owned(), |tiles| tiles.to_string());
+                let case =
+                    format!("heads of {head_dim}, {kv_type}, budget {budget}: mean KL {mean:.1e}");
+                eprintln!("{case}");
+                check(mean < ROUNDED, case)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn gemma_evicts_as_the_cpu() -> TestResult {
+    for name in ["e-f32", "dense-f32"] {
+        let path = common::gemma4_path(name).ok_or("the file is missing")?;
+        let model = Model::open(&path)?;
+        for tiles in formats() {
+            let mean = divergence_evicting(&model, tiles, 300, [520, 620], 512)?;
+            let kv_type = tiles.map_or("f16".to_owned(), |tiles| tiles.to_string());
+            let case = format!("{name}, {kv_type}: mean KL {mean:.1e}");
+            eprintln!("{case}");
+            check(mean < ROUNDED, case)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same bits by the graph, by direct launches and by the step kernel, where there is one, on every run; and what the
+/// device chooses by itself is the likeliest each time.
+fn evicting_changes_no_way() -> TestResult {
+    const ENDS: [usize; 2] = [400, 600];
+    for head_dim in [64, 128] {
+        let model = model(head_dim)?;
+        let tokens = made_up_tokens(LEN, model.decoder.vocab_size);
+        for tiles in formats() {
+            let session = |change: fn(&mut Options)| {
+                let mut options = budgeted(tiles, 250, 128);
+                options.step_kernel = StepKernel::Never("for the test".to_owned());
+                change(&mut options);
+                anyhow::Ok(Session::new(Box::new(gpu::open(&model, &options)?)))
+            };
+            let graph = follow(&mut session(|_| {})?, &tokens, ENDS)?;
+            let ways: [(&str, fn(&mut Options)); 3] = [
+                ("the same way", |_| {}),
+                ("direct launches", |options| {
+                    options.graph_disabled = Some("for the test".to_owned());
+                }),
+                ("the step kernel", |options| {
+                    options.step_kernel = StepKernel::Always;
+                }),
+            ];
+            for (way, change) in ways {
+                let other = follow(&mut session(change)?, &tokens, ENDS)?;
+                check(other == graph, format!("{tiles:?}: other bits by {way}"))?;
+            }
+
+            let mut session = session(|_| {})?;
+            let mut progress = |_, _| ControlFlow::Continue(());
+            let likeliest = |logits: &[f32]| {
+                let order = |a: &usize, b: &usize| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a));
+                (0..logits.len()).max_by(order).unwrap_or(0) as u32
+            };
+            let read = session.prefill(&tokens[..400], &mut progress)?;
+            let first = likeliest(read.context("nobody stopped it")?);
+            let mut expected = vec![first];
+            for i in 0..150 {
+                expected.push(likeliest(session.decode(expected[i])?));
+            }
+            session.rewind(400);
+            let text = [&tokens[..400], &[first]].concat();
+            let mut stream = session.stream(&StreamStart {
+                text: &text,
+                sampling: &greedy(),
+                banned: &[],
+                uniforms: &[0.0; 150],
+            })?;
+            for (i, &expected) in expected[1..].iter().enumerate() {
+                let chosen = stream.next_token()?;
+                let same = chosen == expected;
+                check(
+                    same,
+                    format!("{tiles:?}: token {i} is {chosen}, not {expected}"),
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn greedy() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repeat_penalty: 1.0,
+        repeat_last_n: 0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 0,
+    }
 }

@@ -10,7 +10,7 @@ use half::f16;
 
 use super::{
     device::{Device, DeviceBuffer, Launch},
-    launches::{Chunk, compress_tiles, copy_tokens},
+    launches::{compress_tiles, copy_tokens},
     params::{CompressTilesParams, CompressedLayer, CopyTokensParams, KvTiles},
     scratch::Whereabouts,
 };
@@ -246,29 +246,35 @@ impl KvCache {
         self.copy(device, layer, self.ring(layer), self.chunk(layer), place, 0)
     }
 
-    /// What keeps a layer's tokens of a chunk, before their attention: tiles of those that end one, the last in the ring.
-    pub fn keep(
+    /// What makes tiles of a layer's tokens of a chunk that end one.
+    pub fn make_tiles(
         &self,
         device: &Device,
         layer: usize,
         place: CUdeviceptr,
-        chunk: Chunk,
-    ) -> Result<[Launch; 2]> {
-        let tokens = chunk.tokens;
+        tokens: usize,
+    ) -> Result<Launch> {
         let index = self.compressed.iter().position(|&other| other == layer);
         let index = index.expect("a layer with tiles of its own");
-        let in_chunks = self.compressed.len() + index;
-        Ok([
-            self.compress_run(device, in_chunks, &[layer], place, tokens)?,
-            self.copy(
-                device,
-                layer,
-                self.chunk(layer),
-                self.ring(layer),
-                place,
-                tokens,
-            )?,
-        ])
+        self.compress_run(
+            device,
+            self.compressed.len() + index,
+            &[layer],
+            place,
+            tokens,
+        )
+    }
+
+    /// What brings the last of a layer's tokens of a chunk to its ring.
+    pub fn keep_newest(
+        &self,
+        device: &Device,
+        layer: usize,
+        place: CUdeviceptr,
+        tokens: usize,
+    ) -> Result<Launch> {
+        let (from, to) = (self.chunk(layer), self.ring(layer));
+        self.copy(device, layer, from, to, place, tokens)
     }
 
     /// Of `layers`, the first of which is `first` in the tables.

@@ -11,6 +11,7 @@ mod ceiling;
 mod choice;
 mod decode;
 pub mod device;
+mod eviction;
 mod kv_cache;
 pub mod launches;
 mod lowering;
@@ -32,6 +33,7 @@ use half::f16;
 use self::{
     choice::{Choice, Stream},
     device::{Launch, PinnedBuffer},
+    eviction::Eviction,
     kv_cache::KvCache,
     launches::Chunk,
     prompt::Prompt,
@@ -114,6 +116,8 @@ pub struct CudaBackend {
     chunk_scratch: ChunkScratch,
     limits: Limits,
     cache: KvCache,
+    /// Where the cache has a budget.
+    eviction: Option<Eviction>,
     written: Written,
     choice: Choice,
     /// i32 (INPUTS + chunk_len): what a batch is told by; a chunk's tokens
@@ -133,10 +137,6 @@ impl CudaBackend {
         options: &Options,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        ensure!(
-            options.kv.budget.is_none(),
-            "a KV cache with a budget is kept by the CPU alone: use --device cpu"
-        );
         let (free, _) = device.memory()?;
         let sizing::Choice {
             chunk,
@@ -154,6 +154,18 @@ impl CudaBackend {
         );
         let scratch = Scratch::new(&device, &decoder)?;
         let layout = kv_cache::layout(&decoder, context_len, chunk.tokens, options.kv);
+        let eviction = options.kv.budget.map(|budget| {
+            let budget = budget.min(context_len);
+            Eviction::new(
+                &device,
+                &decoder,
+                &layout,
+                budget,
+                context_len,
+                chunk.tokens,
+            )
+        });
+        let eviction = eviction.transpose()?;
         let cache = KvCache::new(&device, layout, context_len, chunk.tokens)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
         // Its stages are megabytes: nobody waits for them who will not use them.
@@ -185,6 +197,7 @@ impl CudaBackend {
             scratch,
             chunk_scratch,
             cache,
+            eviction,
             written: Written::default(),
             choice,
             inputs,
@@ -233,6 +246,14 @@ impl CudaBackend {
         let source = &self.inputs[head..][..bytes.len()];
         // SAFETY: `compute` waits for the stream before the inputs are written again.
         unsafe { self.chunk_scratch.memory().upload_later(0, source)? };
+        let to_keep = self
+            .cache
+            .layout()
+            .to_keep(batch.positions().end, self.written);
+        let eviction = self
+            .eviction
+            .as_ref()
+            .zip(to_keep.filter(|_| batch.ends_prompt));
         let prompt = Prompt {
             device: &self.device,
             decoder: &self.decoder,
@@ -241,14 +262,21 @@ impl CudaBackend {
             scratch: &self.chunk_scratch,
             cache: &self.cache,
             evicted: self.written.evicted(),
+            eviction,
         };
         let chunk = Chunk {
             tokens: batch.tokens.len(),
         };
-        prompt.run(chunk, batch.position, batch.want, &mut |launch| {
-            // SAFETY: each kernel is given its own parameter, and the buffers live as long as `self`.
-            unsafe { self.device.launch(&launch) }
-        })
+        // SAFETY: each kernel is given its own parameter, and the buffers live as long as `self`.
+        let mut launch = |launch: Launch| unsafe { self.device.launch(&launch) };
+        prompt.run(chunk, batch.position, batch.want, &mut launch)?;
+        if let Some((eviction, count)) = eviction {
+            let end = batch.positions().end;
+            let places = end - self.written.evicted();
+            eviction.gather(&self.cache, places, count, &mut launch)?;
+            self.written.evict(end, count);
+        }
+        Ok(())
     }
 
     /// Queues the upload of a token's id and position, and of the first position whose logits are wanted.

@@ -9,6 +9,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use super::{
     decode::{branch_sum, finishing, key_value_addresses, token_inputs_params},
     device::{Device, Launch},
+    eviction::Eviction,
     kv_cache::KvCache,
     launches::{
         Chunk, Epilogue, GATE_SCALE, Gate, Linear, add_branch_tokens, embed_tokens,
@@ -41,6 +42,8 @@ pub struct Prompt<'a> {
     pub cache: &'a KvCache,
     /// Tokens that layers that evict have lost.
     pub evicted: usize,
+    /// Where some are to be evicted behind the chunk: how many stay.
+    pub eviction: Option<(&'a Eviction, usize)>,
 }
 
 /// Where launches go, one after another: they start while the next are still being put together.
@@ -255,8 +258,8 @@ impl Prompt<'_> {
         launch(rope_tokens(device, head_dim, rope, chunk)?)?;
         if kept.is_some() && heads.stores {
             // Its last tokens see tiles that its first ones end.
-            let keep = cache.keep(device, heads.layer, place, chunk)?;
-            keep.into_iter().try_for_each(&mut *launch)?;
+            launch(cache.make_tiles(device, heads.layer, place, chunk.tokens)?)?;
+            launch(cache.keep_newest(device, heads.layer, place, chunk.tokens)?)?;
         }
         let params = FlashAttentionParams {
             q: scratch.rotated_q,
@@ -284,6 +287,12 @@ impl Prompt<'_> {
             kept,
             params,
         )?)?;
+        if let Some((eviction, count)) = self.eviction {
+            let end = layer.place(end, self.evicted);
+            let queries = scratch.rotated_q;
+            let choose = eviction.choose(cache, heads, queries, chunk, end, count)?;
+            choose.into_iter().try_for_each(&mut *launch)?;
+        }
         if kept.is_none() {
             return Ok(());
         }

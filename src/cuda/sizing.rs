@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::{
     DEFAULT_CHUNK_LEN, Options,
     device::Device,
-    kv_cache,
+    eviction, kv_cache,
     launches::Chunk,
     scratch::{Part, decode_parts, prompt_parts, step_parts},
     weights::{DeviceWeights, TablesIn},
@@ -155,13 +155,14 @@ fn needs(
         }
         parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);
         let layout = kv_cache::layout(decoder, usize::MAX, chunk_len, options.kv);
+        let (eviction, eviction_per_token) = eviction::bytes(decoder, &layout);
         let on_device = Needs {
             chunk_len,
             weights,
             tables_in: TablesIn::Device,
             scratch: parts.iter().map(|part| part.bytes).sum(),
-            kv_rings: layout.ring_bytes() + kv_cache::chunk_bytes(&layout, chunk_len),
-            kv_per_token: layout.bytes_per_token(),
+            kv_rings: layout.ring_bytes() + kv_cache::chunk_bytes(&layout, chunk_len) + eviction,
+            kv_per_token: layout.bytes_per_token() + eviction_per_token,
         };
         let on_host = Needs {
             weights: weights - tables,

@@ -5,10 +5,10 @@ use bytemuck::Zeroable;
 use half::f16;
 use rayon::prelude::*;
 use sharpi::{
-    backend::{SINKS, Tiles},
+    backend::{MIN_BUDGET, NEWEST, SINKS, Tiles},
     cuda::{
         device::Launch,
-        launches::{self, ALWAYS_KEPT, EvictHeads, EvictScratch},
+        launches::{self, EvictHeads, EvictScratch},
         params::{CompressTilesParams, CompressedLayer, EvictParams, GatherKeptParams, KvTiles},
     },
     quant::kv_tile::{Group, KEY_GROUP, TILE},
@@ -99,7 +99,7 @@ impl Cached {
         let first = Buffer::new(&[0i32])?;
         let params = CompressTilesParams {
             layers: layer.address(),
-            position: first.address(),
+            place: first.address(),
             tokens: places as i32,
             unused: 0,
         };
@@ -288,10 +288,10 @@ fn run_all(launches: &[Launch]) -> Result<()> {
 /// The places that scores leave, ascending.
 fn select(scores: &[f32], budget: usize) -> Vec<i32> {
     let places = scores.len();
-    let last = places - (ALWAYS_KEPT - SINKS);
+    let last = places - NEWEST;
     let mut ordinary: Vec<usize> = (SINKS..last).collect();
     ordinary.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    ordinary.truncate(budget - ALWAYS_KEPT);
+    ordinary.truncate(budget - MIN_BUDGET);
     let mut kept: Vec<i32> = (0..SINKS)
         .chain(ordinary)
         .chain(last..places)
@@ -405,7 +405,7 @@ pub fn eviction_keeps_what_observers_look_at() -> TestResult {
                         format!("{case}: head {head} keeps {kept:?}, not {expected:?}")
                     });
                     let reference = &reference.scores[of_head];
-                    let ordinary = SINKS..places - (ALWAYS_KEPT - SINKS);
+                    let ordinary = SINKS..places - NEWEST;
                     let (inside, outside): (Vec<usize>, Vec<usize>) = ordinary
                         .partition(|&place| expected.binary_search(&(place as i32)).is_ok());
                     let score = |place: usize| reference[place];
@@ -482,8 +482,8 @@ pub fn eviction_keeps_the_first_of_equal_scores() -> TestResult {
                     *score = score.max(importance[at].max(floor) * norms[at]);
                 }
             }
-            for budget in [ALWAYS_KEPT + 1, (ALWAYS_KEPT + places) / 2, places - 1] {
-                if budget <= ALWAYS_KEPT || budget >= places {
+            for budget in [MIN_BUDGET, (MIN_BUDGET + places) / 2, places - 1] {
+                if budget < MIN_BUDGET || budget >= places {
                     continue;
                 }
                 let case = format!(

@@ -5,21 +5,17 @@ use cudarc::driver::sys::CUdeviceptr;
 
 use super::{WARP, for_head_dim};
 use crate::{
-    backend::{SINKS, Tiles},
+    backend::{MIN_BUDGET, NEWEST, Tiles},
     cuda::{
         device::{Device, Function, Launch, Parameter},
         params::{EvictParams, GatherKeptParams},
     },
 };
 
-/// Places that are kept whatever their scores: the first, and the last.
-pub const ALWAYS_KEPT: usize = SINKS + RECENT;
-
-/// `RECENT` of `kernels/evict.cu`.
-const RECENT: usize = 64;
-
 /// `OBSERVERS` of `kernels/evict.cuh`.
 const OBSERVERS: usize = 64;
+// As is `RECENT` of `kernels/evict.cu`.
+const _: () = assert!(NEWEST == OBSERVERS);
 
 /// Threads of a block of all these kernels but two.
 const THREADS: usize = 256;
@@ -101,7 +97,7 @@ fn scratch_lens(heads: EvictHeads, places: usize) -> [usize; 6] {
 /// [`evict_scratch_len`] values; `params` need not say where in it what lies.
 ///
 /// # Panics
-/// A budget that is not between [`ALWAYS_KEPT`] and the places, both excluded.
+/// A budget below [`MIN_BUDGET`], or one that all places fit into.
 pub fn evict(
     device: &Device,
     heads: EvictHeads,
@@ -110,7 +106,7 @@ pub fn evict(
     params: EvictParams,
 ) -> Result<[Launch; 5]> {
     let (budget, places) = (params.budget as usize, params.places as usize);
-    assert!(ALWAYS_KEPT < budget && budget < places);
+    assert!((MIN_BUDGET..places).contains(&budget));
     let blocks = heads.blocks(places);
     let scratch = EvictScratch::new(scratch, heads, places);
     let params = EvictParams {

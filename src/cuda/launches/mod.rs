@@ -35,7 +35,7 @@ pub use branch::{BranchSum, add_branch, add_branch_tokens};
 pub use choose::{MAX_TOP_K, choice_counts, choice_settings, choose, choose_lists_len};
 pub use convert::{float_to_half, repack};
 pub use embed::{embed_token, embed_tokens};
-pub use evict::{ALWAYS_KEPT, EvictHeads, EvictScratch, evict, evict_gather, evict_scratch_len};
+pub use evict::{EvictHeads, EvictScratch, evict, evict_gather, evict_scratch_len};
 pub use gate::{GATE_SCALE, Gate, gate_token, gate_tokens};
 pub use gemm::{Epilogue, gemm, gemm_counters, gemm_partial_len};
 pub use gemv::{gemv_add, gemv_gate, gemv_store, gemv_store_gated};
