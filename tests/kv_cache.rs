@@ -344,6 +344,8 @@ fn gemma_evicts_as_the_cpu() -> TestResult {
     Ok(())
 }
 
+type Change = fn(&mut Options);
+
 /// The same bits by the graph, by direct launches and by the step kernel, where there is one, on every run; and what the
 /// device chooses by itself is the likeliest each time.
 fn evicting_changes_no_way() -> TestResult {
@@ -352,14 +354,14 @@ fn evicting_changes_no_way() -> TestResult {
         let model = model(head_dim)?;
         let tokens = made_up_tokens(LEN, model.decoder.vocab_size);
         for tiles in formats() {
-            let session = |change: fn(&mut Options)| {
+            let session = |change: Change| {
                 let mut options = budgeted(tiles, 250, 128);
                 options.step_kernel = StepKernel::Never("for the test".to_owned());
                 change(&mut options);
                 anyhow::Ok(Session::new(Box::new(gpu::open(&model, &options)?)))
             };
             let graph = follow(&mut session(|_| {})?, &tokens, ENDS)?;
-            let ways: [(&str, fn(&mut Options)); 3] = [
+            let ways: [(&str, Change); 3] = [
                 ("the same way", |_| {}),
                 ("direct launches", |options| {
                     options.graph_disabled = Some("for the test".to_owned());
