@@ -209,9 +209,9 @@ struct AttentionStage {
         using namespace decode_attention;
         const AttentionLayer &layer = stage.layer;
         const int warp = consumer.warp, lane = consumer.lane;
-        const int place = jobs.place();
+        const int newest = jobs.place();
         const bool for_query = warp < job.heads, is_key = warp == KEY_WARP;
-        const bool for_newest = job.end > place && (is_key || warp == VALUE_WARP);
+        const bool for_newest = job.end > newest && (is_key || warp == VALUE_WARP);
         Memory &memory = this->memory();
         float2 rotations[D / 2 / WARP];
 #pragma unroll
@@ -269,7 +269,7 @@ struct AttentionStage {
                 // Where values t, and those behind, of a token are.
                 const auto row = [&](bool values, int token, const half *newest_row) {
                     const int last = min(from + token, end - 1) - from;
-                    if (last == place - from) return newest_row;
+                    if (last == newest - from) return newest_row;
                     const int first = values ? Entry::COUNT / 2 : 0;
                     const uint8_t *entry = Ring::entry(place[first]);
                     if (Entry::COUNT == 4 && last >= Entry::ROWS) entry = Ring::entry(place[first + Entry::COUNT / 4]);

@@ -30,7 +30,7 @@ struct Place {
 // Dynamic shared memory begins with the barriers, two for each slot; then come the stages at hand (step.cu), a norm's
 // scale, a report, the jobs of attention, the ring, and what StepParams places behind it.
 constexpr int FULL_AT = 0, EMPTY_AT = FULL_AT + 8 * MAX_SLOTS, STAGES_AT = EMPTY_AT + 8 * MAX_SLOTS, SCALE_AT = 1344,
-              REPORT_AT = 1352, JOBS_AT = 1368, PRODUCER_JOBS_AT = 1560, RING_AT = 1792;
+              REPORT_AT = 1352, JOBS_AT = 1368, PRODUCER_JOBS_AT = 1568, RING_AT = 1792;
 
 // A barrier of all consumers of a block.
 __device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory"); }
