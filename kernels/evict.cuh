@@ -33,32 +33,42 @@ struct Shape {
     static constexpr int score_slabs = OBSERVERS / rows, norm_slabs = D / rows;  // of a head
 };
 
-// Keys (PLANE 0) or values (1) of a key/value head, as the token behind all `places` reads them.
+// Keys (PLANE 0) or values (1) of a key/value head, as the token behind all `places` reads them: those up to `tiled`
+// from tiles, but for the sinks.
 template <int D, typename Tile, int PLANE>
 struct CachedHead {
     const half *ring, *sinks;
     const uint8_t *records;
-    int context, tiled;
+    int tiled;
+    typename KvCache<D>::Slots slots;
 
     __device__ __forceinline__ CachedHead(const half *cache, const KvTiles &tiles, int head, int context, int places)
         : ring(cache + KvCache<D>::row(head, 0, context) * D),
           sinks(tiles.sinks + (head * 2 + PLANE) * (kv_tiles::SINKS * D)),
           records(tiles.records + head * tiles.head_bytes),
-          context(context),
-          tiled(kv_tiles::tiles_seen(places) * kv_tiles::TILE) {}
+          tiled(std::is_void_v<Tile> ? 0 : kv_tiles::tiles_seen(places) * kv_tiles::TILE),
+          slots(tiled, context) {}
 
-    // Values 8 octet .. + 7 of a token.
-    __device__ __forceinline__ uint4 eight(int place, int octet) const {
+    // Values 8 octet .. + 7 of a token that is as it was stored: in the ring, or a sink.
+    __device__ __forceinline__ uint4 stored(int place, int octet) const {
+        return KvCache<D>::load(ring + size_t(slots(place)) * D + octet * 8);
+    }
+    __device__ __forceinline__ uint4 sink(int place, int octet) const {
+        return KvCache<D>::load(sinks + place * D + octet * 8);
+    }
+    // Those of one in a tile.
+    __device__ __forceinline__ uint4 expanded(int place, int octet) const {
         using namespace kv_tiles;
+        const uint8_t *record = records + size_t(place / TILE) * Tile::bytes;
+        if constexpr (PLANE == 0) return key_octet<Tile>(record, place % TILE, octet);
+        return value_octet<Tile>(record, place % TILE, octet);
+    }
+    // Those of any.
+    __device__ __forceinline__ uint4 any(int place, int octet) const {
         if constexpr (!std::is_void_v<Tile>) {
-            if (place < min(tiled, SINKS)) return KvCache<D>::load(sinks + place * D + octet * 8);
-            if (place < tiled) {
-                const uint8_t *record = records + size_t(place / TILE) * Tile::bytes;
-                if constexpr (PLANE == 0) return key_octet<Tile>(record, place % TILE, octet);
-                return value_octet<Tile>(record, place % TILE, octet);
-            }
+            if (place < tiled) return place < kv_tiles::SINKS ? sink(place, octet) : expanded(place, octet);
         }
-        return KvCache<D>::load(ring + size_t(KvCache<D>::slot_of(place, context)) * D + octet * 8);
+        return stored(place, octet);
     }
 };
 
@@ -67,18 +77,36 @@ template <int D>
 struct Fragments {
     uint4 piece[Shape<D>::fragments][Shape<D>::pieces][2];
 
-    template <typename Head>
-    __device__ __forceinline__ Fragments(const Head &head, int first, int places) {
+    template <typename Tile, int PLANE>
+    __device__ __forceinline__ Fragments(const CachedHead<D, Tile, PLANE> &head, int first, int places) {
         const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+        const auto fill = [&](auto eight) {
 #pragma unroll
-        for (int f = 0; f < Shape<D>::fragments; f++) {
+            for (int f = 0; f < Shape<D>::fragments; f++) {
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const int place = min(first + f * 16 + j * 8 + g, places - 1);
+                for (int c = 0; c < Shape<D>::pieces; c++) {
+                    // More loads at once would take too many registers.
+                    if (c > 0 && c % 4 == 0) __syncwarp();
 #pragma unroll
-                for (int c = 0; c < Shape<D>::pieces; c++) piece[f][c][j] = head.eight(place, 4 * c + t);
+                    for (int j = 0; j < 2; j++) {
+                        piece[f][c][j] = eight(min(first + f * 16 + j * 8 + g, places - 1), 4 * c + t);
+                    }
+                }
+            }
+        };
+        if constexpr (!std::is_void_v<Tile>) {
+            // All of a warp's places are in tiles, or none is.
+            static_assert(kv_tiles::TILE % Shape<D>::warp_places == 0);
+            if (first < head.tiled) {
+                fill([&](int place, int octet) { return head.expanded(place, octet); });
+                if (first + g < kv_tiles::SINKS) {
+#pragma unroll
+                    for (int c = 0; c < Shape<D>::pieces; c++) piece[0][c][0] = head.sink(g, 4 * c + t);
+                }
+                return;
             }
         }
+        fill([&](int place, int octet) { return head.stored(place, octet); });
     }
 };
 
@@ -379,29 +407,29 @@ __device__ __forceinline__ void norms(const EvictParams &p) {
 
 // Kept tokens to where they will be. Where that is the same memory, a block has all places of its channels, in order:
 // what it reads lies behind all that it has written.
-constexpr int GATHER_THREADS = 512, GATHER_OCTETS = 4, GATHER_EACH = 8;
+constexpr int GATHER_THREADS = 512, GATHER_OCTETS = 4;
+// Tokens that a thread has at once: where a block has all, many are under way.
+template <typename Tile>
+constexpr int GATHER_EACH = std::is_void_v<Tile> ? 8 : 2;
 
 template <int D, typename Tile, int PLANE>
 __device__ __forceinline__ void gather(const GatherKeptParams &p) {
-    constexpr int ROWS = GATHER_THREADS / GATHER_OCTETS, AT_ONCE = ROWS * GATHER_EACH;
+    constexpr int ROWS = GATHER_THREADS / GATHER_OCTETS, EACH = GATHER_EACH<Tile>;
     const int head = blockIdx.x, row = threadIdx.x / GATHER_OCTETS;
     const int octet = blockIdx.y % (D / 8 / GATHER_OCTETS) * GATHER_OCTETS + threadIdx.x % GATHER_OCTETS;
     const CachedHead<D, Tile, PLANE> from(PLANE == 0 ? p.k_from : p.v_from, p.tiles, head, p.context, p.places);
     half *to = (PLANE == 0 ? p.k_to : p.v_to) + KvCache<D>::row(head, 0, p.to_context) * D + octet * 8;
     const int *kept = p.kept + size_t(head) * p.budget + p.first;
-    for (int begin = blockIdx.z * AT_ONCE; begin < p.count; begin += gridDim.z * AT_ONCE) {
-        uint4 eight[GATHER_EACH];
+    const typename KvCache<D>::Slots slots(p.first, p.to_context);
+    for (int begin = blockIdx.z * (ROWS * EACH); begin < p.count; begin += gridDim.z * (ROWS * EACH)) {
+        uint4 eight[EACH];
 #pragma unroll
-        for (int i = 0; i < GATHER_EACH; i++) {
-            eight[i] = from.eight(kept[min(begin + i * ROWS + row, p.count - 1)], octet);
-        }
+        for (int i = 0; i < EACH; i++) eight[i] = from.any(kept[min(begin + i * ROWS + row, p.count - 1)], octet);
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < GATHER_EACH; i++) {
+        for (int i = 0; i < EACH; i++) {
             const int k = begin + i * ROWS + row;
-            if (k >= p.count) continue;
-            const size_t slot = KvCache<D>::slot_of(p.first + k, p.to_context);
-            *reinterpret_cast<uint4 *>(to + slot * D) = eight[i];
+            if (k < p.count) *reinterpret_cast<uint4 *>(to + size_t(slots(p.first + k)) * D) = eight[i];
         }
     }
 }

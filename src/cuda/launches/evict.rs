@@ -146,15 +146,20 @@ pub fn evict_gather(
     tiles: Option<Tiles>,
     params: GatherKeptParams,
 ) -> Result<Launch> {
-    /// Of a block, and channels and places that it copies at once.
+    /// Of a block.
     const THREADS: usize = 512;
+    /// Channels of a block.
     const CHANNELS: usize = 32;
-    const PLACES: usize = 1024;
     let function = of_format(device, "evict_gather", head_dim, tiles)?;
+    // What a block copies at once.
+    let places = match tiles {
+        None => 1024,
+        Some(_) => 256,
+    };
     let in_place = params.k_from == params.k_to;
     let blocks = match in_place {
         true => 1,
-        false => (params.count as usize).div_ceil(PLACES),
+        false => (params.count as usize).div_ceil(places),
     };
     let grid = [head_count_kv, 2 * head_dim / CHANNELS, blocks];
     Ok(launch(function, grid, THREADS, Parameter::new(params)))
