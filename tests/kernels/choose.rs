@@ -28,6 +28,9 @@ const GREEDY: SamplingParams = SamplingParams {
     seed: 0,
 };
 
+/// Of the token whose logits these are, among those that are cached.
+const PLACE: i32 = 1;
+
 /// What the device chose and left behind.
 struct Chosen {
     token: i32,
@@ -53,7 +56,7 @@ fn choose(
     let settings = Buffer::new(&[settings])?;
     let counts = Buffer::new(&counts)?;
     let lists = Buffer::poisoned(launches::choose_lists_len(logits.len()) * 8)?;
-    let inputs = Buffer::new(&[0, text.len() as i32 - 1])?;
+    let inputs = Buffer::new(&[0, text.len() as i32 - 1, PLACE])?;
     let uniforms = Buffer::new(&uniforms)?;
     let places = Buffer::new(&places)?;
     let params = ChooseParams {
@@ -136,9 +139,10 @@ pub fn the_device_chooses_as_the_host_does() -> TestResult {
             findings.holds(chosen.token == expected, || {
                 format!("{}: {} for {expected}", name(), chosen.token)
             });
-            findings.holds(chosen.inputs == [expected, text.len() as i32], || {
-                format!("{}: the next inputs are {:?}", name(), chosen.inputs)
-            });
+            findings.holds(
+                chosen.inputs == [expected, text.len() as i32, PLACE + 1],
+                || format!("{}: the next inputs are {:?}", name(), chosen.inputs),
+            );
             // What a text one token longer would have been begun with.
             let longer = [&text[..], &[expected as u32]].concat();
             if params.has_penalties() && params.repeat_last_n > 0 {
@@ -174,7 +178,7 @@ pub fn logits_that_are_no_numbers_are_reported() -> TestResult {
             }
             let chosen = choose(&params, &logits, &[3], &[], 0.5)?;
             check(
-                chosen.token == -1 && chosen.inputs == [0, 1],
+                chosen.token == -1 && chosen.inputs == [0, 1, PLACE + 1],
                 format!(
                     "{bad} at {} places: {} was chosen",
                     places.len(),
