@@ -70,7 +70,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
     int exact = begin;
     bool has_sinks = false;
     if constexpr (HAS_TILES) {
-        exact = min(max(kv_tiles::tiles_seen(place) * kv_tiles::TILE, begin), end);
+        exact = kv_tiles::exact_from(place, begin, end);
         has_sinks = begin == 0 && exact > 0;
     }
     const bool stores_newest = layer.stores && end > place;
@@ -204,12 +204,7 @@ __device__ __forceinline__ void attend(const DecodeAttentionParams &p) {
             },
             [&](float (&score)[4]) {
                 finish(score);
-                if (HAS_TILES && from < exact) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        if (i / 2 * 8 + t * 2 + i % 2 >= kv_tiles::SINKS) score[i] = NO_SCORE;
-                    }
-                }
+                if (HAS_TILES && from < exact) keep_sinks(score);
             },
             [&](int c, int i) { return value[c][i]; });
         if (next < end) load_values(next);

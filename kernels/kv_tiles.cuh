@@ -34,6 +34,10 @@ constexpr int SINKS = 4;       // first tokens of a text, which are read as they
 
 // Tiles that the token at `place` sees. It sees those of its own tile and of the one before as they were stored.
 __device__ __forceinline__ int tiles_seen(int place) { return max(place / TILE - 1, 0); }
+// Of the tokens begin .. end, the first that it sees as it was stored.
+__device__ __forceinline__ int exact_from(int place, int begin, int end) {
+    return min(max(tiles_seen(place) * TILE, begin), end);
+}
 
 // The greatest code.
 template <int BITS>
@@ -201,18 +205,22 @@ __device__ __forceinline__ uint4 value_octet(const uint8_t *record, int token, i
     return {pair(0), pair(2), pair(4), pair(6)};
 }
 
-// Rotates a head, of which this lane has values i * WARP + lane.
-template <int D>
-__device__ __forceinline__ void rotate(float (&value)[D / WARP]) {
+// Rotates a head of D values, of which this lane has i * WARP + lane: first each 32 values by themselves, of which it
+// has N here, then the lane's with one another.
+template <int N>
+__device__ __forceinline__ void rotate_lanes(float (&value)[N]) {
     const int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int distance = 1; distance < WARP; distance *= 2) {
 #pragma unroll
-        for (int i = 0; i < D / WARP; i++) {
+        for (int i = 0; i < N; i++) {
             const float other = __shfl_xor_sync(~0u, value[i], distance);
             value[i] = lane & distance ? other - value[i] : value[i] + other;
         }
     }
+}
+template <int D>
+__device__ __forceinline__ void rotate_own(float (&value)[D / WARP]) {
 #pragma unroll
     for (int distance = 1; distance < D / WARP; distance *= 2) {
 #pragma unroll
@@ -225,6 +233,11 @@ __device__ __forceinline__ void rotate(float (&value)[D / WARP]) {
     const float scale = 1.f / sqrtf(float(D));
 #pragma unroll
     for (int i = 0; i < D / WARP; i++) value[i] *= scale;
+}
+template <int D>
+__device__ __forceinline__ void rotate(float (&value)[D / WARP]) {
+    rotate_lanes(value);
+    rotate_own<D>(value);
 }
 
 }  // namespace kv_tiles

@@ -679,7 +679,8 @@ struct StepAttention {
                        // them: of the layer that stores them, and those that read them; else null
     int newest_age;    // stages since it stored them
     int heads;         // of StepParams::heads
-    uint64_t padding[16];
+    KvTiles tiles;     // step_*_k4v4 and its like
+    uint64_t padding[13];
 };
 static_assert(sizeof(StepAttention) == 240, "StepAttention");
 FIELD(StepAttention, kind, 0);
@@ -688,7 +689,8 @@ FIELD(StepAttention, layer, 8);
 FIELD(StepAttention, newest, 96);
 FIELD(StepAttention, newest_age, 104);
 FIELD(StepAttention, heads, 108);
-FIELD(StepAttention, padding, 112);
+FIELD(StepAttention, tiles, 112);
+FIELD(StepAttention, padding, 136);
 
 // A vector between two stages of the step kernel, as packets of it that carry an epoch (step/packet.cuh).
 struct StepVector {

@@ -1,5 +1,5 @@
-// A piece of a tile of the compressed KV cache (kv_tiles.cuh) in shared memory, and attention of one token over it: what
-// tile_stream.cuh and the step kernel (step/attention.cuh) share, and so compute to the same bits.
+// A piece of a tile of the compressed KV cache (kv_tiles.cuh) in shared memory, and attention of one token over it:
+// what tile_stream.cuh and the step kernel (step/attention.cuh) share, and so compute to the same bits.
 //
 // Of keys a lane makes f16 again; of values it multiplies codes: a token's scale goes to its probability, and its zero,
 // which is the same for all values, is added up apart.
@@ -11,6 +11,15 @@
 namespace decode_attention {
 
 constexpr int TILE_TOKENS = 32;  // of a piece: that a team handles at a time
+
+// Of a step that the sinks begin no other token counts.
+__device__ __forceinline__ void keep_sinks(float (&score)[4]) {
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (i / 2 * 8 + t * 2 + i % 2 >= kv_tiles::SINKS) score[i] = NO_SCORE;
+    }
+}
 
 template <int D, typename Tile>
 struct TilePiece {

@@ -32,13 +32,18 @@ const GEMMA: &str = "gemma_follows_the_cpu";
 const GEMMA_EVICTS: &str = "gemma_evicts_as_the_cpu";
 
 fn main() {
-    let tests: [Test; 8] = [
+    let tests: [Test; 10] = [
         ("prompts_follow_the_cpu", prompts_follow_the_cpu),
         ("decoding_follows_the_cpu", decoding_follows_the_cpu),
         (
             "graph_and_direct_launches_give_the_same_bits",
             graph_and_direct_are_the_same,
         ),
+        (
+            "the_step_kernel_and_separate_kernels_give_the_same_bits",
+            step_and_separate_are_the_same,
+        ),
+        ("long_chunks_follow_the_cpu", long_chunks_follow_the_cpu),
         (
             "a_session_that_went_back_computes_what_a_new_one_does",
             going_back,
@@ -180,6 +185,78 @@ fn graph_and_direct_are_the_same() -> TestResult {
                 let same = common::decode(&mut graph, token, position)?
                     == common::decode(&mut direct, token, position)?;
                 check(same, format!("{tiles}: other bits at position {position}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// From the start over several ends of tiles, and behind prompts: such that chunks of what is seen begin and end anywhere in
+/// tiles, and the ring has gone round. Heads of one key/value head are fewer than 8, or more; or there are more key/value heads
+/// than blocks, and what each sees is one chunk.
+fn step_and_separate_are_the_same() -> TestResult {
+    for (head_dim, head_count, head_count_kv) in [
+        (64, 16, 4),
+        (128, 16, 4),
+        (64, 24, 2),
+        (128, 28, 4),
+        (128, 10, 1),
+        (64, 160, 160),
+    ] {
+        let random = RandomModel {
+            head_dim,
+            head_count,
+            head_count_kv,
+            context_length: CONTEXT_LEN as u32,
+            ..RandomModel::new("qwen3", TensorType::Q4_K)
+        };
+        let model = random.model()?;
+        let prompt = |len: usize| made_up_tokens(len, model.decoder.vocab_size);
+        for tiles in Tiles::ALL {
+            let case = format!("{head_count} heads of {head_dim} over {head_count_kv}, {tiles}");
+            let options = options(tiles, 512);
+            gpu::compare_both_ways(&case, &model, &options, &[prompt(1)], LEN)?;
+            let lengths = (1..=31).map(|i| i * 130).chain([4050]);
+            let prompts: Vec<Vec<u32>> = lengths.map(prompt).collect();
+            gpu::compare_both_ways(&case, &model, &options, &prompts, 12)?;
+            let around_an_end = [prompt(1020), prompt(4000)];
+            gpu::compare_both_ways(&case, &model, &options, &around_an_end, 45)?;
+        }
+    }
+    Ok(())
+}
+
+/// Of so many key/value heads that what each sees is cut into few chunks: longer ones than the ring.
+fn long_chunks_follow_the_cpu() -> TestResult {
+    const LONG: usize = 3000;
+    const DECODED: usize = 40;
+    for head_dim in [64, 128] {
+        let random = RandomModel {
+            head_dim,
+            head_count: 22,
+            head_count_kv: 22,
+            context_length: CONTEXT_LEN as u32,
+            ..RandomModel::new("qwen3", TensorType::F32)
+        };
+        let model = random.model()?;
+        let vocab_size = model.decoder.vocab_size;
+        let tokens = made_up_tokens(LONG, vocab_size);
+        let prompt = LONG - DECODED;
+        for tiles in Tiles::ALL {
+            let expected = expected(&model, &tokens, Some(tiles))?;
+            let mut cuda = gpu::both_ways(&model, &options(tiles, 512))?;
+            for cuda in &mut cuda {
+                for (i, chunk) in tokens[..prompt].chunks(512).enumerate() {
+                    common::read(cuda, chunk, i * 512)?;
+                }
+                let mut divergence = Divergence::default();
+                for (position, &token) in tokens.iter().enumerate().skip(prompt) {
+                    let logits = common::decode(cuda, token, position)?;
+                    divergence.push(logits, &expected[position * vocab_size..][..vocab_size]);
+                }
+                let mean = divergence.mean();
+                eprintln!("heads of {head_dim}, {tiles}: mean KL {mean:.1e}");
+                check(mean < ROUNDED, format!("{tiles}: mean KL {mean:e}"))?;
             }
         }
     }

@@ -8,7 +8,7 @@ use common::{
 };
 use sharpi::{
     backend::Backend,
-    cuda::{CudaBackend, Options, StepKernel},
+    cuda::Options,
     engine::{Trace, made_up_tokens},
     model::Model,
     quant::TensorType,
@@ -44,45 +44,17 @@ fn main() {
     gpu::run(&tests, &[])
 }
 
-/// Backends that compute by the step kernel and by separate kernels.
-fn both_ways(model: &Model) -> anyhow::Result<[CudaBackend; 2]> {
-    let options = Options {
+fn options(model: &Model) -> Options {
+    Options {
         context_len: Some(model.decoder.context_length.min(32_768)),
         chunk_len: Some(512),
         ..Options::default()
-    };
-    let open = |step_kernel: StepKernel| {
-        let options = Options {
-            step_kernel,
-            ..options.clone()
-        };
-        gpu::open(model, &options)
-    };
-    let step = open(StepKernel::Always)?;
-    let report = step.step_report().expect("CUDA has a report").clone();
-    anyhow::ensure!(report.enabled, "no step kernel: {report:?}");
-    Ok([step, open(StepKernel::Never("a test".into()))?])
+    }
 }
 
 /// Decodes `count` tokens behind each prompt both ways.
 fn compare(case: &str, model: &Model, prompts: &[Vec<u32>], count: usize) -> TestResult {
-    let [mut step, mut separate] = both_ways(model)?;
-    for prompt in prompts {
-        let reference = Trace::record(&mut separate, prompt, count, None)?;
-        let ours = Trace::record(&mut step, prompt, count, Some(&reference.tokens))?;
-        let comparison = reference.compare(&ours);
-        check(
-            comparison.first_difference.is_none(),
-            format!(
-                "{case}, {} tokens before: logits differ first at token {:?}, by {}",
-                prompt.len(),
-                comparison.first_difference,
-                comparison.max_difference
-            ),
-        )?;
-    }
-    let report = step.step_report().expect("CUDA has a report");
-    check(report.enabled, format!("{report:?}"))
+    gpu::compare_both_ways(case, model, &options(model), prompts, count)
 }
 
 fn the_demo_models_logits_are_the_same_bits() -> TestResult {
@@ -178,7 +150,7 @@ fn contexts_of_any_length_give_the_same_bits() -> TestResult {
 fn a_refused_launch_loses_no_token() -> TestResult {
     let model = Model::demo()?;
     let prompt = made_up_tokens(5, model.decoder.vocab_size);
-    let [mut refused, mut separate] = both_ways(&model)?;
+    let [mut refused, mut separate] = gpu::both_ways(&model, &options(&model))?;
     let reference = Trace::record(&mut separate, &prompt, 40, None)?;
     refused.device_handle().set_extra_blocks(1);
     let fallen_back = Trace::record(&mut refused, &prompt, 40, Some(&reference.tokens))?;

@@ -84,16 +84,6 @@ pub enum StepKernel {
     Never(String),
 }
 
-impl Options {
-    /// Why the step kernel is not even to be made ready, if so.
-    fn step_disabled(&self, device: &Device, decoder: &Decoder) -> Option<String> {
-        match self.kv.tiles {
-            Some(tiles) => Some(format!("it reads no KV cache of type {tiles}")),
-            None => self.step_kernel.disabled(device, decoder),
-        }
-    }
-}
-
 impl StepKernel {
     /// Why it is not even to be made ready, if so.
     fn disabled(&self, device: &Device, decoder: &Decoder) -> Option<String> {
@@ -169,7 +159,7 @@ impl CudaBackend {
         let cache = KvCache::new(&device, layout, context_len, chunk.tokens)?;
         let launches = decode::lower(&device, &decoder, &weights, &scratch, &cache)?;
         // Its stages are megabytes: nobody waits for them who will not use them.
-        let step = match options.step_disabled(&device, &decoder) {
+        let step = match options.step_kernel.disabled(&device, &decoder) {
             Some(reason) => Err(reason),
             None => Step::new(&device, &decoder, &weights, &scratch, &cache)
                 .map_err(|error| format!("{error:#}")),

@@ -400,7 +400,8 @@ params! {
         96 newest: CUdeviceptr,
         104 newest_age: i32,
         108 heads: i32,
-        112 padding: [u64; 16],
+        112 tiles: KvTiles,
+        136 padding: [u64; 13],
     }
 
     /// A vector between two stages of the step kernel.

@@ -150,7 +150,7 @@ fn needs(
     let mut needs = Vec::new();
     for chunk_len in chunk_lens(options.chunk_len, most) {
         let mut parts = decode_parts(device, decoder);
-        if options.step_disabled(device, decoder).is_none() {
+        if options.step_kernel.disabled(device, decoder).is_none() {
             parts.extend(step_parts(device, decoder));
         }
         parts.extend(prompt_parts(device, decoder, Chunk { tokens: chunk_len })?);

@@ -16,9 +16,12 @@ use super::{
     scratch::{Scratch, StepScratch},
     weights::DeviceWeights,
 };
-use crate::model::{
-    Decoder,
-    decoder::{Attention, Linear},
+use crate::{
+    backend::Tiles,
+    model::{
+        Decoder,
+        decoder::{Attention, Linear},
+    },
 };
 
 /// The step kernel, ready to be launched.
@@ -52,6 +55,7 @@ impl Step {
         let Lowered {
             before,
             attentions,
+            tiles,
             names,
             stages,
             behind,
@@ -63,7 +67,7 @@ impl Step {
             failure: failure.device_address(),
             ..step_scratch.params()
         };
-        let (launch, stages) = step(device, &attentions, &stages, params)?;
+        let (launch, stages) = step(device, &attentions, tiles.flatten(), &stages, params)?;
         step_scratch.upload_stages(bytemuck::cast_slice(&stages))?;
         Ok(Self {
             launches: before.into_iter().chain([launch]).chain(behind).collect(),
@@ -121,9 +125,11 @@ fn stage_count(device: &Device, decoder: &Decoder) -> usize {
 struct Lowered<'a> {
     /// Launches before the kernel, and behind it.
     before: Vec<Launch>,
-    behind: Option<Launch>,
+    behind: Vec<Launch>,
     /// A layer of each kind of heads.
     attentions: Vec<&'a Attention>,
+    /// How the layers so far keep tokens that are far behind.
+    tiles: Option<Option<Tiles>>,
     /// What messages call the stages.
     names: Vec<String>,
     stages: Vec<StepStage>,
@@ -188,6 +194,11 @@ fn lower<'a>(
                 }
                 let stage = StepStage::Qkv { matrices, epsilon };
                 lowered.push(q.weights.name(), stage);
+                let kept = cache.kept(heads.layer);
+                ensure!(
+                    *lowered.tiles.get_or_insert(kept) == kept,
+                    "some layers keep tokens in tiles, and others do not"
+                );
                 let layer = attention_layer(weights, cache, heads);
                 let newest = match heads.stores {
                     true => None,
@@ -197,6 +208,7 @@ fn lower<'a>(
                     heads: lowered.kind(heads.attention),
                     newest,
                     layer,
+                    tiles: cache.tiles(heads.layer),
                     values_are_keys: kv.as_ref().is_some_and(|kv| kv.v.is_none()),
                 };
                 lowered.push(format!("attention of layer {}", heads.layer), stage);
@@ -246,10 +258,14 @@ fn lower<'a>(
                 lowered.push(output.weights.name(), stage);
                 let logits = weights.linear(output, scratch.logits);
                 let one = Chunk { tokens: 1 };
-                lowered.behind = finishing(device, weights, finish, logits, one)?;
+                let finish = finishing(device, weights, finish, logits, one)?;
+                lowered.behind.extend(finish);
             }
         }
     }
+    // As behind separate kernels.
+    let compress = cache.compress(device, scratch.whereabouts())?;
+    lowered.behind.extend(compress);
     Ok(lowered)
 }
 

@@ -4,7 +4,9 @@ use std::env;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use sharpi::{
-    cuda::{self, CudaBackend, Device, Gpus, Options},
+    backend::Backend,
+    cuda::{self, CudaBackend, Device, Gpus, Options, StepKernel},
+    engine::Trace,
     model::Model,
     quant::TensorType,
 };
@@ -73,4 +75,46 @@ pub fn open(model: &Model, options: &Options) -> anyhow::Result<CudaBackend> {
         options,
         &mut |_, _| {},
     )
+}
+
+/// Backends that compute by the step kernel and by separate kernels.
+pub fn both_ways(model: &Model, options: &Options) -> anyhow::Result<[CudaBackend; 2]> {
+    let open = |step_kernel: StepKernel| {
+        let options = Options {
+            step_kernel,
+            ..options.clone()
+        };
+        open(model, &options)
+    };
+    let step = open(StepKernel::Always)?;
+    let report = step.step_report().expect("CUDA has a report").clone();
+    anyhow::ensure!(report.enabled, "no step kernel: {report:?}");
+    Ok([step, open(StepKernel::Never("a test".into()))?])
+}
+
+/// Decodes `count` tokens behind each prompt both ways.
+pub fn compare_both_ways(
+    case: &str,
+    model: &Model,
+    options: &Options,
+    prompts: &[Vec<u32>],
+    count: usize,
+) -> TestResult {
+    let [mut step, mut separate] = both_ways(model, options)?;
+    for prompt in prompts {
+        let reference = Trace::record(&mut separate, prompt, count, None)?;
+        let ours = Trace::record(&mut step, prompt, count, Some(&reference.tokens))?;
+        let comparison = reference.compare(&ours);
+        check(
+            comparison.first_difference.is_none(),
+            format!(
+                "{case}, {} tokens before: logits differ first at token {:?}, by {}",
+                prompt.len(),
+                comparison.first_difference,
+                comparison.max_difference
+            ),
+        )?;
+    }
+    let report = step.step_report().expect("CUDA has a report");
+    check(report.enabled, format!("{report:?}"))
 }

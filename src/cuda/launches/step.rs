@@ -8,10 +8,11 @@ use cudarc::driver::sys::CUdeviceptr;
 
 use super::{BranchSum, GROUP, WARP, decode_attention_splits, for_head_dim, gelu};
 use crate::{
+    backend::Tiles,
     cuda::{
         device::{Device, Launch, Parameter},
         params::{
-            AttentionLayer, HEAD_KINDS, StepAttention, StepHeads, StepMatrix, StepParams,
+            AttentionLayer, HEAD_KINDS, KvTiles, StepAttention, StepHeads, StepMatrix, StepParams,
             StepProduct,
         },
         tensor_types::{KernelType, UNIT},
@@ -40,6 +41,8 @@ pub enum StepStage {
         /// Packets of the newest token's key and value, and how many stages ago they were written, where layers share them.
         newest: Option<(CUdeviceptr, usize)>,
         layer: AttentionLayer,
+        /// Where tokens that are far behind are, if they are kept in tiles; else zeros.
+        tiles: KvTiles,
         values_are_keys: bool,
     },
     /// `x = (x + rms_norm(W a)) * scale`, and x times the norm's weights, f32 (rows), or 0: as it is.
@@ -107,7 +110,8 @@ const IN_FLIGHT: usize = 4;
 
 /// Entries of the ring from one that a warp waits for to the next, at most: it takes every 12th tile, at least 2 of which
 /// make an entry, and up to 3 matrices begin a new one; of floats, every 12th row or a piece of it; or what is cached of every
-/// 8th 16 tokens (of heads of 512, every 4th), keys and values together or keys before values.
+/// 8th 16 tokens (of heads of 512, every 4th), keys and values together or keys before values; of tiles every 8th piece, and the
+/// last one.
 const fn stride(head_dim: usize) -> usize {
     if head_dim > 128 { 15 } else { 8 }
 }
@@ -171,6 +175,7 @@ impl StepStage {
                 heads,
                 newest,
                 layer,
+                tiles,
                 values_are_keys,
             } => {
                 let (newest, newest_age) = newest.unwrap_or_default();
@@ -181,7 +186,8 @@ impl StepStage {
                     newest,
                     newest_age: newest_age as i32,
                     heads: heads as i32,
-                    padding: [0; 16],
+                    tiles,
+                    padding: [0; 13],
                 }));
             }
             Self::Add {
@@ -377,13 +383,15 @@ fn step_matrix(linear: &StepLinear, pairs: Range<usize>) -> Result<StepMatrix> {
 }
 
 /// The step kernel's launch for layers whose heads are those of `attentions`, and what is to lie at `params.stages`: the
-/// stages of each block, (stages, blocks). Of `params` it fills in what follows from the stages and the heads.
+/// stages of each block, (stages, blocks). Of `params` it fills in what follows from the stages and the heads. `tiles`: how all
+/// layers keep tokens that are far behind, if so.
 ///
 /// # Errors
 /// Heads that it does not do, or what the device lacks.
 pub fn step(
     device: &Device,
     attentions: &[&Attention],
+    tiles: Option<Tiles>,
     stages: &[StepStage],
     params: StepParams,
 ) -> Result<(Launch, Vec<StepProduct>)> {
@@ -394,8 +402,18 @@ pub fn step(
         device.name()
     );
     let (heads, head_dim) = heads(device, attentions)?;
-    let function = device.function("step", &for_head_dim("step", head_dim)?)?;
     let for_gemma = head_dim > 128;
+    let name = for_head_dim("step", head_dim)?;
+    let function = match tiles {
+        None => device.function("step", &name)?,
+        Some(tiles) => {
+            ensure!(
+                !for_gemma,
+                "heads of more than 128 values in a KV cache of type {tiles}"
+            );
+            device.function("step_tiles", &format!("{name}_{tiles}"))?
+        }
+    };
     ensure!(
         for_gemma || !stages.iter().any(StepStage::is_gemmas),
         "heads of {head_dim} values beside norms of branches, GELU or what a token gives to layers"
