@@ -121,6 +121,7 @@ struct TileEntries {
     static constexpr int VALUES_AT = PIECES * Piece::KEYS, KEY_GROUPS_AT = PIECES * Piece::CODES,
                          VALUE_GROUPS_AT = KEY_GROUPS_AT + (PIECES + IN_GROUP - 1) / IN_GROUP * Piece::KEY_GROUPS;
     static_assert(VALUE_GROUPS_AT + PIECES * Piece::VALUE_GROUPS <= SLOT_BYTES && SHARES % PIECES == 0);
+    static_assert(Tile::parts == 1 && CacheEntry<D>::COUNT == 1);
 
     int first, end;  // pieces of the text
 
