@@ -32,7 +32,7 @@ const GEMMA: &str = "gemma_follows_the_cpu";
 const GEMMA_EVICTS: &str = "gemma_evicts_as_the_cpu";
 
 fn main() {
-    let tests: [Test; 10] = [
+    let tests: [Test; 11] = [
         ("prompts_follow_the_cpu", prompts_follow_the_cpu),
         ("decoding_follows_the_cpu", decoding_follows_the_cpu),
         (
@@ -42,6 +42,10 @@ fn main() {
         (
             "the_step_kernel_and_separate_kernels_give_the_same_bits",
             step_and_separate_are_the_same,
+        ),
+        (
+            "the_step_kernel_leaves_larger_heads_to_separate_kernels",
+            larger_heads_are_refused,
         ),
         ("long_chunks_follow_the_cpu", long_chunks_follow_the_cpu),
         (
@@ -224,6 +228,21 @@ fn step_and_separate_are_the_same() -> TestResult {
         }
     }
     Ok(())
+}
+
+fn larger_heads_are_refused() -> TestResult {
+    let model = model(256)?;
+    let options = Options {
+        step_kernel: StepKernel::Always,
+        ..options(Tiles::ALL[0], 512)
+    };
+    let cuda = gpu::open(&model, &options)?;
+    let report = cuda.step_report().expect("CUDA has a report");
+    let reason = report.disabled_reason.as_deref().unwrap_or_default();
+    check(
+        !report.enabled && reason.contains("heads of more than 128 values"),
+        format!("{report:?}"),
+    )
 }
 
 /// Of so many key/value heads that what each sees is cut into few chunks: longer ones than the ring.
