@@ -9,7 +9,7 @@ use common::{
     gpu::{self, TYPES, Test, TestResult, check},
 };
 use sharpi::{
-    backend::Backend,
+    backend::{Backend, KvOptions, Tiles},
     cpu::CpuBackend,
     cuda::{CudaBackend, Device, Options, StepKernel},
     engine::{
@@ -627,22 +627,36 @@ fn feed_forwards_of_any_length_follow_the_cpu() -> TestResult {
 fn nothing_is_allocated_once_generation_has_begun() -> TestResult {
     let model = demo();
     let prompt = made_up_tokens(70, model.decoder.vocab_size);
-    let mut cuda = backend(&model, false);
-    // The first tokens load the kernels and capture the graph, which the driver takes memory for.
-    Trace::record(&mut cuda, &prompt, 3, None)?;
-    let state = |cuda: &CudaBackend| -> anyhow::Result<(usize, usize)> {
-        Ok((
-            cuda.device_handle().allocations(),
-            cuda.device_handle().memory()?.0,
-        ))
+    // As they are; and in tiles, with tokens evicted behind the prompt.
+    let compressed = KvOptions {
+        tiles: Some(Tiles::of(4, 4)),
+        budget: Some(68),
     };
-    let before = state(&cuda)?;
-    Trace::record(&mut cuda, &prompt, 300, None)?;
-    let after = state(&cuda)?;
-    check(
-        before == after,
-        format!("allocations and free bytes went from {before:?} to {after:?}"),
-    )
+    for kv in [KvOptions::default(), compressed] {
+        let options = Options {
+            context_len: Some(2048),
+            step_kernel: StepKernel::Always,
+            kv,
+            ..Options::default()
+        };
+        let mut cuda = gpu::open(&model, &options)?;
+        // The first tokens load the kernels and capture the graph, which the driver takes memory for.
+        Trace::record(&mut cuda, &prompt, 3, None)?;
+        let state = |cuda: &CudaBackend| -> anyhow::Result<(usize, usize)> {
+            Ok((
+                cuda.device_handle().allocations(),
+                cuda.device_handle().memory()?.0,
+            ))
+        };
+        let before = state(&cuda)?;
+        Trace::record(&mut cuda, &prompt, 300, None)?;
+        let after = state(&cuda)?;
+        check(
+            before == after,
+            format!("{kv:?}: allocations and free bytes went from {before:?} to {after:?}"),
+        )?;
+    }
+    Ok(())
 }
 
 fn weights_take_little_more_than_the_file() -> TestResult {
