@@ -113,6 +113,59 @@ __device__ __forceinline__ void wait_products() {
 #endif
 }
 
+// Rotates a row of a head (kv_tiles.cuh), of which this lane has values 8 j + 2 t + i, at [j][i]. By all consumers.
+template <int D>
+__device__ __forceinline__ void rotate_row(float (&value)[Config<D>::part / 8][2], float2 *shared) {
+    constexpr int COUNT = Config<D>::part / 8, PARTS = Config<D>::parts;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+#pragma unroll
+    for (auto &pair : value) {
+        const float a = pair[0], b = pair[1];
+        pair[0] = a + b, pair[1] = a - b;
+    }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {
+#pragma unroll
+        for (auto &pair : value) {
+#pragma unroll
+            for (float &x : pair) {
+                const float other = __shfl_xor_sync(~0u, x, distance);
+                x = lane & distance ? other - x : x + other;
+            }
+        }
+    }
+#pragma unroll
+    for (int distance = 1; distance < COUNT; distance *= 2) {
+#pragma unroll
+        for (int j = 0; j < COUNT; j++) {
+            if (j & distance) continue;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float a = value[j][i], b = value[j | distance][i];
+                value[j][i] = a + b, value[j | distance][i] = a - b;
+            }
+        }
+    }
+    if constexpr (PARTS > 1) {
+        consumers_sync();
+#pragma unroll
+        for (int j = 0; j < COUNT; j++) shared[(warp * COUNT + j) * WARP + lane] = {value[j][0], value[j][1]};
+        consumers_sync();
+        const int part = warp % PARTS;
+#pragma unroll
+        for (int j = 0; j < COUNT; j++) {
+            float2 sum = {};
+#pragma unroll
+            for (int other = 0; other < PARTS; other++) {
+                const float2 x = shared[((warp - part + other) * COUNT + j) * WARP + lane];
+                const float sign = __popc(part & other) % 2 ? -1.f : 1.f;
+                sum = {sum.x + sign * x.x, sum.y + sign * x.y};
+            }
+            value[j][0] = sum.x, value[j][1] = sum.y;
+        }
+    }
+}
+
 // Tile: of the tokens that lie far behind (kv_tiles.cuh); void where all are kept as they were stored.
 template <int D, typename Tile = void>
 __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
@@ -468,11 +521,18 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     if (chunks == 1) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const float scale = __fdividef(1.f, exponentials[h]);
+            const float scale = __fdividef(HAS_TILES ? 1.f / sqrtf(float(D)) : 1.f, exponentials[h]);
+            float value[PART / 8][2];
+#pragma unroll
+            for (int j = 0; j < PART / 8; j++) {
+                value[j][0] = out[j][2 * h] * scale, value[j][1] = out[j][2 * h + 1] * scale;
+            }
+            // Values are kept rotated.
+            if constexpr (HAS_TILES) rotate_row<D>(value, reinterpret_cast<float2 *>(shared));
             half2 pair[PART / 8];
 #pragma unroll
             for (int j = 0; j < PART / 8; j++) {
-                const float a = out[j][2 * h] * scale, b = out[j][2 * h + 1] * scale;
+                const float a = value[j][0], b = value[j][1];
                 // Values 2 apart stand side by side: neighbours exchange one.
                 const float other = __shfl_xor_sync(~0u, t % 2 ? a : b, 1);
                 pair[j] = t % 2 ? __floats2half2_rn(other, b) : __floats2half2_rn(a, other);
@@ -507,8 +567,8 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
     }
     consumers_sync();
     if (!last) return;
-    for (int i = threadIdx.x; i < min(tile_tokens, p.tokens - first) * p.group * (D / 4); i += CONSUMERS) {
-        const int row = i / (D / 4), d = i % (D / 4) * 4, token = first + row / p.group;
+    // Values d .. d + 3 of a row.
+    const auto joined = [&](int row, int d) {
         const auto at = [&](int s) { return partial + (size_t(s) * ROWS + row) * (D + 2); };
         float top = NO_SCORE, all = 0.f;
 #pragma unroll 8
@@ -524,8 +584,33 @@ __device__ __forceinline__ void attend(const FlashAttentionParams &p) {
             v = {v.x + weight * a.x, v.y + weight * a.y, v.z + weight * b.x, v.w + weight * b.y};
         }
         const float scale = 1.f / all;
-        tiles.store(token, (head_kv * p.group + row % p.group) * D + d,
-                    {v.x * scale, v.y * scale, v.z * scale, v.w * scale});
+        return float4{v.x * scale, v.y * scale, v.z * scale, v.w * scale};
+    };
+    const auto store = [&](int row, int d, const float4 &four) {
+        tiles.store(first + row / p.group, (head_kv * p.group + row % p.group) * D + d, four);
+    };
+    const int rows = min(tile_tokens, p.tokens - first) * p.group;
+    if constexpr (HAS_TILES) {
+        // A warp a row, which is turned in its own part of memory.
+        float *turned = reinterpret_cast<float *>(shared) + warp * D;
+        const auto fours = reinterpret_cast<float4 *>(turned);
+        for (int row = warp; row < rows; row += CONSUMERS / WARP) {
+            for (int i = lane; i < D / 4; i += WARP) fours[i] = joined(row, i * 4);
+            __syncwarp();
+            float value[D / WARP];
+#pragma unroll
+            for (int i = 0; i < D / WARP; i++) value[i] = turned[i * WARP + lane];
+            kv_tiles::rotate<D>(value);
+#pragma unroll
+            for (int i = 0; i < D / WARP; i++) turned[i * WARP + lane] = value[i];
+            __syncwarp();
+            for (int i = lane; i < D / 4; i += WARP) store(row, i * 4, fours[i]);
+            __syncwarp();
+        }
+    } else {
+        for (int i = threadIdx.x; i < rows * (D / 4); i += CONSUMERS) {
+            store(i / (D / 4), i % (D / 4) * 4, joined(i / (D / 4), i % (D / 4) * 4));
+        }
     }
 }
 

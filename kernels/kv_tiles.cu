@@ -2,14 +2,12 @@
 //
 //   compress_tiles   keys and values of whole tiles become records (kv_tiles.cuh); of tile 0 the sinks are kept, too
 //   copy_tokens      between a layer's ring and the buffer of a chunk of a prompt, which all layers share
-//   rotate_back      what heads of a chunk gathered of rotated values, as TokenTiles
 //
 // Bound: bytes. compress_tiles has a block for each key/value head and tile that the new tokens could end; those
 // without one end at once: so a decoded token's launch, a block for each key/value head of every layer, is the same for
 // every place.
 #include "kv_cache.cuh"
 #include "kv_tiles.cuh"
-#include "token_tiles.cuh"
 
 namespace {
 
@@ -146,35 +144,6 @@ __device__ __forceinline__ void compress_tiles(const CompressTilesParams &p) {
     }
 }
 
-template <int D>
-__device__ __forceinline__ void rotate_back(const RotateBackParams &p) {
-    constexpr int HEADS = THREADS / WARP;
-    __shared__ float4 row[HEADS][D / 4];
-    wait_for_predecessor();
-    launch_dependents();
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const TokenTiles tiles{p.heads, p.padded_tokens};
-    for (int head = blockIdx.y * HEADS + warp; head < p.head_count; head += gridDim.y * HEADS) {
-        float value[D / WARP];
-        for (int i = lane; i < D / 4; i += WARP) {
-            const unsigned column = head * D + i * 4;
-            const float2 even = __half22float2(*tiles.pair(blockIdx.x, column, 0));
-            const float2 odd = __half22float2(*tiles.pair(blockIdx.x, column, 1));
-            row[warp][i] = {even.x, odd.x, even.y, odd.y};
-        }
-        __syncwarp();
-        float *numbers = reinterpret_cast<float *>(row[warp]);
-#pragma unroll
-        for (int i = 0; i < D / WARP; i++) value[i] = numbers[i * WARP + lane];
-        rotate<D>(value);
-#pragma unroll
-        for (int i = 0; i < D / WARP; i++) numbers[i * WARP + lane] = value[i];
-        __syncwarp();
-        for (int i = lane; i < D / 4; i += WARP) tiles.store(blockIdx.x, head * D + i * 4, row[warp][i]);
-        __syncwarp();
-    }
-}
-
 }  // namespace
 
 // Tokens from one ring to another. Grid: (head_count_kv, 2, blocks along tokens as the host likes).
@@ -201,13 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) copy_tokens(const __grid_c
         compress_tiles_d##D##_##NAME(const __grid_constant__ CompressTilesParams p) { \
         compress_tiles<D, KEY_BITS, VALUE_BITS>(p);                                   \
     }
-#define HEADS_OF(D)                                                    \
-    KV_FORMATS(COMPRESS, D)                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS)              \
-        rotate_back_d##D(const __grid_constant__ RotateBackParams p) { \
-        rotate_back<D>(p);                                             \
-    }
-HEADS_OF(64)
-HEADS_OF(128)
-HEADS_OF(256)
-HEADS_OF(512)
+KV_FORMATS(COMPRESS, 64)
+KV_FORMATS(COMPRESS, 128)
+KV_FORMATS(COMPRESS, 256)
+KV_FORMATS(COMPRESS, 512)

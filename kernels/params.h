@@ -357,17 +357,6 @@ FIELD(CopyTokensParams, to_context, 44);
 FIELD(CopyTokensParams, head_dim, 48);
 FIELD(CopyTokensParams, tokens, 52);
 
-// rotate_back_*
-struct RotateBackParams {
-    half *heads;  // TokenTiles (head_count * head_dim, padded_tokens)
-    int padded_tokens;
-    int head_count;
-};
-static_assert(sizeof(RotateBackParams) == 16, "RotateBackParams");
-FIELD(RotateBackParams, heads, 0);
-FIELD(RotateBackParams, padded_tokens, 8);
-FIELD(RotateBackParams, head_count, 12);
-
 // evict_observe_*, evict_join, evict_weigh_*, evict_norms_*, evict_select
 struct EvictParams {
     const half *q;        // (head_dim, head_count, tokens), from rope_tokens

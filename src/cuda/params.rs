@@ -172,13 +172,6 @@ params! {
         52 tokens: i32,
     }
 
-    /// `rotate_back_*`.
-    RotateBackParams: 16 {
-        0 heads: CUdeviceptr,
-        8 padded_tokens: i32,
-        12 head_count: i32,
-    }
-
     /// `rope_tokens_*`.
     RopeParams: 136 {
         0 q: CUdeviceptr,

@@ -13,11 +13,10 @@ use super::{
     kv_cache::KvCache,
     launches::{
         Chunk, Epilogue, GATE_SCALE, Gate, Linear, add_branch_tokens, embed_tokens,
-        flash_attention, float_to_half, gate_tokens, gemm, norm_tokens, rope_tokens, rotate_back,
-        token_inputs,
+        flash_attention, float_to_half, gate_tokens, gemm, norm_tokens, rope_tokens, token_inputs,
     },
     lowering::{Branch, Group, Heads, groups, norms_branches},
-    params::{FlashAttentionParams, NormParams, RopeParams, RotateBackParams},
+    params::{FlashAttentionParams, NormParams, RopeParams},
     scratch::{ChunkScratch, Scratch, Whereabouts},
     tensor_types::{COPY_TYPE, KernelType},
     weights::{DeviceWeights, Matrix},
@@ -293,15 +292,7 @@ impl Prompt<'_> {
             let choose = eviction.choose(cache, heads, queries, chunk, end, count)?;
             choose.into_iter().try_for_each(&mut *launch)?;
         }
-        if kept.is_none() {
-            return Ok(());
-        }
-        let gathered = RotateBackParams {
-            heads: scratch.attended,
-            padded_tokens: chunk.padded() as i32,
-            head_count: attention.head_count as i32,
-        };
-        launch(rotate_back(device, head_dim, gathered, chunk)?)
+        Ok(())
     }
 
     /// `out = W x + bias` of each product, as few launches as their types allow.

@@ -123,8 +123,7 @@ pub fn decode_attention_counters(head_count_kv: usize, group: usize) -> usize {
     head_count_kv * group.div_ceil(HEADS_PER_BLOCK)
 }
 
-/// Causal attention of the chunk, whose last place is below `context_end`, over the cache. With `tiles` what it gives is
-/// rotated.
+/// Causal attention of the chunk, whose last place is below `context_end`, over the cache.
 pub fn flash_attention(
     device: &Device,
     head_dim: usize,

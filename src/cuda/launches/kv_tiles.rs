@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 
-use super::{Chunk, WARP, for_head_dim};
+use super::for_head_dim;
 use crate::{
     backend::Tiles,
     cuda::{
         device::{Device, Function, Launch, Parameter},
-        params::{CompressTilesParams, CopyTokensParams, RotateBackParams},
+        params::{CompressTilesParams, CopyTokensParams},
     },
     quant::kv_tile::TILE,
 };
@@ -47,21 +47,6 @@ pub fn copy_tokens(
     launch(
         device.function("kv_tiles", "copy_tokens")?,
         [head_count_kv, 2, BLOCKS],
-        Parameter::new(params),
-    )
-}
-
-/// What heads gathered of rotated values.
-pub fn rotate_back(
-    device: &Device,
-    head_dim: usize,
-    params: RotateBackParams,
-    chunk: Chunk,
-) -> Result<Launch> {
-    let blocks_a_token = (params.head_count as usize).div_ceil(THREADS / WARP);
-    launch(
-        device.function("kv_tiles", &for_head_dim("rotate_back", head_dim)?)?,
-        [chunk.tokens, blocks_a_token, 1],
         Parameter::new(params),
     )
 }

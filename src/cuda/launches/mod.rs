@@ -39,7 +39,7 @@ pub use evict::{EvictHeads, EvictScratch, evict, evict_gather, evict_scratch_len
 pub use gate::{GATE_SCALE, Gate, gate_token, gate_tokens};
 pub use gemm::{Epilogue, gemm, gemm_counters, gemm_partial_len};
 pub use gemv::{gemv_add, gemv_gate, gemv_store, gemv_store_gated};
-pub use kv_tiles::{compress_tiles, copy_tokens, rotate_back};
+pub use kv_tiles::{compress_tiles, copy_tokens};
 pub use logits::finish_logits;
 pub use norm::norm_tokens;
 pub use rope::rope_tokens;
