@@ -10,7 +10,7 @@ use common::{
     gpu::{self, Test, TestResult, check},
 };
 use sharpi::{
-    backend::{Backend, KvOptions, SamplingParams, StreamStart, Tiles},
+    backend::{Backend, KvOptions, MIN_BUDGET, SamplingParams, StreamStart, Tiles},
     cpu::CpuBackend,
     cuda::{Options, StepKernel},
     engine::{Divergence, Session, made_up_tokens},
@@ -27,6 +27,10 @@ const CONTEXT_LEN: usize = 4096;
 /// What the mean divergence may be where prompts are read: in float16, and a number that lies between two codes may become
 /// the other one.
 const ROUNDED: f64 = 1e-3;
+
+/// The same where tokens are evicted by what they are worth: of two that are worth nearly the same the other one may stay, by
+/// which scales of the tile that it comes into change.
+const CHOSEN: f64 = 1e-2;
 
 const GEMMA: &str = "gemma_follows_the_cpu";
 const GEMMA_EVICTS: &str = "gemma_evicts_as_the_cpu";
@@ -413,14 +417,18 @@ fn holds_evicting(
     let mean = divergence.mean();
     let case = format!("{name}, {kv_type}, budget {budget}: mean KL {mean:.1e}");
     eprintln!("{case}");
-    check(mean < ROUNDED, case)
+    let bound = match budget {
+        MIN_BUDGET => ROUNDED,
+        _ => CHOSEN,
+    };
+    check(mean < bound, case)
 }
 
 /// To random weights all tokens are worth nearly the same, and rounding decides which of them stay: so nearly none goes, or all
 /// that may. Behind the second prompt of the last case a tile is made of tokens that stayed.
 const OF_RANDOM: [(usize, Ends, usize); 4] = [
-    (68, ends(400, 460, 700), 512),
-    (68, ends(90, 95, 260), 64),
+    (MIN_BUDGET, ends(400, 460, 700), 512),
+    (MIN_BUDGET, ends(90, 95, 260), 64),
     (298, ends(300, 303, 306), 128),
     (497, ends(500, 503, 506), 512),
 ];
