@@ -2,9 +2,10 @@
 // query heads h, places i of its tokens, and the last 64 tokens t of a chunk, which observe:
 //
 //   importance[h, i] = max over t of softmax over the places that t sees of (q[t, h] . K[i])[i], 0 where no t sees i
+//   asked[h, i]      = max over the places up to NEIGHBORS before and behind i of importance[h]
 //   norm[h, i]       = sqrt(V[i] . G[h] V[i]), how long the value is behind the output matrix
 //   floor[h]         = mean over i of importance[h, i]
-//   score[i]         = max over h of max(importance[h, i], floor[h]) * norm[h, i]
+//   score[i]         = max over h of max(asked[h, i], floor[h]) * norm[h, i]
 //
 // The first SINKS places are kept, the last RECENT, and of the others those with the greatest scores, of equal ones the
 // first. In five kernels, one after another:
@@ -29,6 +30,7 @@
 namespace {
 
 constexpr int RECENT = 64;
+constexpr int NEIGHBORS = 7;
 constexpr int SELECT_THREADS = 1024, SELECT_WARPS = SELECT_THREADS / WARP;
 constexpr int MAX_GROUP = 128;
 constexpr int DIGIT_BITS = 11, DIGITS = 1 << DIGIT_BITS;
@@ -103,12 +105,16 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) evict_select(const 
     __syncthreads();
     float *scores = p.scores + size_t(blockIdx.x) * p.places;
     for (int place = threadIdx.x; place < p.places; place += SELECT_THREADS) {
-        const size_t at = size_t(first_head) * p.places + place;
         float score = 0.f;
-#pragma unroll 4
+#pragma unroll 1
         for (int head = 0; head < p.group; head++) {
-            const float importance = p.importance[at + size_t(head) * p.places];
-            score = fmaxf(score, fmaxf(importance, floors[head]) * p.norms[at + size_t(head) * p.places]);
+            const size_t row = size_t(first_head + head) * p.places;
+            float asked = floors[head];
+#pragma unroll
+            for (int near = -NEIGHBORS; near <= NEIGHBORS; near++) {
+                asked = fmaxf(asked, p.importance[row + min(max(place + near, 0), p.places - 1)]);
+            }
+            score = fmaxf(score, asked * p.norms[row + place]);
         }
         scores[place] = score;
     }

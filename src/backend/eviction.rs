@@ -15,6 +15,10 @@ use crate::{
 /// The last tokens of a prompt always stay, and what they attend to says which others do.
 pub const NEWEST: usize = 64;
 
+/// What is found is to be read on: a token is asked for as much as the one that is asked for most among those up to so many places
+/// before and behind it.
+pub const NEIGHBORS: usize = 7;
+
 /// Of a budget: what always stays.
 pub const MIN_BUDGET: usize = SINKS + NEWEST;
 

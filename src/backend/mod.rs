@@ -7,7 +7,7 @@ mod sampling;
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
-pub use eviction::{MIN_BUDGET, NEWEST, output_grams};
+pub use eviction::{MIN_BUDGET, NEIGHBORS, NEWEST, output_grams};
 pub use kv_layout::{KvFormat, KvLayer, KvLayout, KvOptions, SINKS, Tiles, Written};
 pub use sampling::{SamplingParams, StreamStart, TokenStream, not_finite};
 

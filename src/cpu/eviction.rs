@@ -8,7 +8,7 @@ use super::{
     workers::{SharedMatrix, Workers},
 };
 use crate::{
-    backend::{KvLayer, KvLayout, NEWEST, SINKS, output_grams},
+    backend::{KvLayer, KvLayout, NEIGHBORS, NEWEST, SINKS, output_grams},
     model::Decoder,
 };
 
@@ -16,7 +16,8 @@ use crate::{
 pub struct Eviction {
     /// As [`output_grams`] has them.
     grams: Vec<Option<Vec<f32>>>,
-    /// (context_len, query heads): what each token is worth to them
+    /// (context_len, query heads): how much each token is asked for by them, and what it is worth to them
+    asked: Vec<f32>,
     worth: Vec<f32>,
     context_len: usize,
     /// Of each layer that evicts: places, (tokens, head_count_kv), ascending
@@ -33,7 +34,8 @@ impl Eviction {
         let widest = attentions().map(|attention| attention.head_dim).max()?;
         let most = layout.budget?.min(context_len);
         Some(Self {
-            worth: bytemuck::try_zeroed_vec(heads.checked_mul(context_len)?).ok()?,
+            asked: bytemuck::try_zeroed_vec(heads.checked_mul(context_len)?).ok()?,
+            worth: bytemuck::try_zeroed_vec(heads * context_len).ok()?,
             rows: bytemuck::try_zeroed_vec(most.checked_mul(2 * widest)?).ok()?,
             kept: vec![Vec::new(); decoder.layers.len()],
             grams: output_grams(decoder, layout),
@@ -65,22 +67,25 @@ impl Eviction {
         let places = cache.written().places_end();
         let heads = gram.len() / (head_dim * head_dim);
         let group = heads / head_count_kv;
-        let worth = SharedMatrix::new(&mut self.worth, self.context_len);
+        let [asked, worth] = [&mut self.asked, &mut self.worth]
+            .map(|of_heads| SharedMatrix::new(of_heads, self.context_len));
         workers.run(heads, |head, scratch| {
             // SAFETY: no other task has this head.
-            let worth = unsafe { worth.part(head, 0..places) };
-            worth.fill(0.0);
+            let [asked, worth] = unsafe { [&asked, &worth].map(|m| m.part(head, 0..places)) };
+            asked.fill(0.0);
             attend(head, scratch, &mut |weights, scale| {
-                for (worth, weight) in worth.iter_mut().zip(weights) {
-                    *worth = worth.max(weight * scale);
+                for (asked, weight) in asked.iter_mut().zip(weights) {
+                    *asked = asked.max(weight * scale);
                 }
             });
-            let floor = worth.iter().sum::<f32>() / places as f32;
+            let floor = asked.iter().sum::<f32>() / places as f32;
             let gram = &gram[head * head_dim * head_dim..][..head_dim * head_dim];
-            let mut worth = worth.iter_mut();
+            let mut worth = worth.iter_mut().enumerate();
             cache.for_each_value(layer, head / group, |value| {
-                let worth = worth.next().expect("as many as values");
-                *worth = worth.max(floor) * contribution(gram, value);
+                let (place, worth) = worth.next().expect("as many as values");
+                let near = place.saturating_sub(NEIGHBORS)..places.min(place + NEIGHBORS + 1);
+                let most = asked[near].iter().copied().fold(floor, f32::max);
+                *worth = most * contribution(gram, value);
             });
         });
         let kept = &mut self.kept[layer];

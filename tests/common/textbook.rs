@@ -168,8 +168,9 @@ pub fn logits_by(model: &Model, tokens: &[u32], cache: Cache) -> Vec<f64> {
     normed.flat_map(|x| product(&output, &x)).collect()
 }
 
-/// What each token of a prompt is worth to a query head: the most that one of the last 64 tokens gives it, the mean of that over
-/// all tokens at least, times the length of what its value adds to the residual stream.
+/// What each token of a prompt is worth to a query head: the most that one of the last 64 tokens gives it or one of the 7 before and
+/// the 7 behind it, the mean over all tokens of what they are given at least, times the length of what its value adds to the
+/// residual stream.
 fn worth(
     queries: &[Vec<f64>],
     keys: &[Vec<f64>],
@@ -194,10 +195,12 @@ fn worth(
         let added: Vec<f64> = output.iter().map(|row| dot(row, value)).collect();
         dot(&added, &added).sqrt()
     };
-    let worth = most.iter().zip(values);
-    worth
-        .map(|(most, value)| most.max(mean) * length(value))
-        .collect()
+    let worth = values.iter().enumerate().map(|(token, value)| {
+        let near = most.iter().enumerate();
+        let near = near.filter(|(other, _)| token.abs_diff(*other) <= 7);
+        near.fold(mean, |greatest, (_, most)| greatest.max(*most)) * length(value)
+    });
+    worth.collect()
 }
 
 /// The first 4 tokens, the last 64, and of the others those that are worth most to one of the heads: `count` in all, in order.

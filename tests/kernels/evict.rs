@@ -22,6 +22,13 @@ use crate::{
 
 const OBSERVERS: usize = 64;
 
+/// The greatest importance of a place and of the 7 before and behind it, `floor` at least.
+fn asked<T: PartialOrd + Copy>(importance: &[T], place: usize, floor: T) -> T {
+    let near = importance.iter().enumerate();
+    let near = near.filter(|(other, _)| place.abs_diff(*other) <= 7);
+    near.fold(floor, |most, (_, &one)| if one > most { one } else { most })
+}
+
 const FORMATS: [Option<Tiles>; 4] = [
     None,
     Some(Tiles::ALL[0]),
@@ -236,8 +243,8 @@ impl Inputs {
         for (head, (importance, norms)) in heads.iter().enumerate() {
             let floor = importance.iter().sum::<f64>() / places as f64;
             let scores = &mut scores[head / group * places..][..places];
-            for (score, (importance, norm)) in scores.iter_mut().zip(importance.iter().zip(norms)) {
-                *score = score.max(importance.max(floor) * norm);
+            for (place, (score, norm)) in scores.iter_mut().zip(norms).enumerate() {
+                *score = score.max(asked(importance, place, floor) * norm);
             }
         }
         let (importance, norms): (Vec<_>, Vec<_>) = heads.into_iter().unzip();
@@ -477,9 +484,10 @@ pub fn eviction_keeps_the_first_of_equal_scores() -> TestResult {
                 let sum: f32 = sums[head * blocks..][..blocks].iter().sum();
                 let floor = sum / places as f32;
                 let scores = &mut scores[head / group * places..][..places];
-                for (place, score) in scores.iter_mut().enumerate() {
-                    let at = head * places + place;
-                    *score = score.max(importance[at].max(floor) * norms[at]);
+                let of_head = head * places..(head + 1) * places;
+                let (importance, norms) = (&importance[of_head.clone()], &norms[of_head]);
+                for (place, (score, norm)) in scores.iter_mut().zip(norms).enumerate() {
+                    *score = score.max(asked(importance, place, floor) * norm);
                 }
             }
             for budget in [MIN_BUDGET, (MIN_BUDGET + places) / 2, places - 1] {

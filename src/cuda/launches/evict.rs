@@ -5,7 +5,7 @@ use cudarc::driver::sys::CUdeviceptr;
 
 use super::{WARP, for_head_dim};
 use crate::{
-    backend::{MIN_BUDGET, NEWEST, Tiles},
+    backend::{MIN_BUDGET, NEIGHBORS, NEWEST, Tiles},
     cuda::{
         device::{Device, Function, Launch, Parameter},
         params::{EvictParams, GatherKeptParams},
@@ -14,8 +14,8 @@ use crate::{
 
 /// `OBSERVERS` of `kernels/evict.cuh`.
 const OBSERVERS: usize = 64;
-// As is `RECENT` of `kernels/evict.cu`.
-const _: () = assert!(NEWEST == OBSERVERS);
+// As is `RECENT` of `kernels/evict.cu`, whose `NEIGHBORS` is that of the host.
+const _: () = assert!(NEWEST == OBSERVERS && NEIGHBORS == 7);
 
 /// Threads of a block of all these kernels but two.
 const THREADS: usize = 256;
