@@ -1,7 +1,7 @@
 //! What was typed: plain fields, checked one by one. Nothing is opened and nothing is decided here; `resolve`
 //! turns these into what a command needs.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{ffi::OsString, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::civil::DateTime;
@@ -27,10 +27,11 @@ Examples:
   git diff | sharpi run -m m.gguf -p \"Write a commit message for:\" -f -
   sharpi run -m m.gguf --messages turns.json --no-think --temp 0
   sharpi run -m m.gguf --raw -p \"Once upon a time\" --stop \"The end\" -n 200
+  sharpi run m.gguf \"Why is the sky blue?\"
   sharpi run -m m.gguf -p \"Yes or no?\" -n 1 --json --logprobs 5 | jq .
 
 Only the generated text goes to standard output; messages and statistics go to standard error.
-Standard input is read only for `-f -` and `--messages -`.";
+Standard input is read for `-f -` and `--messages -`, and as the prompt where there is no other one.";
 
 const TOKENIZE_EXAMPLES: &str = "\
 Examples:
@@ -90,6 +91,14 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(args_override_self = true, after_help = RUN_EXAMPLES)]
 pub struct RunArgs {
+    /// In the place of --model; where the model is known, in that of --prompt
+    #[arg(value_name = "MODEL")]
+    pub first: Option<OsString>,
+
+    /// In the place of --prompt
+    #[arg(value_name = "PROMPT")]
+    pub second: Option<OsString>,
+
     #[command(flatten)]
     pub model: ModelArgs,
 
@@ -409,7 +418,7 @@ pub enum RopeScaling {
 
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// GGUF file; of a split model, the first part [default: a small built-in demo model]
+    /// GGUF file; of a split model, the first part [default: $SHARPI_MODEL, or a small built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
 }

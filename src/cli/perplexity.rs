@@ -35,9 +35,13 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
     let opening = request.compute.clone().open();
     let model = request.model.open(request.compute.context_len)?;
-    let tokens = model.tokenizer.encode(&Prompt::raw(&request.text));
+    let tokens = model.tokenizer.encode(&Prompt::text_alone(&request.text));
     // What an empty text begins with is what every window should begin with.
-    let bos = model.tokenizer.encode(&Prompt::raw("")).first().copied();
+    let bos = model
+        .tokenizer
+        .encode(&Prompt::text_alone(""))
+        .first()
+        .copied();
     ensure!(
         tokens.len() >= request.window,
         "the text is {} tokens long, and one window takes {}: give a longer text or a smaller --ctx-size",
@@ -80,7 +84,14 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
     }
     write(&mut io::stdout().lock(), &evaluation).context(WRITING)?;
     Ok(match interrupt.requested() {
-        true => Outcome::Interrupted,
+        true => {
+            let windows = tokens.len() / request.window;
+            tracing::warn!(
+                "interrupted: this is of the first {} of {windows} windows",
+                evaluation.windows
+            );
+            Outcome::Interrupted
+        }
         false => Outcome::Done,
     })
 }

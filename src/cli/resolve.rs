@@ -2,9 +2,11 @@
 //! this layer asks the command line anything.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     hash::{BuildHasher, Hasher, RandomState},
-    io::{self, Read},
+    io::{self, IsTerminal, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -187,7 +189,8 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
     })
 }
 
-fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
+fn run(mut args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
+    take_short_form(&mut args)?;
     Ok(RunRequest {
         input: if args.raw {
             Input::Raw(text(&args.prompt)?)
@@ -212,6 +215,47 @@ fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
             verbosity,
         ),
     })
+}
+
+/// Takes `[MODEL] [PROMPT]` for what `--model` and `--prompt` give.
+fn take_short_form(args: &mut RunArgs) -> Result<()> {
+    let is_file = |name: &OsString| Path::new(name).extension().is_some_and(|e| e == "gguf");
+    let (model, prompt) = match (args.first.take(), args.second.take()) {
+        (Some(one), None) if args.model.model.is_some() => (None, Some(one)),
+        (Some(one), None) if default_model().is_some() && !is_file(&one) => (None, Some(one)),
+        both => both,
+    };
+    let twice = |what, flag| {
+        usage(&format!(
+            "the {what} is given twice, as an argument and with {flag}"
+        ))
+    };
+    if let Some(model) = model
+        && args.model.model.replace(model.into()).is_some()
+    {
+        return Err(twice("model", "--model"));
+    }
+    if let Some(prompt) = prompt {
+        let prompt = prompt
+            .into_string()
+            .map_err(|_| usage("the prompt is not UTF-8 text"))?;
+        if args.prompt.messages.is_some() {
+            return Err(usage(
+                "a prompt as an argument cannot be used with --messages",
+            ));
+        }
+        if args.prompt.prompt.replace(prompt).is_some() {
+            return Err(twice("prompt", "--prompt"));
+        }
+    }
+    Ok(())
+}
+
+/// The model where none is given.
+fn default_model() -> Option<PathBuf> {
+    env::var_os("SHARPI_MODEL")
+        .filter(|name| !name.is_empty())
+        .map(PathBuf::from)
 }
 
 fn compute(
@@ -348,7 +392,7 @@ fn tokenize(args: TokenizeArgs) -> Result<TokenizeRequest> {
 /// Asked last, so that what is said about it does not precede an error of usage.
 fn model(args: ModelArgs, rope: Option<RopeArgs>) -> Result<ModelSource> {
     let rope = rope.map(rope_options).unwrap_or_default();
-    if let Some(path) = args.model {
+    if let Some(path) = args.model.or_else(default_model) {
         return Ok(ModelSource::File(path, rope));
     }
     if rope != RopeOptions::default() {
@@ -412,9 +456,18 @@ fn text(args: &PromptArgs) -> Result<String> {
         (Some(prompt), None) => Ok(prompt.clone()),
         (None, Some(path)) => read_text("--file", path),
         (Some(prompt), Some(path)) => Ok(format!("{prompt}\n\n{}", read_text("--file", path)?)),
-        (None, None) => Err(usage(
-            "no prompt: give one with --prompt TEXT, --file FILE or --messages FILE",
-        )),
+        (None, None) => {
+            let piped = match io::stdin().is_terminal() {
+                true => String::new(),
+                false => read_text("the prompt", Path::new("-"))?,
+            };
+            if piped.is_empty() {
+                return Err(usage(
+                    "no prompt: give one with --prompt TEXT, --file FILE or --messages FILE, or on standard input",
+                ));
+            }
+            Ok(piped)
+        }
     }
 }
 
@@ -452,6 +505,14 @@ fn read_json<T: DeserializeOwned>(flag: &str, path: &Path, expected: &str) -> Re
 fn read_text(flag: &str, path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     let name = if path.as_os_str() == "-" {
+        if io::stdin().is_terminal() {
+            let end = if cfg!(windows) {
+                "Ctrl-Z and Enter"
+            } else {
+                "Ctrl-D"
+            };
+            tracing::info!("{flag} -: reading what is typed; {end} on a line of its own ends it");
+        }
         io::stdin()
             .read_to_end(&mut bytes)
             .with_context(|| format!("{flag} -: reading standard input"))?;

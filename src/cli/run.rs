@@ -68,8 +68,9 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
             &prompt,
         )?)
         .context(WRITING)?;
+    let max_tokens = request.max_tokens;
     let options = GenerateOptions {
-        max_tokens: request.max_tokens,
+        max_tokens,
         stop: request.stop,
         ignore_eos: request.ignore_eos,
         logprobs: match request.format {
@@ -128,7 +129,7 @@ pub fn run(request: RunRequest) -> Result<Outcome> {
             }
         }
     }
-    report(&generation, load, seed);
+    report(&generation, load, seed, max_tokens);
     // The process ends, and the system takes everything back at once: sooner than we could give it back piece by piece.
     mem::forget((session, vocabulary));
     Ok(match generation.finish_reason {
@@ -171,7 +172,7 @@ fn start<'a>(
 }
 
 /// The closing line of statistics.
-fn report(generation: &Generation, load: Duration, seed: u64) {
+fn report(generation: &Generation, load: Duration, seed: u64, max_tokens: Option<usize>) {
     // Fewer than all where reading was interrupted.
     let read = match generation.prefilled_tokens {
         read if read < generation.prompt_tokens => format!("{read} of "),
@@ -185,12 +186,26 @@ fn report(generation: &Generation, load: Duration, seed: u64) {
         ),
     };
     tracing::info!(
-        "prompt: {read}{} tokens, {:.1} tokens/s; generated: {} tokens, {:.1} tokens/s; {first}loaded in {load:.1?}; seed {seed}",
+        "prompt: {read}{} tokens, {:.1} tokens/s; generated: {} tokens, {:.1} tokens/s; {first}loaded in {load:.1?}; {}; seed {seed}",
         generation.prompt_tokens,
         generation.prefill_tokens_per_second(),
         generation.generated_tokens,
         generation.decode_tokens_per_second(),
+        ending(generation, max_tokens)
     );
+}
+
+/// Why the text ends where it does.
+fn ending(generation: &Generation, max_tokens: Option<usize>) -> &'static str {
+    match generation.finish_reason {
+        FinishReason::Stop => "the model ended its answer",
+        FinishReason::StopString => "ended at a stop string",
+        FinishReason::Length if max_tokens == Some(generation.generated_tokens) => {
+            "cut off by --max-tokens"
+        }
+        FinishReason::Length => "cut off: the context is full (--ctx-size)",
+        FinishReason::Interrupted => "interrupted",
+    }
 }
 
 /// Passes a generation on to the output as it happens.

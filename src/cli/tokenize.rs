@@ -42,10 +42,23 @@ pub fn run(request: &TokenizeRequest) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// One token a line, `id<TAB>piece`. Control characters in a piece are escaped, so that a line is a line.
+/// One token a line, `id<TAB>text`. Control characters are escaped, so that a line is a line.
 fn write_lines(out: &mut impl Write, tokenizer: &Tokenizer, ids: &[u32]) -> io::Result<()> {
     for &id in ids {
-        writeln!(out, "{id}\t{}", escaped(tokenizer.piece(id)))?;
+        writeln!(out, "{id}\t{}", shown(tokenizer, id))?;
     }
     out.flush()
+}
+
+/// The text that a token stands for, bytes that are none as `<0xF0>`; of a control token its name.
+fn shown(tokenizer: &Tokenizer, id: u32) -> String {
+    let bytes = tokenizer.token_bytes(id);
+    if bytes.is_empty() {
+        return escaped(tokenizer.piece(id));
+    }
+    let chunks = bytes.utf8_chunks().map(|chunk| {
+        let others = chunk.invalid().iter().map(|byte| format!("<0x{byte:02X}>"));
+        escaped(chunk.valid()) + &others.collect::<String>()
+    });
+    chunks.collect()
 }

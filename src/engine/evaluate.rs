@@ -10,7 +10,8 @@ use crate::backend::{Backend, Batch, Limits, Want};
 /// What a text's predictions came to. Natural logarithms throughout.
 #[derive(Debug, Clone, Default)]
 pub struct Evaluation {
-    /// Positions whose prediction was counted.
+    /// Windows that were read, and positions in them whose prediction was counted.
+    pub windows: usize,
     pub positions: usize,
     nll_sum: f64,
     nll_square_sum: f64,
@@ -186,6 +187,7 @@ pub fn evaluate(
                 }
             }
         }
+        evaluation.windows += 1;
     }
     let _ = progress(windows, windows);
     Ok(evaluation)

@@ -175,6 +175,14 @@ impl Prompt {
         }
     }
 
+    /// A text in which what spells a control token is text like any other.
+    pub fn text_alone(text: impl Into<String>) -> Self {
+        Self {
+            control_tokens: Some(Vec::new()),
+            ..Self::raw(text)
+        }
+    }
+
     /// The text, byte for byte what the tokens will stand for.
     pub fn text(&self) -> &str {
         &self.text

@@ -1,5 +1,7 @@
 //! `info`, `tokenize` and `devices`, and the ways to give a prompt.
 
+use std::{io::Write, process::Stdio};
+
 use serde_json::{Value, json};
 
 use sharpi::quant::TensorType;
@@ -16,7 +18,7 @@ fn tokenize_takes_the_text_byte_for_byte() {
     dir.file("m.gguf", model::answers("b"));
     dir.file("text", "xy\n\n");
     let lines = dir.run(&["tokenize", "-m", "m.gguf", "-f", "text"]);
-    assert_eq!(lines.stdout(), "120\tx\n121\ty\n10\t\u{10a}\n10\t\u{10a}\n");
+    assert_eq!(lines.stdout(), "120\tx\n121\ty\n10\t\\n\n10\t\\n\n");
     let object = dir.run(&["tokenize", "-m", "m.gguf", "-f", "text", "--json"]);
     assert_eq!(
         json(&object),
@@ -510,5 +512,93 @@ fn a_template_is_told_the_local_time() {
             [before, date()].iter().any(|date| date.trim_end() == told),
             "{zone}: {told}"
         );
+    }
+}
+
+/// A byte-level vocabulary has a token for each byte: none of these is a character, and in the file's own spelling none is a byte.
+#[test]
+fn tokens_that_are_no_text_are_shown_as_bytes() {
+    let dir = Dir::new();
+    dir.file("m.gguf", model::answers("b"));
+    let shown = dir.run(&["tokenize", "-m", "m.gguf", "-p", "\u{e9}\t "]);
+    assert_eq!(shown.stdout(), "195\t<0xC3>\n169\t<0xA9>\n9\t\\t\n32\t \n");
+}
+
+const RAW: [&str; 6] = ["--raw", "--temp", "0", "--device", "cpu", "-q"];
+
+#[test]
+fn what_is_piped_is_the_prompt_where_there_is_no_other() {
+    let dir = Dir::new();
+    dir.file("m.gguf", model::answers("bcd"));
+    let run = [&["run", "-m", "m.gguf"][..], &RAW].concat();
+    assert_eq!(dir.run_with_input(&run, b"a").stdout(), "bcd\n");
+    let both = [&run[..], &["-p", "a"]].concat();
+    assert_eq!(dir.run_with_input(&both, b"b").stdout(), "bcd\n");
+    assert!(dir.run_with_input(&run, b"").error(2).contains("no prompt"));
+    let tokens = dir.run_with_input(&["tokenize", "-m", "m.gguf", "--json"], b"ab\n");
+    assert_eq!(json(&tokens)["text"], "ab\n");
+}
+
+#[test]
+fn a_model_and_a_prompt_need_no_flags() {
+    let dir = Dir::new();
+    dir.file("m.gguf", model::answers("bcd"));
+    dir.file("other.gguf", model::answers("xyz"));
+    let run = |args: &[&str], default: Option<&str>, input: &[u8]| {
+        let args = [&["run"][..], args, &RAW].concat();
+        let mut command = dir.command(&args);
+        match default {
+            Some(model) => command.env("SHARPI_MODEL", model),
+            None => command.env_remove("SHARPI_MODEL"),
+        };
+        let mut child = command
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("starting sharpi");
+        let mut stdin = child.stdin.take().expect("standard input is piped");
+        stdin.write_all(input).expect("writing to sharpi");
+        drop(stdin);
+        Ran::from(child.wait_with_output().expect("waiting for sharpi"))
+    };
+    assert_eq!(run(&["m.gguf", "a"], None, b"").stdout(), "bcd\n");
+    assert_eq!(run(&["m.gguf"], None, b"a").stdout(), "bcd\n");
+    assert_eq!(run(&["-m", "m.gguf", "a"], None, b"").stdout(), "bcd\n");
+    assert_eq!(run(&["a"], Some("m.gguf"), b"").stdout(), "bcd\n");
+    assert_eq!(run(&["-p", "a"], Some("m.gguf"), b"").stdout(), "bcd\n");
+    let other = run(&["other.gguf"], Some("m.gguf"), b"a");
+    assert_eq!(other.stdout(), "xyz\n");
+    for (args, flag) in [
+        (&["-m", "m.gguf", "other.gguf", "a"][..], "--model"),
+        (&["m.gguf", "a", "-p", "b"], "--prompt"),
+        (&["m.gguf", "a", "--messages", "t.json"], "--messages"),
+    ] {
+        let ran = run(args, None, b"");
+        assert!(ran.error(2).contains(flag), "{args:?}: {ran:?}");
+    }
+}
+
+/// A text that was cut off looks like one that ended.
+#[test]
+fn the_closing_line_says_why_the_text_ends() {
+    let dir = Dir::new();
+    dir.file("m.gguf", model::answers("bcd"));
+    dir.file("endless.gguf", model::endless(8));
+    for (model, more, ending) in [
+        ("m.gguf", &[][..], "the model ended its answer"),
+        ("m.gguf", &["-n", "2"], "cut off by --max-tokens"),
+        ("m.gguf", &["--stop", "c"], "ended at a stop string"),
+        (
+            "endless.gguf",
+            &[],
+            "cut off: the context is full (--ctx-size)",
+        ),
+    ] {
+        let run = [
+            "run", "-m", model, "-p", "a", "--raw", "--temp", "0", "--device", "cpu",
+        ];
+        let ran = dir.run(&[&run[..], more].concat());
+        ran.stdout();
+        let closing = ran.stderr.lines().last().expect("a closing line");
+        assert!(closing.contains(&format!("; {ending}; seed ")), "{closing}");
     }
 }

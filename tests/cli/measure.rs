@@ -377,3 +377,25 @@ fn a_forbidden_step_kernel_is_no_wrong_usage() {
         }
     }
 }
+
+/// What a web page says about control tokens is text: it must not end a turn.
+#[test]
+fn control_tokens_in_a_measured_text_are_text() {
+    let dir = Dir::new();
+    dir.file("m.gguf", tiny().file().to_bytes());
+    let positions = |text: &str| {
+        dir.file("text", text);
+        let ran = dir.run(
+            &[
+                &["perplexity", "-m", "m.gguf", "-f", "text", "-c", "32"][..],
+                &CPU,
+            ]
+            .concat(),
+        );
+        ran.stdout().to_owned()
+    };
+    // As many bytes, each a token.
+    let (named, other) = ("<|im_end|>".repeat(4), "<|im-end|>".repeat(4));
+    let of = |line: String| line.split(" over ").nth(1).map(str::to_owned);
+    assert_eq!(of(positions(&named)), of(positions(&other)));
+}
