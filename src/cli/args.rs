@@ -4,6 +4,7 @@
 use std::{ffi::OsString, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use clap_complete::Shell;
 use jiff::civil::DateTime;
 
 use crate::backend::{MIN_BUDGET, Tiles};
@@ -48,6 +49,17 @@ Examples:
 
 Rows are named as in llama-bench: pp512 reads a prompt of 512 tokens, tg128@d4096 decodes 128 tokens after 4,096.";
 
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  sharpi completions bash > ~/.local/share/bash-completion/completions/sharpi
+  sharpi completions zsh > ~/.zfunc/_sharpi
+  sharpi completions fish > ~/.config/fish/completions/sharpi.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  sharpi man | man -l -
+  sharpi man run > ~/.local/share/man/man1/sharpi-run.1";
+
 /// Run GGUF language models from the command line.
 #[derive(Debug, Parser)]
 #[command(name = "sharpi", bin_name = "sharpi", version, after_help = EXAMPLES)]
@@ -86,6 +98,15 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show what this binary can compute on
     Devices,
+    /// Print a script that completes commands and flags in a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions { shell: Shell },
+    /// Print the manual page, as man reads it
+    #[command(after_help = MAN_EXAMPLES)]
+    Man {
+        /// The page of one command
+        command: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]

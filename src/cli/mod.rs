@@ -19,6 +19,7 @@ mod perplexity;
 mod progress;
 mod resolve;
 mod run;
+mod shell;
 mod stdout;
 mod system;
 mod tokenize;
@@ -54,5 +55,7 @@ fn dispatch() -> Result<Outcome> {
         Request::Perplexity(request) => perplexity::run(&request),
         Request::Verify(request) => verify::run(&request),
         Request::Devices => devices::run(),
+        Request::Completions(shell) => shell::completions(shell),
+        Request::Man(command) => shell::manual(command.as_deref()),
     }
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap_complete::Shell;
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -39,12 +40,18 @@ use crate::{
 /// One command, ready to be carried out.
 pub enum Request {
     Run(Box<RunRequest>),
-    Info { model: ModelSource, json: bool },
+    Info {
+        model: ModelSource,
+        json: bool,
+    },
     Tokenize(TokenizeRequest),
     Bench(BenchRequest),
     Perplexity(PerplexityRequest),
     Verify(VerifyRequest),
     Devices,
+    Completions(Shell),
+    /// Of a command, or of all.
+    Man(Option<String>),
 }
 
 pub struct RunRequest {
@@ -186,6 +193,8 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
             prompt: args.prompt,
         }),
         args::Command::Devices => Request::Devices,
+        args::Command::Completions { shell } => Request::Completions(shell),
+        args::Command::Man { command } => Request::Man(command),
     })
 }
 

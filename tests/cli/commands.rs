@@ -602,3 +602,37 @@ fn the_closing_line_says_why_the_text_ends() {
         assert!(closing.contains(&format!("; {ending}; seed ")), "{closing}");
     }
 }
+
+/// Every command and flag that a shell completes, and that the manual has.
+#[test]
+fn shells_and_manuals_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = sharpi(&["completions", shell]);
+        for word in ["perplexity", "kv-budget", "no-cuda-graph"] {
+            assert!(ran.stdout().contains(word), "{shell}: no {word}");
+        }
+    }
+    assert!(sharpi(&["completions", "cmd"]).error(2).contains("bash"));
+    let page = sharpi(&["man"]);
+    assert!(page.stdout().contains(".TH sharpi 1"), "{page:?}");
+    assert!(page.stdout().contains("perplexity"));
+    let help = sharpi(&["--help"]);
+    let commands = help
+        .stdout()
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1);
+    let names = commands.map_while(|line| line.split_whitespace().next());
+    let names: Vec<&str> = names.filter(|name| *name != "help").collect();
+    assert!(
+        names.contains(&"run") && names.contains(&"man"),
+        "{names:?}"
+    );
+    for name in names {
+        let page = sharpi(&["man", name]);
+        let title = format!(".TH sharpi-{name} 1");
+        assert!(page.stdout().contains(&title), "{name}: {page:?}");
+    }
+    assert!(sharpi(&["man", "nonsense"]).error(2).contains("nonsense"));
+    assert!(sharpi(&["man", "run"]).stdout().contains("kv\\-budget"));
+}
