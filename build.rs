@@ -109,11 +109,13 @@ fn compile_all(nvcc: &Path, archs: &[&str], files: &[PathBuf], out: &Path) -> Ve
         shared.push_str(&read(header));
     }
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok());
+    // Most of those that take long stand late in the alphabet: begun last, one of them would be waited for alone.
+    let queue: Vec<_> = sources.iter().rev().collect();
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..jobs.unwrap_or(1) {
             scope.spawn(|| {
-                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(source) = queue.get(next.fetch_add(1, Ordering::Relaxed)) {
                     compile(nvcc, archs, source, &fatbin(source, out), &shared);
                 }
             });
