@@ -154,6 +154,30 @@ fn a_session_goes_on_behind_what_was_evicted_and_reads_again_before_it() {
     }
 }
 
+/// The cache was filled farther than the text reaches that is then evicted.
+#[test]
+fn what_a_session_went_back_from_is_not_kept() {
+    let model = model("qwen3", None);
+    let tokens = tokens(&model);
+    for tiles in [None, Some(Tiles::of(4, 4))] {
+        let new_session = || Session::new(Box::new(backend(&model, tiles, Some(300))));
+        let other = [&tokens[..250], &tokens[..80]].concat();
+        let mut session = new_session();
+        read(&mut session, &tokens[..290]);
+        for &token in &tokens[290..350] {
+            session.decode(token).unwrap();
+        }
+        let (logits, there) = read(&mut session, &other);
+        assert_eq!(there, 250);
+        let mut new = new_session();
+        assert!(logits == read(&mut new, &other).0);
+        for &token in &tokens[..20] {
+            let [ours, theirs] = [&mut session, &mut new].map(|s| bits(s.decode(token).unwrap()));
+            assert!(ours == theirs, "{tiles:?}");
+        }
+    }
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }

@@ -123,11 +123,6 @@ impl Written {
     pub fn evicted(&self) -> usize {
         self.evicted
     }
-
-    /// The end of the places of what such layers have.
-    pub fn places_end(&self) -> usize {
-        self.places_end
-    }
 }
 
 impl KvFormat {

@@ -122,18 +122,18 @@ impl KvCache {
         }
     }
 
-    /// Keeps of every head of a layer that stores the tokens at the places `kept`, (tokens, head_count_kv), ascending: they
-    /// become its first ones. `rows` has room for all that a head keeps, `(2 * head_dim, tokens)`.
-    pub fn keep(&mut self, layer: usize, kept: &[u32], rows: &mut [f32]) {
+    /// Keeps of every head of a layer that stores, of its tokens below place `end`, those at the places `kept`,
+    /// (tokens, head_count_kv), ascending: they become its first ones. `rows` has room for all that a head keeps,
+    /// (2 * head_dim, tokens).
+    pub fn keep(&mut self, layer: usize, end: usize, kept: &[u32], rows: &mut [f32]) {
         let heads = self.layout.layers[layer].head_count_kv;
         let cache = self.layers[layer].as_mut();
         let cache = cache.expect("a layer that stores has a cache of its own");
         let dim = cache.head_dim;
-        let places = self.written.places_end();
         for (head, kept) in kept.chunks_exact(kept.len() / heads).enumerate() {
             let mut rows_of_kept = rows.chunks_exact_mut(2 * dim);
             let kept_places = kept.iter().map(|&place| place as usize);
-            cache.read(head, kept_places, places, |key, value| {
+            cache.read(head, kept_places, end, |key, value| {
                 let row = rows_of_kept.next().expect("room for all that is kept");
                 row[..dim].copy_from_slice(key);
                 row[dim..].copy_from_slice(value);
@@ -152,12 +152,17 @@ impl KvCache {
         self.written.evict(position, kept);
     }
 
-    /// Calls `each` with the values of all tokens of a head of a layer that stores, as it keeps them.
-    pub fn for_each_value(&self, layer: usize, head_kv: usize, mut each: impl FnMut(&[f32])) {
+    /// Calls `each` with the values of all tokens below place `end` of a head of a layer that stores, as it keeps them.
+    pub fn for_each_value(
+        &self,
+        layer: usize,
+        head_kv: usize,
+        end: usize,
+        mut each: impl FnMut(&[f32]),
+    ) {
         let cache = self.layers[layer].as_ref();
         let cache = cache.expect("a layer that stores has a cache of its own");
-        let places = self.written.places_end();
-        cache.read(head_kv, 0..places, places, |_, value| each(value));
+        cache.read(head_kv, 0..end, end, |_, value| each(value));
     }
 
     /// Attends: `out = softmax(softcap(scale * query · keys)) · values`, and returns the softmax. `scores` has room for a number

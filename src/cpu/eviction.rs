@@ -26,6 +26,13 @@ pub struct Eviction {
     rows: Vec<f32>,
 }
 
+/// Of so many tokens in layers that evict, so many stay.
+#[derive(Clone, Copy)]
+pub struct Cut {
+    pub places: usize,
+    pub count: usize,
+}
+
 impl Eviction {
     /// For caches of up to `context_len` tokens that have a budget, or `None` where there is no memory for it.
     pub fn new(decoder: &Decoder, layout: &KvLayout, context_len: usize) -> Option<Self> {
@@ -48,14 +55,14 @@ impl Eviction {
         self.grams[layer].is_some()
     }
 
-    /// Chooses which `count` of the tokens that `cache` has of a layer its heads keep, each for itself. `attend` calls back with
-    /// what each of the last queries of a query head gives to the tokens from the first one on.
+    /// Chooses which `count` of the first `places` tokens that `cache` has of a layer its heads keep, each for itself. `attend`
+    /// calls back with what each of the last queries of a query head gives to the tokens from the first one on.
     pub fn choose<S: Send>(
         &mut self,
         workers: &Workers<S>,
         cache: &KvCache,
         layer: usize,
-        count: usize,
+        Cut { places, count }: Cut,
         attend: impl Fn(usize, &mut S, &mut dyn FnMut(&[f32], f32)) + Sync,
     ) {
         let gram = self.grams[layer].as_ref().expect("a layer that evicts");
@@ -64,7 +71,6 @@ impl Eviction {
             head_count_kv,
             ..
         } = cache.layout().layers[layer];
-        let places = cache.written().places_end();
         let heads = gram.len() / (head_dim * head_dim);
         let group = heads / head_count_kv;
         let [asked, worth] = [&mut self.asked, &mut self.worth]
@@ -81,7 +87,7 @@ impl Eviction {
             let floor = asked.iter().sum::<f32>() / places as f32;
             let gram = &gram[head * head_dim * head_dim..][..head_dim * head_dim];
             let mut worth = worth.iter_mut().enumerate();
-            cache.for_each_value(layer, head / group, |value| {
+            cache.for_each_value(layer, head / group, places, |value| {
                 let (place, worth) = worth.next().expect("as many as values");
                 let near = place.saturating_sub(NEIGHBORS)..places.min(place + NEIGHBORS + 1);
                 let most = asked[near].iter().copied().fold(floor, f32::max);
@@ -103,11 +109,11 @@ impl Eviction {
         }
     }
 
-    /// Brings what every layer keeps together in `cache`, `count` of the tokens before `position`.
-    pub fn evict(&mut self, cache: &mut KvCache, position: usize, count: usize) {
+    /// Brings what every layer keeps of the tokens before `position` together in `cache`.
+    pub fn evict(&mut self, cache: &mut KvCache, position: usize, Cut { places, count }: Cut) {
         for (layer, kept) in self.kept.iter().enumerate() {
             if self.grams[layer].is_some() {
-                cache.keep(layer, kept, &mut self.rows);
+                cache.keep(layer, places, kept, &mut self.rows);
             }
         }
         cache.evict(position, count);

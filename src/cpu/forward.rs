@@ -6,7 +6,7 @@ use super::{
     Scratch, Workers,
     attention::{KvCache, Query, Scoring},
     elementwise,
-    eviction::Eviction,
+    eviction::{Cut, Eviction},
     matmul::{Product, matmul, matmul_gated},
     rope::Rotations,
     simd::Matrix,
@@ -108,7 +108,11 @@ pub fn forward<'a>(
     let end = batch.positions().end;
     cache.begin(batch.positions());
     let to_keep = cache.layout().to_keep(end, cache.written());
-    let eviction = eviction.zip(to_keep.filter(|_| batch.ends_prompt));
+    let cut = to_keep.filter(|_| batch.ends_prompt).map(|count| Cut {
+        places: end - cache.written().evicted(),
+        count,
+    });
+    let eviction = eviction.zip(cut);
     for (_, rotations) in &mut activations.rotations {
         rotations.seek(batch.position, batch.tokens.len());
     }
@@ -127,8 +131,8 @@ pub fn forward<'a>(
             ops = pass.advance(ops);
         }
     });
-    if let Some((eviction, count)) = pass.eviction {
-        eviction.evict(pass.cache, end, count);
+    if let Some((eviction, cut)) = pass.eviction {
+        eviction.evict(pass.cache, end, cut);
     }
     &activations.logits[..decoder.vocab_size * batch.wanted().len()]
 }
@@ -138,8 +142,8 @@ struct Pass<'a> {
     decoder: &'a Decoder,
     workers: &'a Workers,
     cache: &'a mut KvCache,
-    /// Where tokens are to be evicted behind the batch: how many stay.
-    eviction: Option<(&'a mut Eviction, usize)>,
+    /// Where tokens are to be evicted behind the batch.
+    eviction: Option<(&'a mut Eviction, Cut)>,
     activations: &'a mut Activations,
     batch: &'a Batch<'a>,
     /// Those of the batch that count.
@@ -462,7 +466,7 @@ impl Pass<'_> {
 
     /// Where tokens are to be evicted, lets the last ones choose which of a layer stay.
     fn choose_kept(&mut self, layer: usize, attention: &Attention, query: Var) {
-        let Some((eviction, count)) = self.eviction.take() else {
+        let Some((eviction, cut)) = self.eviction.take() else {
             return;
         };
         if eviction.concerns(layer) {
@@ -472,7 +476,7 @@ impl Pass<'_> {
                 self.workers,
                 self.cache,
                 layer,
-                count,
+                cut,
                 |head, scratch, each| {
                     let Scratch {
                         scores,
@@ -490,6 +494,6 @@ impl Pass<'_> {
                 },
             );
         }
-        self.eviction = Some((eviction, count));
+        self.eviction = Some((eviction, cut));
     }
 }
