@@ -1,12 +1,10 @@
 //! `info`, `tokenize` and `devices`, and the ways to give a prompt.
 
-use std::{io::Write, process::Stdio};
-
 use serde_json::{Value, json};
 
 use sharpi::quant::TensorType;
 
-use crate::{Dir, Ran, common::gguf_writer::RandomModel, json::valid, model, sharpi};
+use crate::{Dir, Ran, common::gguf_writer::RandomModel, feed, json::valid, model, sharpi};
 
 fn json(ran: &Ran) -> Value {
     serde_json::from_str(ran.stdout()).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
@@ -551,14 +549,7 @@ fn a_model_and_a_prompt_need_no_flags() {
             Some(model) => command.env("SHARPI_MODEL", model),
             None => command.env_remove("SHARPI_MODEL"),
         };
-        let mut child = command
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("starting sharpi");
-        let mut stdin = child.stdin.take().expect("standard input is piped");
-        stdin.write_all(input).expect("writing to sharpi");
-        drop(stdin);
-        Ran::from(child.wait_with_output().expect("waiting for sharpi"))
+        feed(command, input)
     };
     assert_eq!(run(&["m.gguf", "a"], None, b"").stdout(), "bcd\n");
     assert_eq!(run(&["m.gguf"], None, b"a").stdout(), "bcd\n");

@@ -56,16 +56,20 @@ impl Dir {
     }
 
     fn run_with_input(&self, args: &[&str], input: &[u8]) -> Ran {
-        let mut command = self.command(args);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("starting sharpi");
-        let mut stdin = child.stdin.take().expect("standard input is piped");
-        stdin.write_all(input).expect("writing to sharpi");
-        drop(stdin);
-        Ran::from(child.wait_with_output().expect("waiting for sharpi"))
+        feed(self.command(args), input)
     }
+}
+
+/// Runs a command with `input` on standard input.
+fn feed(mut command: Command, input: &[u8]) -> Ran {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("starting sharpi");
+    let mut stdin = child.stdin.take().expect("standard input is piped");
+    stdin.write_all(input).expect("writing to sharpi");
+    drop(stdin);
+    Ran::from(child.wait_with_output().expect("waiting for sharpi"))
 }
 
 /// What a finished process left behind.
