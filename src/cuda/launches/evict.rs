@@ -3,7 +3,7 @@
 use anyhow::Result;
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{WARP, for_head_dim};
+use super::{WARP, dependent, for_head_dim};
 use crate::{
     backend::{MIN_BUDGET, NEIGHBORS, NEWEST, Tiles},
     cuda::{
@@ -122,12 +122,12 @@ pub fn evict(
     let over_places = |kernel| -> Result<Launch> {
         let function = of_format(device, kernel, heads.head_dim, tiles)?;
         let grid = [blocks, heads.head_count_kv, 1];
-        Ok(launch(function, grid, THREADS, Parameter::new(params)))
+        Ok(dependent(function, grid, THREADS, Parameter::new(params)))
     };
     let over_heads = |kernel, count, threads| -> Result<Launch> {
         let function = device.function("evict", kernel)?;
         let grid = [count, 1, 1];
-        Ok(launch(function, grid, threads, Parameter::new(params)))
+        Ok(dependent(function, grid, threads, Parameter::new(params)))
     };
     Ok([
         over_places("evict_observe")?,
@@ -162,7 +162,7 @@ pub fn evict_gather(
         false => (params.count as usize).div_ceil(places),
     };
     let grid = [head_count_kv, 2 * head_dim / CHANNELS, blocks];
-    Ok(launch(function, grid, THREADS, Parameter::new(params)))
+    Ok(dependent(function, grid, THREADS, Parameter::new(params)))
 }
 
 /// The kernel for heads of a size in a cache of a format.
@@ -176,17 +176,5 @@ fn of_format(
     match tiles {
         None => device.function("evict", &name),
         Some(tiles) => device.function("evict_tiles", &format!("{name}_{tiles}")),
-    }
-}
-
-fn launch(function: Function, grid: [usize; 3], threads: usize, parameter: Parameter) -> Launch {
-    Launch {
-        function,
-        grid: grid.map(|blocks| blocks as u32),
-        block: [threads as u32, 1],
-        shared_bytes: 0,
-        parameter,
-        dependent: true,
-        cooperative: false,
     }
 }

@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 
-use super::for_head_dim;
+use super::{dependent, for_head_dim};
 use crate::{
     backend::Tiles,
     cuda::{
-        device::{Device, Function, Launch, Parameter},
+        device::{Device, Launch, Parameter},
         params::{CompressTilesParams, CopyTokensParams},
     },
     quant::kv_tile::TILE,
@@ -29,11 +29,9 @@ pub fn compress_tiles(
     let tokens = params.tokens as usize;
     // So many ends can be among them, wherever they begin.
     let ends = tokens.div_ceil(TILE);
-    launch(
-        device.function("kv_tiles", &format!("{name}_{tiles}"))?,
-        [head_count_kv, ends, layers],
-        Parameter::new(params),
-    )
+    let function = device.function("kv_tiles", &format!("{name}_{tiles}"))?;
+    let grid = [head_count_kv, ends, layers];
+    Ok(dependent(function, grid, THREADS, Parameter::new(params)))
 }
 
 /// Tokens of a layer from one ring to another.
@@ -44,21 +42,7 @@ pub fn copy_tokens(
 ) -> Result<Launch> {
     /// Along tokens, of which there are a few hundred.
     const BLOCKS: usize = 4;
-    launch(
-        device.function("kv_tiles", "copy_tokens")?,
-        [head_count_kv, 2, BLOCKS],
-        Parameter::new(params),
-    )
-}
-
-fn launch(function: Function, grid: [usize; 3], parameter: Parameter) -> Result<Launch> {
-    Ok(Launch {
-        function,
-        grid: grid.map(|blocks| blocks as u32),
-        block: [THREADS as u32, 1],
-        shared_bytes: 0,
-        parameter,
-        dependent: true,
-        cooperative: false,
-    })
+    let function = device.function("kv_tiles", "copy_tokens")?;
+    let grid = [head_count_kv, 2, BLOCKS];
+    Ok(dependent(function, grid, THREADS, Parameter::new(params)))
 }

@@ -23,7 +23,11 @@ use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{params::Activation, weights::Matrix};
+use super::{
+    device::{Function, Launch, Parameter},
+    params::Activation,
+    weights::Matrix,
+};
 use crate::model::decoder;
 
 pub use attention::{
@@ -54,6 +58,19 @@ const GROUP: usize = 32;
 
 /// Values of a row that lie together in a tile of float16 activations.
 const TILE_COLUMNS: usize = 128;
+
+/// A launch without dynamic shared memory, of a kernel that waits for its predecessor itself.
+fn dependent(function: Function, grid: [usize; 3], threads: usize, parameter: Parameter) -> Launch {
+    Launch {
+        function,
+        grid: grid.map(|blocks| blocks as u32),
+        block: [threads as u32, 1],
+        shared_bytes: 0,
+        parameter,
+        dependent: true,
+        cooperative: false,
+    }
+}
 
 /// Tokens that pass through the layers together.
 #[derive(Clone, Copy)]
