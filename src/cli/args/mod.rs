@@ -1,0 +1,92 @@
+//! What was typed: plain fields, checked one by one, a file for what belongs together. Nothing is opened and nothing is
+//! decided here; `resolve` turns these into what a command needs.
+
+mod inspect;
+mod machine;
+mod measure;
+mod model;
+mod prompt;
+mod run;
+mod values;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use inspect::{InfoArgs, TokenizeArgs};
+pub use machine::{Device, MachineArgs};
+pub use measure::{BenchArgs, PerplexityArgs, VerifyArgs};
+pub use model::{ModelArgs, RopeArgs, RopeScaling};
+pub use prompt::{PromptArgs, SamplingArgs};
+pub use run::RunArgs;
+
+/// The longest context that a flag can ask for: a GPU counts positions in 32 bits.
+pub const MOST_TOKENS: usize = i32::MAX as usize;
+
+const EXAMPLES: &str = "\
+Examples:
+  sharpi run -p \"Write a story about a fox and a lantern.\"
+  sharpi run -m qwen3-8b.gguf -p \"Summarise this:\" -f report.txt > summary.txt
+  git diff | sharpi run -m qwen3-8b.gguf -p \"Write a commit message for:\" -f -
+  sharpi info -m qwen3-8b.gguf
+
+Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted with Ctrl-C.";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  sharpi completions bash > ~/.local/share/bash-completion/completions/sharpi
+  sharpi completions zsh > ~/.zfunc/_sharpi
+  sharpi completions fish > ~/.config/fish/completions/sharpi.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  sharpi man | man -l -
+  sharpi man run > ~/.local/share/man/man1/sharpi-run.1";
+
+/// Run GGUF language models from the command line.
+#[derive(Debug, Parser)]
+#[command(name = "sharpi", bin_name = "sharpi", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub verbosity: VerbosityArgs,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct VerbosityArgs {
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Say on standard error what is being done
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate text from a prompt
+    Run(Box<RunArgs>),
+    /// Show what a model file holds
+    Info(InfoArgs),
+    /// Show how a text becomes tokens
+    Tokenize(TokenizeArgs),
+    /// Measure tokens per second
+    Bench(BenchArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArgs),
+    /// Compare direct launches, the CUDA graph, the step kernel and the CPU on a model
+    Verify(VerifyArgs),
+    /// Show what this binary can compute on
+    Devices,
+    /// Print a script that completes commands and flags in a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions { shell: Shell },
+    /// Print the manual page, as man reads it
+    #[command(after_help = MAN_EXAMPLES)]
+    Man {
+        /// The page of one command
+        command: Option<String>,
+    },
+}

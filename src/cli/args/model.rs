@@ -1,0 +1,58 @@
+//! Which model, and how far its context reaches.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::values::{at_least_1, more_than_zero, probability, rope_scale, tokens};
+
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// GGUF file; of a split model, the first part [default: $SHARPI_MODEL, or a small built-in demo model]
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Positions (defaults come from the model file)")]
+pub struct RopeArgs {
+    /// How positions beyond those of the training are brought into its range: none, linear or yarn
+    #[arg(long, value_name = "TYPE")]
+    pub rope_scaling: Option<RopeScaling>,
+
+    /// Hold X times the context of the training
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = rope_scale)]
+    pub rope_scale: Option<f32>,
+
+    /// Base of the rotation frequencies
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = at_least_1)]
+    pub rope_freq_base: Option<f32>,
+
+    /// YaRN: tokens of the training's context
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = tokens)]
+    pub yarn_orig_ctx: Option<usize>,
+
+    /// YaRN: how much of the ramp between kept and scaled frequencies counts; 0: none, linear scaling
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = probability)]
+    pub yarn_ext_factor: Option<f32>,
+
+    /// YaRN: multiply queries and keys with X
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero)]
+    pub yarn_attn_factor: Option<f32>,
+
+    /// YaRN: frequencies that turn more often within the training's context stay
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero)]
+    pub yarn_beta_fast: Option<f32>,
+
+    /// YaRN: frequencies that turn less often are scaled in full
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero)]
+    pub yarn_beta_slow: Option<f32>,
+}
+
+/// What `--rope-scaling` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RopeScaling {
+    None,
+    Linear,
+    Yarn,
+}

@@ -1,0 +1,81 @@
+//! What a model is to read, and how its tokens are chosen.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use jiff::civil::DateTime;
+
+use super::values::{count, date, finite, more_than_zero, probability, zero_or_more};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Prompt")]
+pub struct PromptArgs {
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+
+    /// Read the prompt from FILE (-: standard input); after --prompt and a blank line where both are given
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// System message of the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+
+    /// Read a conversation from FILE (-: standard input): [{"role":"user","content":"..."}, ...]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "system"])]
+    pub messages: Option<PathBuf>,
+
+    /// Tell the chat template of the tools in FILE (-: standard input), a JSON list as OpenAI's interface takes it
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<PathBuf>,
+
+    /// Tell the chat template that it is DATE: 2026-01-31 or 2026-01-31T18:30 [default: now]
+    #[arg(long, value_name = "DATE", value_parser = date)]
+    pub date: Option<DateTime>,
+
+    /// Ask the chat template for an answer without thinking (enable_thinking=false)
+    #[arg(long)]
+    pub no_think: bool,
+}
+
+/// `None` stands for the model file's recommendation (`general.sampling.*`) or the program's default.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling (defaults come from the model file where it has them)")]
+pub struct SamplingArgs {
+    /// Temperature; 0 always takes the likeliest token [default: 0.7]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = zero_or_more)]
+    pub temp: Option<f32>,
+
+    /// Choose among the K likeliest tokens; 0: all [default: 40]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = count)]
+    pub top_k: Option<usize>,
+
+    /// Choose among the likeliest tokens that together reach probability P; 1: all [default: 0.95]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability)]
+    pub top_p: Option<f32>,
+
+    /// Leave out tokens less likely than P times the likeliest; 0: none [default: 0.05]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability)]
+    pub min_p: Option<f32>,
+
+    /// Weaken tokens that occurred lately by this factor; 1: not at all [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero)]
+    pub repeat_penalty: Option<f32>,
+
+    /// How many tokens back the penalties look; 0: none, -1: the whole context [default: 64]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    pub repeat_last_n: Option<i64>,
+
+    /// Subtract X from the logit of every token that occurred lately
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = finite)]
+    pub presence_penalty: f32,
+
+    /// Subtract X from a token's logit for every time that it occurred lately
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = finite)]
+    pub frequency_penalty: f32,
+
+    /// Seed of the random choices; the same seed gives the same text [default: a new one each time]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub seed: Option<u64>,
+}

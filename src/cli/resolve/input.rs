@@ -1,0 +1,156 @@
+//! The text that a model is to read, and the files that hold it.
+
+use std::{
+    fs,
+    io::{self, IsTerminal, Read},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::de::DeserializeOwned;
+
+use super::usage;
+use crate::{
+    cli::args::PromptArgs,
+    model::{ChatTemplate, Message, Prompt, TemplateOptions},
+};
+
+/// The text that a model is to read.
+pub enum Input {
+    /// As it is.
+    Raw(String),
+    /// Through the model's chat template.
+    Chat {
+        messages: Vec<Message>,
+        options: TemplateOptions,
+    },
+}
+
+impl Input {
+    /// Renders the text with the template of the file called `name`.
+    pub fn render(&self, template: Option<&ChatTemplate>, name: &str) -> Result<Prompt> {
+        match self {
+            Self::Raw(text) => Ok(Prompt::raw(text)),
+            Self::Chat { messages, options } => {
+                let template = template.with_context(|| {
+                    format!(
+                        "{name} has no chat template (tokenizer.chat_template): give the prompt as the model is to read it, \
+                         to `run` with --raw and to `tokenize` without --chat"
+                    )
+                })?;
+                let prompt = template.render(messages, options)?;
+                if prompt.depends_on_clock() {
+                    tracing::debug!(
+                        "the chat template asks what day it is, so the prompt changes with the day; --date fixes it"
+                    );
+                }
+                Ok(prompt)
+            }
+        }
+    }
+}
+
+pub fn chat(args: PromptArgs) -> Result<Input> {
+    let is_stdin = |path: &Option<PathBuf>| path.as_ref().is_some_and(|p| p.as_os_str() == "-");
+    if is_stdin(&args.tools) && (is_stdin(&args.messages) || is_stdin(&args.file)) {
+        return Err(usage(
+            "standard input can be read once: give --tools, or the prompt, a file",
+        ));
+    }
+    let messages = match &args.messages {
+        Some(path) => read_messages(path)?,
+        None => {
+            let user = Message::new("user", text(&args)?);
+            args.system
+                .map(|content| Message::new("system", content))
+                .into_iter()
+                .chain([user])
+                .collect()
+        }
+    };
+    Ok(Input::Chat {
+        messages,
+        options: TemplateOptions {
+            enable_thinking: args.no_think.then_some(false),
+            tools: args.tools.map(|path| read_tools(&path)).transpose()?,
+            date: args.date,
+        },
+    })
+}
+
+/// The prompt, the file, or both with a blank line between them.
+pub fn text(args: &PromptArgs) -> Result<String> {
+    match (&args.prompt, &args.file) {
+        (Some(prompt), None) => Ok(prompt.clone()),
+        (None, Some(path)) => read_text("--file", path),
+        (Some(prompt), Some(path)) => Ok(format!("{prompt}\n\n{}", read_text("--file", path)?)),
+        (None, None) => {
+            let piped = match io::stdin().is_terminal() {
+                true => String::new(),
+                false => read_text("the prompt", Path::new("-"))?,
+            };
+            if piped.is_empty() {
+                return Err(usage(
+                    "no prompt: give one with --prompt TEXT, --file FILE or --messages FILE, or on standard input",
+                ));
+            }
+            Ok(piped)
+        }
+    }
+}
+
+fn read_messages(path: &Path) -> Result<Vec<Message>> {
+    let expected = r#"[{"role":"user","content":"..."}, ...]"#;
+    let messages: Vec<Message> = read_json("--messages", path, expected)?;
+    match messages.last() {
+        Some(last) if last.role() == "assistant" => {
+            bail!(
+                "--messages {}: the last turn is the assistant's; end with the turn to answer",
+                path.display()
+            )
+        }
+        Some(_) => Ok(messages),
+        None => bail!(
+            "--messages {}: the conversation has no turns",
+            path.display()
+        ),
+    }
+}
+
+fn read_tools(path: &Path) -> Result<Vec<serde_json::Value>> {
+    let expected = r#"[{"type":"function","function":{"name":"...", ...}}, ...]"#;
+    read_json("--tools", path, expected)
+}
+
+/// Reads JSON, before which editors of Windows put a byte order mark.
+fn read_json<T: DeserializeOwned>(flag: &str, path: &Path, expected: &str) -> Result<T> {
+    let json = read_text(flag, path)?;
+    serde_json::from_str(json.trim_start_matches('\u{feff}'))
+        .with_context(|| format!("{flag} {}: expected {expected}", path.display()))
+}
+
+/// Reads `path`, or standard input for `-`, as UTF-8.
+pub fn read_text(flag: &str, path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    let name = if path.as_os_str() == "-" {
+        if io::stdin().is_terminal() {
+            let end = if cfg!(windows) {
+                "Ctrl-Z and Enter"
+            } else {
+                "Ctrl-D"
+            };
+            tracing::info!("{flag} -: reading what is typed; {end} on a line of its own ends it");
+        }
+        io::stdin()
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("{flag} -: reading standard input"))?;
+        "standard input".to_owned()
+    } else {
+        bytes = fs::read(path).with_context(|| format!("{flag}: reading {}", path.display()))?;
+        path.display().to_string()
+    };
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        anyhow!("{flag}: {name} is not UTF-8 text: byte {offset} starts no character; convert it, for example with iconv")
+    })
+}

@@ -1,0 +1,86 @@
+//! From what was typed to what the commands need: conflicts refused, files read, defaults filled in. Nothing below
+//! this layer asks the command line anything.
+
+mod input;
+mod machine;
+mod measure;
+mod model;
+mod run;
+mod sampling;
+mod tokenize;
+
+use anyhow::Result;
+use clap_complete::Shell;
+
+pub use input::Input;
+pub use model::ModelSource;
+pub use run::{Format, RunRequest};
+pub use sampling::SamplingFlags;
+pub use tokenize::TokenizeRequest;
+
+use self::{
+    input::read_text,
+    machine::{compute, with_graph},
+    model::model,
+};
+use super::{
+    args::{self, VerbosityArgs},
+    bench::BenchRequest,
+    exit::UsageError,
+    perplexity::PerplexityRequest,
+    verify::VerifyRequest,
+};
+
+/// One command, ready to be carried out.
+pub enum Request {
+    Run(Box<RunRequest>),
+    Info {
+        model: ModelSource,
+        json: bool,
+    },
+    Tokenize(TokenizeRequest),
+    Bench(BenchRequest),
+    Perplexity(PerplexityRequest),
+    Verify(VerifyRequest),
+    Devices,
+    Completions(Shell),
+    /// Of a command, or of all.
+    Man(Option<String>),
+}
+
+/// Turns what was typed into a request, reading the files that it names except for the model.
+pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Request> {
+    Ok(match command {
+        args::Command::Run(args) => Request::Run(Box::new(run::run(*args, verbosity)?)),
+        args::Command::Info(args) => Request::Info {
+            model: model(args.model, None)?,
+            json: args.json,
+        },
+        args::Command::Tokenize(args) => Request::Tokenize(tokenize::tokenize(args)?),
+        args::Command::Bench(args) => Request::Bench(measure::bench(args, verbosity)?),
+        args::Command::Perplexity(args) => Request::Perplexity(PerplexityRequest {
+            text: read_text("--file", &args.file)?,
+            model: model(args.model, Some(args.rope))?,
+            compute: compute(args.machine, Some(args.ctx_size), "--ctx-size", verbosity),
+            window: args.ctx_size,
+            kl: args.kl,
+        }),
+        args::Command::Verify(args) => Request::Verify(VerifyRequest {
+            compute: with_graph(
+                "verify",
+                compute(args.machine, None, "--prompt and --max-tokens", verbosity),
+            )?,
+            model: model(args.model, Some(args.rope))?,
+            cpu: args.cpu,
+            tokens: args.max_tokens,
+            prompt: args.prompt,
+        }),
+        args::Command::Devices => Request::Devices,
+        args::Command::Completions { shell } => Request::Completions(shell),
+        args::Command::Man { command } => Request::Man(command),
+    })
+}
+
+fn usage(message: &str) -> anyhow::Error {
+    UsageError(message.to_owned()).into()
+}

@@ -1,0 +1,102 @@
+//! Where the model comes from.
+
+use std::{env, path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result};
+
+use super::usage;
+use crate::{
+    cli::args::{self, ModelArgs, RopeArgs},
+    model::{
+        self, Decoder, Gguf, Model, RopeOptions,
+        arch::{self, RopeScalingType},
+    },
+};
+
+/// Where the model comes from.
+pub enum ModelSource {
+    File(PathBuf, RopeOptions),
+    Demo,
+}
+
+impl ModelSource {
+    /// For a context of `context_len` tokens, where that many are asked for.
+    pub fn open(&self, context_len: Option<usize>) -> Result<Model> {
+        Model::of_architectures(self.open_gguf()?, arch::ALL, &self.rope(context_len))
+    }
+
+    /// What `gguf`, this file, computes, for a context likewise.
+    pub fn describe(&self, gguf: &Gguf, context_len: Option<usize>) -> Result<Arc<Decoder>> {
+        let decoder = arch::describe(gguf, arch::ALL, &self.rope(context_len))
+            .with_context(|| format!("cannot load {}", gguf.name()))?;
+        Ok(decoder.into())
+    }
+
+    /// The file alone, whether or not it is a model that can be run.
+    pub fn open_gguf(&self) -> Result<Gguf> {
+        match self {
+            Self::File(path, _) => Gguf::open(path),
+            Self::Demo => model::demo(),
+        }
+    }
+
+    /// What takes the place of the file's own positions, for a context likewise.
+    pub fn rope(&self, context_len: Option<usize>) -> RopeOptions {
+        let rope = match self {
+            Self::File(_, rope) => rope.clone(),
+            Self::Demo => RopeOptions::default(),
+        };
+        RopeOptions {
+            context_len,
+            ..rope
+        }
+    }
+
+    /// What to call it while it is being loaded.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File(path, _) => path.display().to_string(),
+            Self::Demo => "the demo model".to_owned(),
+        }
+    }
+}
+
+/// Asked last, so that what is said about it does not precede an error of usage.
+pub fn model(args: ModelArgs, rope: Option<RopeArgs>) -> Result<ModelSource> {
+    let rope = rope.map(rope_options).unwrap_or_default();
+    if let Some(path) = args.model.or_else(default_model) {
+        return Ok(ModelSource::File(path, rope));
+    }
+    if rope != RopeOptions::default() {
+        return Err(usage(
+            "--rope-* and --yarn-* are for a model file: add --model FILE",
+        ));
+    }
+    tracing::info!("no --model given: using the built-in demo model, which tells simple stories");
+    Ok(ModelSource::Demo)
+}
+
+fn rope_options(args: RopeArgs) -> RopeOptions {
+    RopeOptions {
+        context_len: None,
+        scaling: args.rope_scaling.map(|scaling| match scaling {
+            args::RopeScaling::None => RopeScalingType::None,
+            args::RopeScaling::Linear => RopeScalingType::Linear,
+            args::RopeScaling::Yarn => RopeScalingType::Yarn,
+        }),
+        scale: args.rope_scale,
+        freq_base: args.rope_freq_base,
+        yarn_orig_ctx: args.yarn_orig_ctx,
+        yarn_ext_factor: args.yarn_ext_factor,
+        yarn_attn_factor: args.yarn_attn_factor,
+        yarn_beta_fast: args.yarn_beta_fast,
+        yarn_beta_slow: args.yarn_beta_slow,
+    }
+}
+
+/// The model where none is given.
+pub fn default_model() -> Option<PathBuf> {
+    env::var_os("SHARPI_MODEL")
+        .filter(|name| !name.is_empty())
+        .map(PathBuf::from)
+}
