@@ -7,6 +7,7 @@
 mod args;
 mod backend;
 mod bench;
+mod config;
 mod context;
 mod devices;
 mod escape;
@@ -30,7 +31,6 @@ mod verify;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 
 use exit::Outcome;
 use resolve::Request;
@@ -41,8 +41,9 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch() -> Result<Outcome> {
-    let cli = args::Cli::try_parse()?;
+    let (cli, settings) = config::parse()?;
     messages::init(&cli.verbosity);
+    settings.warn();
     let request = resolve::resolve(cli.command, &cli.verbosity)?;
     stdout::check()?;
     #[cfg(unix)]
@@ -55,6 +56,7 @@ fn dispatch() -> Result<Outcome> {
         Request::Perplexity(request) => perplexity::run(&request),
         Request::Verify(request) => verify::run(&request),
         Request::Devices => devices::run(),
+        Request::Config => config::print(&settings),
         Request::Completions(shell) => shell::completions(shell),
         Request::Man(command) => shell::manual(command.as_deref()),
     }

@@ -4,6 +4,7 @@
 mod common;
 
 mod commands;
+mod config;
 mod ends;
 mod json;
 mod logits;
@@ -45,6 +46,7 @@ impl Dir {
         command
             .args(args)
             .current_dir(self.path())
+            .env("XDG_CONFIG_HOME", self.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -37,6 +37,11 @@ Examples:
   sharpi completions zsh > ~/.zfunc/_sharpi
   sharpi completions fish > ~/.config/fish/completions/sharpi.fish";
 
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  sharpi config
+  SHARPI_TEMP=0 sharpi config | grep temp";
+
 const MAN_EXAMPLES: &str = "\
 Examples:
   sharpi man | man -l -
@@ -80,6 +85,9 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show what this binary can compute on
     Devices,
+    /// Show the defaults of flags that the environment and the configuration file give
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Config,
     /// Print a script that completes commands and flags in a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions { shell: Shell },
@@ -89,4 +97,19 @@ pub enum Command {
         /// The page of one command
         command: Option<String>,
     },
+}
+
+impl Command {
+    /// The model that the command is for, where it is for one.
+    pub fn model_args(&mut self) -> Option<&mut ModelArgs> {
+        match self {
+            Self::Run(args) => Some(&mut args.model),
+            Self::Info(args) => Some(&mut args.model),
+            Self::Tokenize(args) => Some(&mut args.model),
+            Self::Bench(args) => Some(&mut args.model),
+            Self::Perplexity(args) => Some(&mut args.model),
+            Self::Verify(args) => Some(&mut args.model),
+            Self::Devices | Self::Config | Self::Completions { .. } | Self::Man { .. } => None,
+        }
+    }
 }

@@ -11,6 +11,10 @@ pub struct ModelArgs {
     /// GGUF file; of a split model, the first part [default: $SHARPI_MODEL, or a small built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+
+    /// The model where none is given: the environment's, or the configuration file's.
+    #[arg(skip)]
+    pub default: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

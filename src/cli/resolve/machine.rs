@@ -47,13 +47,13 @@ fn step_kernel(forbidden_by_flag: bool) -> StepKernel {
     }
 }
 
-/// What forbids a way of computing: the flag, where it is given, or else the environment's variable.
+/// What forbids a way of computing, where the flag is given or the environment's variable stands for it.
 fn forbidden(given: bool, flag: &str, variable: &str) -> Option<String> {
-    let is_zero = || env::var_os(variable).is_some_and(|value| value == "0");
-    match given {
-        true => Some(flag.to_owned()),
-        false => is_zero().then(|| format!("{variable}=0")),
-    }
+    let is_zero = env::var_os(variable).is_some_and(|value| value == "0");
+    given.then(|| match is_zero {
+        true => format!("{variable}=0"),
+        false => flag.to_owned(),
+    })
 }
 
 /// For `what` compares a graph with direct launches: a GPU, and nothing that forbids the graph.

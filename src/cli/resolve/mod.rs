@@ -43,6 +43,7 @@ pub enum Request {
     Perplexity(PerplexityRequest),
     Verify(VerifyRequest),
     Devices,
+    Config,
     Completions(Shell),
     /// Of a command, or of all.
     Man(Option<String>),
@@ -76,6 +77,7 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
             prompt: args.prompt,
         }),
         args::Command::Devices => Request::Devices,
+        args::Command::Config => Request::Config,
         args::Command::Completions { shell } => Request::Completions(shell),
         args::Command::Man { command } => Request::Man(command),
     })

@@ -1,6 +1,6 @@
 //! Where the model comes from.
 
-use std::{env, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 
@@ -64,7 +64,7 @@ impl ModelSource {
 /// Asked last, so that what is said about it does not precede an error of usage.
 pub fn model(args: ModelArgs, rope: Option<RopeArgs>) -> Result<ModelSource> {
     let rope = rope.map(rope_options).unwrap_or_default();
-    if let Some(path) = args.model.or_else(default_model) {
+    if let Some(path) = args.model.or(args.default) {
         return Ok(ModelSource::File(path, rope));
     }
     if rope != RopeOptions::default() {
@@ -92,11 +92,4 @@ fn rope_options(args: RopeArgs) -> RopeOptions {
         yarn_beta_fast: args.yarn_beta_fast,
         yarn_beta_slow: args.yarn_beta_slow,
     }
-}
-
-/// The model where none is given.
-pub fn default_model() -> Option<PathBuf> {
-    env::var_os("SHARPI_MODEL")
-        .filter(|name| !name.is_empty())
-        .map(PathBuf::from)
 }

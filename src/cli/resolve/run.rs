@@ -8,7 +8,7 @@ use super::{
     Input, ModelSource, SamplingFlags,
     input::{chat, text},
     machine::compute,
-    model::{default_model, model},
+    model::model,
     usage,
 };
 use crate::cli::{
@@ -71,7 +71,7 @@ fn take_short_form(args: &mut RunArgs) -> Result<()> {
     let is_file = |name: &OsString| Path::new(name).extension().is_some_and(|e| e == "gguf");
     let (model, prompt) = match (args.first.take(), args.second.take()) {
         (Some(one), None) if args.model.model.is_some() => (None, Some(one)),
-        (Some(one), None) if default_model().is_some() && !is_file(&one) => (None, Some(one)),
+        (Some(one), None) if args.model.default.is_some() && !is_file(&one) => (None, Some(one)),
         both => both,
     };
     let twice = |what, flag| {
