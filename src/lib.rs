@@ -5,7 +5,8 @@
 //! ```text
 //!       ┌→ engine ────┐
 //! cli ──┤             ├→ backend → model → quant
-//!       └→ cpu, cuda ─┘
+//!       ├→ cpu, cuda ─┘            ↑
+//!       └→ hub ────────────────────┘
 //! ```
 //!
 //! * [`cli`] reads flags, writes output and holds no arithmetic.
@@ -14,6 +15,7 @@
 //! * [`cuda`] computes them on a GPU, with the kernels in `kernels/`.
 //! * [`backend`] says what a backend is, and how its KV cache is laid out.
 //! * [`model`] reads a GGUF file into a decoder as data, a tokenizer and a chat template. It never sees a device.
+//! * [`hub`] finds models in Hugging Face's cache, and downloads them into it.
 //! * [`quant`] knows the ggml block formats.
 
 pub mod backend;
@@ -21,6 +23,7 @@ pub mod cli;
 pub mod cpu;
 pub mod cuda;
 pub mod engine;
+pub mod hub;
 mod math;
 pub mod model;
 pub mod quant;

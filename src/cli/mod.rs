@@ -10,14 +10,17 @@ mod bench;
 mod config;
 mod context;
 mod devices;
+mod download;
 mod escape;
 mod exit;
 mod info;
 mod interrupt;
 mod messages;
+mod models;
 mod output;
 mod perplexity;
 mod progress;
+mod pull;
 mod resolve;
 mod run;
 mod shell;
@@ -55,6 +58,8 @@ fn dispatch() -> Result<Outcome> {
         Request::Bench(request) => bench::run(&request),
         Request::Perplexity(request) => perplexity::run(&request),
         Request::Verify(request) => verify::run(&request),
+        Request::Pull(request) => pull::run(&request),
+        Request::Models(format) => models::run(format),
         Request::Devices => devices::run(),
         Request::Config => config::print(&settings),
         Request::Completions(shell) => shell::completions(shell),

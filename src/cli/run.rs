@@ -21,8 +21,9 @@ use crate::{
     model::{Decoder, Gguf, Vocabulary},
 };
 
-pub fn run(request: RunRequest) -> Result<Outcome> {
+pub fn run(mut request: RunRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
+    request.model.download()?;
     let loading = Instant::now();
     let opening = request.compute.clone().open();
     let spinner = Spinner::new(

@@ -402,15 +402,17 @@ fn map(path: &Path) -> Result<FileBytes> {
 }
 
 /// A file name of the form `<prefix>-00001-of-00003.gguf`, as llama.cpp's gguf-split writes it.
-struct SplitName {
+pub struct SplitName {
     prefix: String,
     /// From 1.
-    number: u64,
-    count: u64,
+    pub number: u64,
+    /// Of all parts.
+    pub count: u64,
 }
 
 impl SplitName {
-    fn parse(path: &Path) -> Option<Self> {
+    /// `None` for the name of a file that is not split.
+    pub fn parse(path: &Path) -> Option<Self> {
         let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
         let (rest, count) = stem.rsplit_once("-of-")?;
         let (prefix, number) = rest.rsplit_once('-')?;
@@ -427,7 +429,7 @@ impl SplitName {
     }
 
     /// The path of part `number`, beside `path`.
-    fn part(&self, path: &Path, number: u64) -> PathBuf {
+    pub fn part(&self, path: &Path, number: u64) -> PathBuf {
         path.with_file_name(format!(
             "{}-{number:05}-of-{:05}.gguf",
             self.prefix, self.count

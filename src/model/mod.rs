@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 pub use arch::{Architecture, RopeOptions};
 pub use chat_template::{ChatTemplate, Message, Prompt, TemplateOptions};
 pub use decoder::Decoder;
-pub use gguf::{Gguf, Tensor};
+pub use gguf::{Gguf, SplitName, Tensor};
 pub use tokenizer::Tokenizer;
 
 /// The demo model that the executable carries: 10 million parameters that tell simple stories.

@@ -6,6 +6,7 @@ mod common;
 mod commands;
 mod config;
 mod ends;
+mod hub;
 mod json;
 mod logits;
 mod measure;

@@ -1,6 +1,7 @@
 //! What was typed: plain fields, checked one by one, a file for what belongs together. Nothing is opened and nothing is
 //! decided here; `resolve` turns these into what a command needs.
 
+mod hub;
 mod inspect;
 mod machine;
 mod measure;
@@ -12,6 +13,7 @@ mod values;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use hub::{ModelsArgs, PullArgs};
 pub use inspect::{InfoArgs, TokenizeArgs};
 pub use machine::{Device, MachineArgs};
 pub use measure::{BenchArgs, PerplexityArgs, VerifyArgs};
@@ -83,6 +85,10 @@ pub enum Command {
     Perplexity(PerplexityArgs),
     /// Compare direct launches, the CUDA graph, the step kernel and the CPU on a model
     Verify(VerifyArgs),
+    /// Download a model from Hugging Face
+    Pull(PullArgs),
+    /// List the models that were downloaded from Hugging Face
+    Models(ModelsArgs),
     /// Show what this binary can compute on
     Devices,
     /// Show the defaults of flags that the environment and the configuration file give
@@ -109,7 +115,12 @@ impl Command {
             Self::Bench(args) => Some(&mut args.model),
             Self::Perplexity(args) => Some(&mut args.model),
             Self::Verify(args) => Some(&mut args.model),
-            Self::Devices | Self::Config | Self::Completions { .. } | Self::Man { .. } => None,
+            Self::Pull(_)
+            | Self::Models(_)
+            | Self::Devices
+            | Self::Config
+            | Self::Completions { .. }
+            | Self::Man { .. } => None,
         }
     }
 }

@@ -8,9 +8,14 @@ use super::values::{at_least_1, more_than_zero, probability, rope_scale, tokens}
 
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// GGUF file; of a split model, the first part [default: $SHARPI_MODEL, or a small built-in demo model]
+    /// GGUF file, of a split model the first part; or hf:OWNER/REPO[:QUANT], which is downloaded first [default:
+    /// $SHARPI_MODEL, or a small built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+
+    /// Download nothing: of models from Hugging Face, use what is in the cache (as HF_HUB_OFFLINE=1 does)
+    #[arg(long)]
+    pub offline: bool,
 
     /// The model where none is given: the environment's, or the configuration file's.
     #[arg(skip)]

@@ -26,8 +26,11 @@ use self::{
 use super::{
     args::{self, VerbosityArgs},
     bench::BenchRequest,
+    download::Download,
     exit::UsageError,
+    models,
     perplexity::PerplexityRequest,
+    progress,
     verify::VerifyRequest,
 };
 
@@ -42,6 +45,8 @@ pub enum Request {
     Bench(BenchRequest),
     Perplexity(PerplexityRequest),
     Verify(VerifyRequest),
+    Pull(Download),
+    Models(models::Format),
     Devices,
     Config,
     Completions(Shell),
@@ -54,14 +59,14 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
     Ok(match command {
         args::Command::Run(args) => Request::Run(Box::new(run::run(*args, verbosity)?)),
         args::Command::Info(args) => Request::Info {
-            model: model(args.model, None)?,
+            model: model(args.model, None, verbosity)?,
             json: args.json,
         },
-        args::Command::Tokenize(args) => Request::Tokenize(tokenize::tokenize(args)?),
+        args::Command::Tokenize(args) => Request::Tokenize(tokenize::tokenize(args, verbosity)?),
         args::Command::Bench(args) => Request::Bench(measure::bench(args, verbosity)?),
         args::Command::Perplexity(args) => Request::Perplexity(PerplexityRequest {
             text: read_text("--file", &args.file)?,
-            model: model(args.model, Some(args.rope))?,
+            model: model(args.model, Some(args.rope), verbosity)?,
             compute: compute(args.machine, Some(args.ctx_size), "--ctx-size", verbosity),
             window: args.ctx_size,
             kl: args.kl,
@@ -71,10 +76,19 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
                 "verify",
                 compute(args.machine, None, "--prompt and --max-tokens", verbosity),
             )?,
-            model: model(args.model, Some(args.rope))?,
+            model: model(args.model, Some(args.rope), verbosity)?,
             cpu: args.cpu,
             tokens: args.max_tokens,
             prompt: args.prompt,
+        }),
+        args::Command::Pull(args) => Request::Pull(Download {
+            reference: args.reference,
+            offline: args.offline,
+            show_progress: progress::wanted(verbosity),
+        }),
+        args::Command::Models(args) => Request::Models(match (args.json, verbosity.verbose) {
+            (true, _) => models::Format::Json,
+            (false, paths) => models::Format::Table { paths },
         }),
         args::Command::Devices => Request::Devices,
         args::Command::Config => Request::Config,

@@ -1,12 +1,17 @@
 //! Where the model comes from.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{mem, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 
 use super::usage;
 use crate::{
-    cli::args::{self, ModelArgs, RopeArgs},
+    cli::{
+        args::{self, ModelArgs, RopeArgs, VerbosityArgs},
+        download::Download,
+        progress,
+    },
+    hub::Reference,
     model::{
         self, Decoder, Gguf, Model, RopeOptions,
         arch::{self, RopeScalingType},
@@ -16,6 +21,7 @@ use crate::{
 /// Where the model comes from.
 pub enum ModelSource {
     File(PathBuf, RopeOptions),
+    Hub(Download, RopeOptions),
     Demo,
 }
 
@@ -36,14 +42,23 @@ impl ModelSource {
     pub fn open_gguf(&self) -> Result<Gguf> {
         match self {
             Self::File(path, _) => Gguf::open(path),
+            Self::Hub(download, _) => Gguf::open(&download.get()?),
             Self::Demo => model::demo(),
         }
+    }
+
+    /// Downloads it, where it is to be and that was not done yet, so that opening it takes no longer than any file.
+    pub fn download(&mut self) -> Result<()> {
+        if let Self::Hub(download, rope) = self {
+            *self = Self::File(download.get()?, mem::take(rope));
+        }
+        Ok(())
     }
 
     /// What takes the place of the file's own positions, for a context likewise.
     pub fn rope(&self, context_len: Option<usize>) -> RopeOptions {
         let rope = match self {
-            Self::File(_, rope) => rope.clone(),
+            Self::File(_, rope) | Self::Hub(_, rope) => rope.clone(),
             Self::Demo => RopeOptions::default(),
         };
         RopeOptions {
@@ -56,16 +71,30 @@ impl ModelSource {
     pub fn name(&self) -> String {
         match self {
             Self::File(path, _) => path.display().to_string(),
+            Self::Hub(download, _) => download.reference.to_string(),
             Self::Demo => "the demo model".to_owned(),
         }
     }
 }
 
 /// Asked last, so that what is said about it does not precede an error of usage.
-pub fn model(args: ModelArgs, rope: Option<RopeArgs>) -> Result<ModelSource> {
+pub fn model(
+    args: ModelArgs,
+    rope: Option<RopeArgs>,
+    verbosity: &VerbosityArgs,
+) -> Result<ModelSource> {
     let rope = rope.map(rope_options).unwrap_or_default();
     if let Some(path) = args.model.or(args.default) {
-        return Ok(ModelSource::File(path, rope));
+        let Some(name) = path.to_str().filter(|name| Reference::is_meant_by(name)) else {
+            return Ok(ModelSource::File(path, rope));
+        };
+        let reference = name.parse();
+        let download = Download {
+            reference: reference.map_err(|error| usage(&format!("the model {name:?}: {error}")))?,
+            offline: args.offline,
+            show_progress: progress::wanted(verbosity),
+        };
+        return Ok(ModelSource::Hub(download, rope));
     }
     if rope != RopeOptions::default() {
         return Err(usage(

@@ -11,9 +11,12 @@ use super::{
     model::model,
     usage,
 };
-use crate::cli::{
-    args::{RunArgs, VerbosityArgs},
-    backend::Compute,
+use crate::{
+    cli::{
+        args::{RunArgs, VerbosityArgs},
+        backend::Compute,
+    },
+    hub::Reference,
 };
 
 pub struct RunRequest {
@@ -46,7 +49,7 @@ pub fn run(mut args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
         } else {
             chat(args.prompt)?
         },
-        model: model(args.model, Some(args.rope))?,
+        model: model(args.model, Some(args.rope), verbosity)?,
         max_tokens: args.max_tokens,
         stop: args.stop,
         ignore_eos: args.ignore_eos,
@@ -68,10 +71,13 @@ pub fn run(mut args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
 
 /// Takes `[MODEL] [PROMPT]` for what `--model` and `--prompt` give.
 fn take_short_form(args: &mut RunArgs) -> Result<()> {
-    let is_file = |name: &OsString| Path::new(name).extension().is_some_and(|e| e == "gguf");
+    let is_model = |name: &OsString| {
+        let is_file = Path::new(name).extension().is_some_and(|e| e == "gguf");
+        is_file || name.to_str().is_some_and(Reference::is_meant_by)
+    };
     let (model, prompt) = match (args.first.take(), args.second.take()) {
         (Some(one), None) if args.model.model.is_some() => (None, Some(one)),
-        (Some(one), None) if args.model.default.is_some() && !is_file(&one) => (None, Some(one)),
+        (Some(one), None) if args.model.default.is_some() && !is_model(&one) => (None, Some(one)),
         both => both,
     };
     let twice = |what, flag| {

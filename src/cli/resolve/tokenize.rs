@@ -8,7 +8,7 @@ use super::{
     model::model,
     usage,
 };
-use crate::cli::args::{PromptArgs, TokenizeArgs};
+use crate::cli::args::{PromptArgs, TokenizeArgs, VerbosityArgs};
 
 pub struct TokenizeRequest {
     pub model: ModelSource,
@@ -16,7 +16,7 @@ pub struct TokenizeRequest {
     pub json: bool,
 }
 
-pub fn tokenize(args: TokenizeArgs) -> Result<TokenizeRequest> {
+pub fn tokenize(args: TokenizeArgs, verbosity: &VerbosityArgs) -> Result<TokenizeRequest> {
     let PromptArgs {
         system,
         messages,
@@ -37,7 +37,7 @@ pub fn tokenize(args: TokenizeArgs) -> Result<TokenizeRequest> {
         } else {
             Input::Raw(text(&args.prompt)?)
         },
-        model: model(args.model, None)?,
+        model: model(args.model, None, verbosity)?,
         json: args.json,
     })
 }
