@@ -59,7 +59,7 @@ impl Download<'_> {
             self.fill(&blob)?;
         }
         if !self.is_whole(&link) {
-            self.link(&blob, &link)
+            self.link(&link)
                 .with_context(|| format!("linking {} to {}", link.display(), blob.display()))?;
         }
         Ok(())
@@ -198,8 +198,8 @@ impl Download<'_> {
         Failure::Passing(error, None)
     }
 
-    /// Makes `link` stand for `blob`.
-    fn link(&self, blob: &Path, link: &Path) -> io::Result<()> {
+    /// Makes `link` stand for the blob.
+    fn link(&self, link: &Path) -> io::Result<()> {
         if let Some(directory) = link.parent() {
             fs::create_dir_all(directory)?;
         }
@@ -211,11 +211,10 @@ impl Download<'_> {
             // Out of the snapshot, and of the directories that the name has.
             let up = "../".repeat(2 + self.file.name.matches('/').count());
             std::os::unix::fs::symlink(format!("{up}blobs/{}", self.file.etag), link)?;
-            debug_assert_eq!(fs::canonicalize(link)?, fs::canonicalize(blob)?);
         }
         // Links take a privilege on Windows, and the tools that share the cache do without them, too.
         #[cfg(not(unix))]
-        fs::rename(blob, link)?;
+        fs::rename(self.cache.blob(&self.file.etag), link)?;
         Ok(())
     }
 }

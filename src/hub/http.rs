@@ -1,6 +1,6 @@
 //! Requests to the hub: where they go, who sees the token, and what may be tried again.
 
-use std::{fs, io, thread, time::Duration};
+use std::{fmt::Display, fs, io::ErrorKind, thread, time::Duration};
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use hf_hub::Repo;
@@ -202,15 +202,18 @@ fn passing(error: Error, response: &Response<Body>) -> Failure {
 
 /// No answer at all. What the system says about a connection may pass; an unknown name or a wrong certificate does not.
 fn unreached(url: &str, error: &ureq::Error) -> Failure {
-    let message = anyhow!("cannot reach {}: {error}", host(url));
+    let cannot = |why: &dyn Display| anyhow!("cannot reach {}: {why}", host(url));
     match error {
-        ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed => Failure::Passing(message, None),
-        ureq::Error::Io(error)
-            if error.raw_os_error().is_some() || error.kind() == io::ErrorKind::UnexpectedEof =>
-        {
-            Failure::Passing(message, None)
+        ureq::Error::Timeout(_) => Failure::Passing(cannot(error), None),
+        ureq::Error::Io(error) => {
+            let of_connection =
+                error.raw_os_error().is_some() || error.kind() == ErrorKind::UnexpectedEof;
+            match of_connection {
+                true => Failure::Passing(cannot(error), None),
+                false => Failure::Final(cannot(error)),
+            }
         }
-        _ => Failure::Final(message),
+        _ => Failure::Final(cannot(error)),
     }
 }
 

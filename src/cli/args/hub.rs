@@ -10,8 +10,8 @@ Examples:
   sharpi pull hf:Qwen/Qwen3-8B-GGUF:Q8_0
   sharpi run -m hf:Qwen/Qwen3-8B-GGUF -p \"Why is the sky blue?\"
 
-The path of the file goes to standard output. Files go to the cache that Hugging Face's own tools use; HF_HOME, HF_HUB_CACHE,
-HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean there.";
+The path of the file goes to standard output. Files go to the cache of Hugging Face's own tools;
+HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean there.";
 
 #[derive(Debug, Args)]
 #[command(args_override_self = true, after_help = PULL_EXAMPLES)]
