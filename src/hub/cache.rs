@@ -219,7 +219,7 @@ impl RepoCache {
 /// The size of the file at `path`, where there is one.
 pub fn size(path: &Path) -> Option<u64> {
     let data = fs::metadata(path).ok()?;
-    data.is_file().then(|| data.len())
+    data.is_file().then_some(data.len())
 }
 
 /// Whether what there is of a file begins as a GGUF file does.

@@ -47,7 +47,7 @@ pub struct Download<'a> {
 
 impl Download<'_> {
     /// Sees to it that the snapshot of `revision` has the file.
-    pub fn into_snapshot(&mut self, revision: &str) -> Result<()> {
+    pub fn into_snapshot(mut self, revision: &str) -> Result<()> {
         let link = self.cache.snapshot(revision).join(&self.file.name);
         let blob = self.cache.blob(&self.file.etag);
         if self.is_whole(&link) {

@@ -99,7 +99,7 @@ impl Hub {
             .fold(0, |sum: u64, f| sum.saturating_add(f.size));
         let mut before = 0;
         for file in &files {
-            let mut download = fetch::Download {
+            let download = fetch::Download {
                 http: &self.http,
                 cache: &cached,
                 file,
