@@ -321,20 +321,19 @@ fn a_split_model_is_fetched_whole_and_runs() {
 
 #[test]
 fn the_token_goes_to_the_hub_alone_and_is_never_shown() {
-    let from_variable = |dir: &Dir, hub: &FakeHub, args: &[&str]| {
-        let mut command = command(dir, &hub.address, args);
-        command.env("HF_TOKEN", TOKEN);
-        finish(command)
-    };
-    let from_file = |dir: &Dir, hub: &FakeHub, args: &[&str]| {
-        fs::create_dir_all(dir.path().join("hf")).expect("a directory");
-        dir.file("hf/token", format!("{TOKEN}\n"));
-        finish(command(dir, &hub.address, args))
-    };
-    let ways: [&dyn Fn(&Dir, &FakeHub, &[&str]) -> Ran; 2] = [&from_variable, &from_file];
-    for way in ways {
+    for by_file in [false, true] {
+        let with_token = |dir: &Dir, hub: &FakeHub| {
+            let mut command = command(dir, &hub.address, &["pull", "-v", "hf:test/demo"]);
+            if by_file {
+                fs::create_dir_all(dir.path().join("hf")).expect("a directory");
+                dir.file("hf/token", format!("{TOKEN}\n"));
+            } else {
+                command.env("HF_TOKEN", TOKEN);
+            }
+            finish(command)
+        };
         let (dir, hub) = (Dir::new(), small_hub());
-        let pulled = way(&dir, &hub, &["pull", "-v", "hf:test/demo"]);
+        let pulled = with_token(&dir, &hub);
         assert_file(&pulled, SMALL);
         for request in hub.requests() {
             let sent = request.authorization.as_deref();
@@ -342,12 +341,16 @@ fn the_token_goes_to_the_hub_alone_and_is_never_shown() {
             assert_eq!(sent, request.to_hub.then_some(&expected[..]), "{request:?}");
         }
         let mut all = vec![pulled];
-        for status in [401, 403, 404, 500] {
-            hub.fail_api(vec![Fault::Status(status, "Retry-After: 0"); 5]);
-            all.push(way(&dir, &hub, &["pull", "-v", "hf:test/demo"]));
+        for (status, tries) in [(401, 1), (403, 1), (404, 1), (500, 5)] {
+            hub.fail_api(vec![Fault::Status(status, "Retry-After: 0"); tries]);
+            let failed = with_token(&dir, &hub);
+            assert!(failed.error(1).contains(&status.to_string()), "{failed:?}");
+            all.push(failed);
         }
         hub.fail_files([Fault::Status(403, "")]);
-        all.push(way(&Dir::new(), &hub, &["pull", "-v", "hf:test/demo"]));
+        let failed = with_token(&Dir::new(), &hub);
+        assert!(failed.error(1).contains("403"), "{failed:?}");
+        all.push(failed);
         for ran in all {
             let shown = ran.stdout + &ran.stderr;
             assert!(
