@@ -12,6 +12,7 @@ use ureq::{
 use super::{Observer, RepoInfo, cache};
 
 const MOST_REDIRECTS: usize = 10;
+const CONNECT: Duration = Duration::from_secs(15);
 /// Longer silence than this is a broken connection.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -56,7 +57,7 @@ impl Http {
             .max_redirects_will_error(false)
             .http_status_as_error(false)
             .https_only(endpoint.starts_with("https:"))
-            .timeout_connect(Some(SILENCE))
+            .timeout_connect(Some(CONNECT))
             .timeout_recv_response(Some(SILENCE))
             .timeout_per_read(Some(SILENCE))
             .build();

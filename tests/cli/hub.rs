@@ -4,7 +4,7 @@ mod server;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader, Write},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -461,10 +461,12 @@ fn a_connection_that_keeps_breaking_is_given_up_and_the_part_stays() {
 /// Starts a download that stops after `bytes`, and waits until these are in the cache.
 fn stalled(dir: &Dir, hub: &FakeHub, bytes: usize) -> Child {
     hub.fail_files([Fault::Stall(bytes)]);
-    let child = command(dir, &hub.address, &["pull", "hf:test/demo"])
+    let mut child = command(dir, &hub.address, &["pull", "hf:test/demo"])
         .spawn()
         .expect("starting sharpi");
     while fs::metadata(part(dir, DEMO)).map_or(0, |data| data.len()) < bytes as u64 {
+        let state = child.try_wait().expect("asking for its state");
+        assert_eq!(state, None, "it ended before");
         thread::sleep(Duration::from_millis(5));
     }
     child
@@ -761,13 +763,22 @@ fn a_host_that_is_not_there_is_named() {
             .contains("cannot reach no-such-host.invalid"),
         "{unknown:?}"
     );
-    // A server that speaks no TLS.
-    let hub = small_hub();
-    let ran = pull(&hub.address.replace("http:", "https:"));
-    let host = hub.address.strip_prefix("http://").expect("an address");
+    // A server that speaks first, and no TLS.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let host = listener.local_addr().expect("it is bound").to_string();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        stream
+            .write_all(b"220 no TLS here\r\n")
+            .expect("greeting it");
+        // Until the other side has heard enough.
+        io::copy(&mut stream, &mut io::sink()).ok();
+    });
+    let ran = pull(&format!("https://{host}"));
+    let message = ran.error(1);
     assert!(
-        ran.error(1).contains(&format!("cannot reach {host}")),
-        "{ran:?}"
+        message.contains(&format!("cannot reach {host}")) && !message.contains("tried"),
+        "{message}"
     );
     // A port that nobody listens on: where another process has taken it meanwhile, that is no hub either.
     let free = TcpListener::bind("127.0.0.1:0")
