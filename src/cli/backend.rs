@@ -4,12 +4,19 @@ use std::{sync::Arc, thread};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{args::Device, context, progress::CountBar};
+use super::{
+    args::Device,
+    context,
+    escape::escaped,
+    progress::{CountBar, Spinner},
+    resolve::ModelSource,
+};
 use crate::{
     backend::{Backend, KvOptions},
     cpu::CpuBackend,
     cuda::{self, CudaBackend, DoesNotFit, Gpus, StepKernel},
-    model::Decoder,
+    engine::Session,
+    model::{Decoder, Vocabulary},
 };
 
 /// What was asked for.
@@ -32,6 +39,13 @@ pub struct Compute {
     pub show_progress: bool,
 }
 
+/// A model on a device.
+pub struct Loaded {
+    pub decoder: Arc<Decoder>,
+    pub session: Session,
+    pub vocabulary: Vocabulary,
+}
+
 /// A device on its way: opening a GPU takes as long as reading a large vocabulary.
 pub struct Opening {
     compute: Compute,
@@ -40,6 +54,41 @@ pub struct Opening {
 }
 
 impl Compute {
+    /// Brings `model` onto the device, and meanwhile has `read` take what else is wanted from its vocabulary, since a large one
+    /// takes as long to read as the weights to a GPU.
+    pub fn load<T: Send + 'static>(
+        &self,
+        model: &ModelSource,
+        read: impl FnOnce(&Vocabulary) -> Result<T> + Send + 'static,
+    ) -> Result<(Loaded, T)> {
+        let opening = self.clone().open();
+        let spinner = Spinner::new(
+            self.show_progress,
+            format!("loading {}", escaped(&model.name())),
+        );
+        let gguf = model.open_gguf()?;
+        let decoder = model.describe(&gguf, self.context_len)?;
+        drop(spinner);
+        let reading = thread::spawn(move || {
+            let name = gguf.name().to_owned();
+            let vocabulary =
+                Vocabulary::from_gguf(gguf).with_context(|| format!("cannot load {name}"))?;
+            let read = read(&vocabulary)?;
+            anyhow::Ok((vocabulary, read))
+        });
+        let backend = opening.load(&decoder);
+        let read = reading.join();
+        let session = Session::new(backend?);
+        let (vocabulary, read) =
+            read.map_err(|_| anyhow!("reading the vocabulary ended the thread that did it"))??;
+        let loaded = Loaded {
+            decoder,
+            session,
+            vocabulary,
+        };
+        Ok((loaded, read))
+    }
+
     /// Begins to open the device.
     pub fn open(self) -> Opening {
         let ordinal = match self.device {

@@ -1,6 +1,6 @@
 //! How many tokens the KV cache gets room for.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use indicatif::HumanBytes;
 
 use super::{backend::Compute, system};
@@ -45,6 +45,20 @@ pub fn choose(compute: &Compute, decoder: &Decoder) -> Result<usize> {
     }
     warn_if_untrained(compute, decoder);
     Ok(asked)
+}
+
+/// Refuses a prompt that the context has no room for, and one of no tokens.
+pub fn check_prompt(prompt: &[u32], context_len: usize) -> Result<()> {
+    ensure!(
+        !prompt.is_empty(),
+        "the prompt holds no tokens: give it some text"
+    );
+    ensure!(
+        prompt.len() <= context_len,
+        "the prompt is {} tokens long, but the context holds {context_len}: shorten it, or raise --ctx-size",
+        prompt.len()
+    );
+    Ok(())
 }
 
 /// Says so where the context is longer than the model was trained for.

@@ -1,4 +1,4 @@
-//! Ctrl-C: a request to end the text early. Before there is any text, and the second time, it ends the process. Where the
+//! Ctrl-C: a request to end the text early. Where no text is on its way, and the second time, it ends the process. Where the
 //! parent process has SIGINT ignored, as for a job in a script's background, it stays ignored.
 
 use std::{
@@ -47,6 +47,13 @@ impl Interrupt {
     /// From here on, the first Ctrl-C is a request.
     pub fn generation_starts(&self) {
         self.0.store(GENERATING, Ordering::Relaxed);
+    }
+
+    /// From here on, Ctrl-C ends the process again; one that was a request stays one.
+    pub fn generation_ends(&self) {
+        let _ =
+            self.0
+                .compare_exchange(GENERATING, PREPARING, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     pub fn requested(&self) -> bool {

@@ -6,6 +6,7 @@
 
 mod args;
 mod backend;
+mod batch;
 mod bench;
 mod config;
 mod context;
@@ -53,6 +54,7 @@ fn dispatch() -> Result<Outcome> {
     truncation::catch()?;
     match request {
         Request::Run(request) => run::run(*request),
+        Request::Batch(request) => batch::run(*request),
         Request::Info { model, json } => info::run(&model, json),
         Request::Tokenize(request) => tokenize::run(&request),
         Request::Bench(request) => bench::run(&request),

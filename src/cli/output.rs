@@ -244,12 +244,7 @@ impl<'a> Done<'a> {
     fn new(generation: &'a Generation, run: &RunFacts<'a>) -> Self {
         let timings = &generation.timings;
         Self {
-            finish_reason: match generation.finish_reason {
-                FinishReason::Stop => "stop",
-                FinishReason::Length => "length",
-                FinishReason::StopString => "stop_string",
-                FinishReason::Interrupted => "interrupted",
-            },
+            finish_reason: finish_reason(generation.finish_reason),
             text: &generation.text,
             prompt_tokens: generation.prompt_tokens,
             generated_tokens: generation.generated_tokens,
@@ -269,6 +264,16 @@ impl<'a> Done<'a> {
             cuda_graph: run.cuda_graph,
             step_kernel: run.step_kernel,
         }
+    }
+}
+
+/// What JSON calls it.
+pub fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::StopString => "stop_string",
+        FinishReason::Interrupted => "interrupted",
     }
 }
 

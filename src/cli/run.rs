@@ -1,55 +1,45 @@
 //! `sharpi run`: from a prompt to streamed text.
 
 use std::{
-    io, mem, thread,
+    io, mem,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result};
 
 use super::{
-    escape::escaped,
+    backend::Loaded,
+    context,
     exit::Outcome,
     interrupt::Interrupt,
     output::{JsonOutput, KvFacts, ModelFacts, Output, RunFacts, Start, TextOutput, WRITING},
-    progress::{CountBar, Spinner},
-    resolve::{Format, Input, RunRequest},
+    progress::CountBar,
+    resolve::{Format, RunRequest},
 };
 use crate::{
     backend::Backend,
-    engine::{FinishReason, GenerateOptions, Generation, Observer, Session, TokenEvent, generate},
-    model::{Decoder, Gguf, Vocabulary},
+    engine::{FinishReason, GenerateOptions, Generation, Observer, TokenEvent, generate},
+    model::{Decoder, Gguf},
 };
 
 pub fn run(mut request: RunRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
     request.model.download()?;
     let loading = Instant::now();
-    let opening = request.compute.clone().open();
-    let spinner = Spinner::new(
-        request.compute.show_progress,
-        format!("loading {}", escaped(&request.model.name())),
-    );
-    let gguf = request.model.open_gguf()?;
-    let decoder = request.model.describe(&gguf, request.compute.context_len)?;
-    drop(spinner);
-    // A large vocabulary takes as long to read as the weights to a GPU.
     let input = request.input;
-    let reading = thread::spawn(move || read_prompt(gguf, &input));
-    let backend = opening.load(&decoder);
-    let read = reading.join();
-    let mut session = Session::new(backend?);
-    let (vocabulary, prompt) =
-        read.map_err(|_| anyhow!("reading the vocabulary ended the thread that did it"))??;
+    let (loaded, prompt) = request
+        .compute
+        .load(&request.model, move |vocabulary| input.tokens(vocabulary))?;
+    let Loaded {
+        decoder,
+        mut session,
+        vocabulary,
+    } = loaded;
     let context_len = session.backend().limits().context_len;
     let sampling = request.sampling.resolve(&vocabulary.gguf, context_len)?;
     tracing::debug!("{sampling:?}");
     let seed = sampling.seed;
-    ensure!(
-        prompt.len() <= context_len,
-        "the prompt is {} tokens long, but the context holds {context_len}: shorten it, or raise --ctx-size",
-        prompt.len()
-    );
+    context::check_prompt(&prompt, context_len)?;
     let load = loading.elapsed();
     tracing::debug!(
         "context: {context_len} tokens, of which the prompt takes {}",
@@ -137,15 +127,6 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
         FinishReason::Interrupted => Outcome::Interrupted,
         _ => Outcome::Done,
     })
-}
-
-/// Reads the file's vocabulary, and with it the prompt.
-fn read_prompt(gguf: Gguf, input: &Input) -> Result<(Vocabulary, Vec<u32>)> {
-    let name = gguf.name().to_owned();
-    let vocabulary = Vocabulary::from_gguf(gguf).with_context(|| format!("cannot load {name}"))?;
-    let prompt = input.render(vocabulary.chat_template.as_ref(), &name)?;
-    let ids = vocabulary.tokenizer.encode(&prompt);
-    Ok((vocabulary, ids))
 }
 
 fn start<'a>(

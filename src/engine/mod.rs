@@ -15,6 +15,7 @@ pub use evaluate::{Divergence, Evaluation, evaluate};
 pub use generate::{
     FinishReason, GenerateOptions, Generation, Logprobs, Observer, Timings, TokenEvent, generate,
 };
+pub use reasoning::unmarked;
 pub use sampling::{Sampler, log_softmax_denominator};
 pub use session::{Session, SessionStream};
 pub use text_stream::TextStream;

@@ -5,6 +5,16 @@ use crate::model::Tokenizer;
 /// The tokens that open and close it: of Qwen3, DeepSeek R1 and many others, and of Gemma 4.
 const MARKS: [(&str, &str); 2] = [("<think>", "</think>"), ("<|channel>", "<channel|>")];
 
+/// What is in a text of reasoning, without its marks and the space around it.
+pub fn unmarked(reasoning: &str) -> &str {
+    let mut inner = reasoning.trim();
+    for (start, end) in MARKS {
+        inner = inner.strip_prefix(start).unwrap_or(inner);
+        inner = inner.strip_suffix(end).unwrap_or(inner);
+    }
+    inner.trim()
+}
+
 /// Follows a text token by token.
 pub struct Reasoning<'a> {
     tokenizer: &'a Tokenizer,

@@ -28,7 +28,7 @@ fn endless(dir: &Dir, args: &[&str], bytes: usize) -> (Child, Vec<u8>) {
     (child, first)
 }
 
-fn send(signal: &str, child: &Child) {
+pub fn send(signal: &str, child: &Child) {
     let pid = child.id().to_string();
     let sent = Command::new("kill")
         .args(["-s", signal, &pid])
@@ -111,10 +111,11 @@ fn ctrl_c_ends_json_with_a_done_event() {
     assert_eq!(lines.done["text"], lines.token_text());
 }
 
-/// Every command that writes, with the file `text` beside it.
+/// Every command that writes, with the files of [`dir`] beside it.
 const WRITERS: &[&[&str]] = &[
     &["run", "-p", "x", "-n", "3"],
     &["run", "-p", "x", "-n", "3", "--json"],
+    &["batch", "-i", "prompts", "-n", "3"],
     &["tokenize", "-p", "x"],
     &["tokenize", "-p", "x", "--json"],
     &["info"],
@@ -129,11 +130,18 @@ const WRITERS: &[&[&str]] = &[
     &["help"],
 ];
 
+#[cfg(target_os = "linux")]
+fn dir() -> Dir {
+    let dir = Dir::new();
+    dir.file("text", "Once upon a time");
+    dir.file("prompts", "{\"prompt\":\"x\"}");
+    dir
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_is_a_failure_with_a_message() {
-    let dir = Dir::new();
-    dir.file("text", "Once upon a time");
+    let dir = dir();
     for args in WRITERS {
         let full = OpenOptions::new()
             .write(true)
@@ -198,8 +206,7 @@ fn under_shell(dir: &Dir, setup: &str, args: &[&str], redirection: &str) -> Comm
 #[test]
 #[cfg(target_os = "linux")]
 fn a_closed_standard_output_is_a_failure_and_the_null_device_is_not() {
-    let dir = Dir::new();
-    dir.file("text", "Once upon a time");
+    let dir = dir();
     let run = |args: &[&str], redirection: &str| {
         let output = under_shell(&dir, "", args, redirection).output();
         Ran::from(output.expect("starting sh"))

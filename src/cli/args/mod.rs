@@ -1,6 +1,7 @@
 //! What was typed: plain fields, checked one by one, a file for what belongs together. Nothing is opened and nothing is
 //! decided here; `resolve` turns these into what a command needs.
 
+mod batch;
 mod hub;
 mod inspect;
 mod machine;
@@ -13,13 +14,15 @@ mod values;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use batch::BatchArgs;
 pub use hub::{ModelsArgs, PullArgs};
 pub use inspect::{InfoArgs, TokenizeArgs};
 pub use machine::{Device, MachineArgs};
 pub use measure::{BenchArgs, PerplexityArgs, VerifyArgs};
 pub use model::{ModelArgs, RopeArgs, RopeScaling};
-pub use prompt::{PromptArgs, SamplingArgs};
+pub use prompt::{GenerationArgs, PromptArgs, SamplingArgs, TemplateArgs};
 pub use run::RunArgs;
+pub use values::{count, date};
 
 /// The longest context that a flag can ask for: a GPU counts positions in 32 bits.
 pub const MOST_TOKENS: usize = i32::MAX as usize;
@@ -75,6 +78,8 @@ pub struct VerbosityArgs {
 pub enum Command {
     /// Generate text from a prompt
     Run(Box<RunArgs>),
+    /// Answer every line of a file
+    Batch(Box<BatchArgs>),
     /// Show what a model file holds
     Info(InfoArgs),
     /// Show how a text becomes tokens
@@ -110,6 +115,7 @@ impl Command {
     pub fn model_args(&mut self) -> Option<&mut ModelArgs> {
         match self {
             Self::Run(args) => Some(&mut args.model),
+            Self::Batch(args) => Some(&mut args.model),
             Self::Info(args) => Some(&mut args.model),
             Self::Tokenize(args) => Some(&mut args.model),
             Self::Bench(args) => Some(&mut args.model),

@@ -1,11 +1,11 @@
-//! What a model is to read, and how its tokens are chosen.
+//! What a model is to read, how far its text goes, and how its tokens are chosen.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, builder::NonEmptyStringValueParser};
 use jiff::civil::DateTime;
 
-use super::values::{count, date, finite, more_than_zero, probability, zero_or_more};
+use super::values::{count, date, finite, more_than_zero, probability, seed, tokens, zero_or_more};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Prompt")]
@@ -18,13 +18,21 @@ pub struct PromptArgs {
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
-    /// System message of the conversation
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub system: Option<String>,
-
     /// Read a conversation from FILE (-: standard input): [{"role":"user","content":"..."}, ...]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "system"])]
     pub messages: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub template: TemplateArgs,
+}
+
+/// What a chat template is told besides the prompt.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Prompt")]
+pub struct TemplateArgs {
+    /// System message of the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
 
     /// Tell the chat template of the tools in FILE (-: standard input), a JSON list as OpenAI's interface takes it
     #[arg(long, value_name = "FILE")]
@@ -39,12 +47,59 @@ pub struct PromptArgs {
     pub no_think: bool,
 }
 
-/// `None` stands for the model file's recommendation (`general.sampling.*`) or the program's default.
+/// How far a text goes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Generation")]
+pub struct GenerationArgs {
+    /// Stop after N tokens [default: at the end of the answer or of the context]
+    #[arg(
+        short = 'n',
+        long,
+        visible_alias = "n-predict",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = count
+    )]
+    pub max_tokens: Option<usize>,
+
+    /// Room for N tokens of prompt and text; 0: what the model was trained for, as far as memory allows
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true,
+        value_parser = tokens
+    )]
+    pub ctx_size: usize,
+
+    /// Stop where the text would contain TEXT, which is not printed; repeatable
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub stop: Vec<String>,
+
+    /// Go on when the model ends its answer
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+impl GenerationArgs {
+    /// Tokens of context, where any number is asked for.
+    pub fn context_len(&self) -> Option<usize> {
+        (self.ctx_size > 0).then_some(self.ctx_size)
+    }
+}
+
+/// `None` stands for the model file's recommendation (`general.sampling.*`) or the program's default.
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling (defaults come from the model file where it has them)")]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the likeliest token [default: 0.7]
-    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = zero_or_more)]
+    #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true, value_parser = zero_or_more)]
     pub temp: Option<f32>,
 
     /// Choose among the K likeliest tokens; 0: all [default: 40]
@@ -67,15 +122,15 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     pub repeat_last_n: Option<i64>,
 
-    /// Subtract X from the logit of every token that occurred lately
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = finite)]
-    pub presence_penalty: f32,
+    /// Subtract X from the logit of every token that occurred lately [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite)]
+    pub presence_penalty: Option<f32>,
 
-    /// Subtract X from a token's logit for every time that it occurred lately
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = finite)]
-    pub frequency_penalty: f32,
+    /// Subtract X from a token's logit for every time that it occurred lately [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite)]
+    pub frequency_penalty: Option<f32>,
 
     /// Seed of the random choices; the same seed gives the same text [default: a new one each time]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<u64>,
 }

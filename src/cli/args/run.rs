@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 
-use clap::{Args, builder::NonEmptyStringValueParser};
+use clap::Args;
 
 use super::{
-    MachineArgs, ModelArgs, PromptArgs, RopeArgs, SamplingArgs,
-    values::{at_least_one, count, tokens},
+    GenerationArgs, MachineArgs, ModelArgs, PromptArgs, RopeArgs, SamplingArgs,
+    values::at_least_one,
 };
 
 const RUN_EXAMPLES: &str = "\
@@ -43,43 +43,8 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Prompt", conflicts_with_all = ["system", "messages", "tools", "date", "no_think"])]
     pub raw: bool,
 
-    /// Stop after N tokens [default: at the end of the answer or of the context]
-    #[arg(
-        short = 'n',
-        long,
-        visible_alias = "n-predict",
-        value_name = "N",
-        help_heading = "Generation",
-        allow_negative_numbers = true,
-        value_parser = count
-    )]
-    pub max_tokens: Option<usize>,
-
-    /// Room for N tokens of prompt and text; 0: what the model was trained for, as far as memory allows
-    #[arg(
-        short,
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        help_heading = "Generation",
-        allow_negative_numbers = true,
-        value_parser = tokens
-    )]
-    pub ctx_size: usize,
-
-    /// Stop where the text would contain TEXT, which is not printed; repeatable
-    #[arg(
-        long,
-        value_name = "TEXT",
-        help_heading = "Generation",
-        allow_hyphen_values = true,
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    pub stop: Vec<String>,
-
-    /// Go on when the model ends its answer
-    #[arg(long, help_heading = "Generation")]
-    pub ignore_eos: bool,
+    #[command(flatten)]
+    pub generation: GenerationArgs,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,

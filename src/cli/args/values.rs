@@ -57,6 +57,11 @@ pub fn count(text: &str) -> Result<usize, String> {
     whole_number(text, 0, usize::MAX)
 }
 
+pub fn seed(text: &str) -> Result<u64, String> {
+    let expected = || format!("expected a whole number between 0 and {}", u64::MAX);
+    text.parse().map_err(|_| expected())
+}
+
 pub fn at_least_one(text: &str) -> Result<usize, String> {
     whole_number(text, 1, usize::MAX)
 }

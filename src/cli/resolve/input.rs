@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::usage;
 use crate::{
-    cli::args::PromptArgs,
-    model::{ChatTemplate, Message, Prompt, TemplateOptions},
+    cli::args::{PromptArgs, TemplateArgs},
+    model::{ChatTemplate, Message, Prompt, TemplateOptions, Vocabulary},
 };
 
 /// The text that a model is to read.
@@ -27,6 +27,13 @@ pub enum Input {
 }
 
 impl Input {
+    /// The text's tokens.
+    pub fn tokens(&self, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
+        let template = vocabulary.chat_template.as_ref();
+        let prompt = self.render(template, vocabulary.gguf.name())?;
+        Ok(vocabulary.tokenizer.encode(&prompt))
+    }
+
     /// Renders the text with the template of the file called `name`.
     pub fn render(&self, template: Option<&ChatTemplate>, name: &str) -> Result<Prompt> {
         match self {
@@ -51,8 +58,9 @@ impl Input {
 }
 
 pub fn chat(args: PromptArgs) -> Result<Input> {
-    let is_stdin = |path: &Option<PathBuf>| path.as_ref().is_some_and(|p| p.as_os_str() == "-");
-    if is_stdin(&args.tools) && (is_stdin(&args.messages) || is_stdin(&args.file)) {
+    let reads_stdin = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_stdin);
+    if reads_stdin(&args.template.tools) && (reads_stdin(&args.messages) || reads_stdin(&args.file))
+    {
         return Err(usage(
             "standard input can be read once: give --tools, or the prompt, a file",
         ));
@@ -61,7 +69,8 @@ pub fn chat(args: PromptArgs) -> Result<Input> {
         Some(path) => read_messages(path)?,
         None => {
             let user = Message::new("user", text(&args)?);
-            args.system
+            let system = args.template.system.clone();
+            system
                 .map(|content| Message::new("system", content))
                 .into_iter()
                 .chain([user])
@@ -70,12 +79,22 @@ pub fn chat(args: PromptArgs) -> Result<Input> {
     };
     Ok(Input::Chat {
         messages,
-        options: TemplateOptions {
-            enable_thinking: args.no_think.then_some(false),
-            tools: args.tools.map(|path| read_tools(&path)).transpose()?,
-            date: args.date,
-        },
+        options: template_options(args.template)?,
     })
+}
+
+/// All but the system message, which is one of the messages.
+pub fn template_options(args: TemplateArgs) -> Result<TemplateOptions> {
+    Ok(TemplateOptions {
+        enable_thinking: args.no_think.then_some(false),
+        tools: args.tools.map(|path| read_tools(&path)).transpose()?,
+        date: args.date,
+    })
+}
+
+/// Whether a file's name stands for standard input.
+pub fn is_stdin(name: &Path) -> bool {
+    name.as_os_str() == "-"
 }
 
 /// The prompt, the file, or both with a blank line between them.
@@ -102,18 +121,18 @@ pub fn text(args: &PromptArgs) -> Result<String> {
 fn read_messages(path: &Path) -> Result<Vec<Message>> {
     let expected = r#"[{"role":"user","content":"..."}, ...]"#;
     let messages: Vec<Message> = read_json("--messages", path, expected)?;
+    check_turns(&messages).with_context(|| format!("--messages {}", path.display()))?;
+    Ok(messages)
+}
+
+/// Refuses a conversation that asks for no answer.
+pub fn check_turns(messages: &[Message]) -> Result<()> {
     match messages.last() {
         Some(last) if last.role() == "assistant" => {
-            bail!(
-                "--messages {}: the last turn is the assistant's; end with the turn to answer",
-                path.display()
-            )
+            bail!("the last turn is the assistant's; end with the turn to answer")
         }
-        Some(_) => Ok(messages),
-        None => bail!(
-            "--messages {}: the conversation has no turns",
-            path.display()
-        ),
+        Some(_) => Ok(()),
+        None => bail!("the conversation has no turns"),
     }
 }
 
@@ -132,15 +151,8 @@ fn read_json<T: DeserializeOwned>(flag: &str, path: &Path, expected: &str) -> Re
 /// Reads `path`, or standard input for `-`, as UTF-8.
 pub fn read_text(flag: &str, path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
-    let name = if path.as_os_str() == "-" {
-        if io::stdin().is_terminal() {
-            let end = if cfg!(windows) {
-                "Ctrl-Z and Enter"
-            } else {
-                "Ctrl-D"
-            };
-            tracing::info!("{flag} -: reading what is typed; {end} on a line of its own ends it");
-        }
+    let name = if is_stdin(path) {
+        say_typing(flag);
         io::stdin()
             .read_to_end(&mut bytes)
             .with_context(|| format!("{flag} -: reading standard input"))?;
@@ -153,4 +165,16 @@ pub fn read_text(flag: &str, path: &Path) -> Result<String> {
         let offset = error.utf8_error().valid_up_to();
         anyhow!("{flag}: {name} is not UTF-8 text: byte {offset} starts no character; convert it, for example with iconv")
     })
+}
+
+/// Tells a person that standard input is the keyboard.
+pub fn say_typing(flag: &str) {
+    if io::stdin().is_terminal() {
+        let end = if cfg!(windows) {
+            "Ctrl-Z and Enter"
+        } else {
+            "Ctrl-D"
+        };
+        tracing::info!("{flag} -: reading what is typed; {end} on a line of its own ends it");
+    }
 }

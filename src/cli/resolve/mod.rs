@@ -1,7 +1,9 @@
 //! From what was typed to what the commands need: conflicts refused, files read, defaults filled in. Nothing below
 //! this layer asks the command line anything.
 
+mod batch;
 mod input;
+mod line;
 mod machine;
 mod measure;
 mod model;
@@ -12,7 +14,9 @@ mod tokenize;
 use anyhow::Result;
 use clap_complete::Shell;
 
-pub use input::Input;
+pub use batch::BatchRequest;
+pub use input::{Input, is_stdin, say_typing};
+pub use line::{Line, LineFlags, Task};
 pub use model::ModelSource;
 pub use run::{Format, RunRequest};
 pub use sampling::SamplingFlags;
@@ -37,6 +41,7 @@ use super::{
 /// One command, ready to be carried out.
 pub enum Request {
     Run(Box<RunRequest>),
+    Batch(Box<BatchRequest>),
     Info {
         model: ModelSource,
         json: bool,
@@ -58,6 +63,7 @@ pub enum Request {
 pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Request> {
     Ok(match command {
         args::Command::Run(args) => Request::Run(Box::new(run::run(*args, verbosity)?)),
+        args::Command::Batch(args) => Request::Batch(Box::new(batch::batch(*args, verbosity)?)),
         args::Command::Info(args) => Request::Info {
             model: model(args.model, None, verbosity)?,
             json: args.json,

@@ -50,9 +50,15 @@ pub fn run(mut args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
             chat(args.prompt)?
         },
         model: model(args.model, Some(args.rope), verbosity)?,
-        max_tokens: args.max_tokens,
-        stop: args.stop,
-        ignore_eos: args.ignore_eos,
+        compute: compute(
+            args.machine,
+            args.generation.context_len(),
+            "--ctx-size",
+            verbosity,
+        ),
+        max_tokens: args.generation.max_tokens,
+        stop: args.generation.stop,
+        ignore_eos: args.generation.ignore_eos,
         sampling: SamplingFlags(args.sampling),
         format: match args.json {
             true => Format::Json {
@@ -60,12 +66,6 @@ pub fn run(mut args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
             },
             false => Format::Text,
         },
-        compute: compute(
-            args.machine,
-            (args.ctx_size > 0).then_some(args.ctx_size),
-            "--ctx-size",
-            verbosity,
-        ),
     })
 }
 

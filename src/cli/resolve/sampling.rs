@@ -43,8 +43,8 @@ impl SamplingFlags {
             )?,
             // -1 is the whole context.
             repeat_last_n: usize::try_from(repeat_last_n).unwrap_or(context_len),
-            presence_penalty: flags.presence_penalty,
-            frequency_penalty: flags.frequency_penalty,
+            presence_penalty: flags.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: flags.frequency_penalty.unwrap_or(0.0),
             seed: flags.seed.unwrap_or_else(draw_seed),
         })
     }

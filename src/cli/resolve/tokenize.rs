@@ -8,7 +8,7 @@ use super::{
     model::model,
     usage,
 };
-use crate::cli::args::{PromptArgs, TokenizeArgs, VerbosityArgs};
+use crate::cli::args::{TemplateArgs, TokenizeArgs, VerbosityArgs};
 
 pub struct TokenizeRequest {
     pub model: ModelSource,
@@ -17,14 +17,13 @@ pub struct TokenizeRequest {
 }
 
 pub fn tokenize(args: TokenizeArgs, verbosity: &VerbosityArgs) -> Result<TokenizeRequest> {
-    let PromptArgs {
+    let TemplateArgs {
         system,
-        messages,
         no_think,
         tools,
         date,
-        ..
-    } = &args.prompt;
+    } = &args.prompt.template;
+    let messages = &args.prompt.messages;
     let for_chat = system.is_some() || messages.is_some() || tools.is_some() || date.is_some();
     if !args.chat && (for_chat || *no_think) {
         return Err(usage(
