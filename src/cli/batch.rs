@@ -23,7 +23,7 @@ use super::{
     interrupt::Interrupt,
     output::finish_reason,
     progress::CountBar,
-    resolve::{BatchRequest, Line, Task},
+    resolve::{BatchRequest, Line, LineFlags, Task},
 };
 use crate::{
     engine::{
@@ -103,55 +103,76 @@ pub fn run(request: BatchRequest) -> Result<Outcome> {
     answers.create()?;
 
     let mut writer = Writer::new(loaded);
-    let mut tally = Tally::default();
-    let mut bar = CountBar::new(show_progress, "answering", "lines");
     let start = Instant::now();
-    loop {
-        if let Some(total) = prompts.total {
-            bar.update(tally.answers + tally.errors, total - held.lines);
+    let waiting = prompts.total.map(|total| total.saturating_sub(held.lines));
+    let mut bar = CountBar::new(show_progress, "answering", "lines");
+    let mut progress = |done| {
+        if let Some(waiting) = waiting {
+            bar.update(done, waiting);
         }
-        // While it waits for a line, Ctrl-C ends the process at once.
-        let Some((number, line)) = prompts.next()? else {
-            break;
-        };
-        interrupt.generation_starts();
-        let Line { id, task } = request.flags.read(number, &line);
-        match task.and_then(|task| writer.prepare(task)) {
-            Ok((prompt, options)) => {
-                let written = writer
-                    .write(prompt, &options, &interrupt)
-                    .with_context(|| format!("line {number} of {}", prompts.name))?;
-                if written.generation.finish_reason == FinishReason::Interrupted {
-                    break;
-                }
-                tally.add(&written.generation);
-                answers.write(&Answer::new(id, &written, options.sampling.seed))?;
-            }
-            Err(error) => {
-                tally.errors += 1;
-                answers.write(&Refusal::new(id, number, &error))?;
-            }
-        }
-        interrupt.generation_ends();
-        if interrupt.requested() {
-            break;
-        }
-    }
+    };
+    let tally = answer_lines(
+        &mut prompts,
+        &request.flags,
+        &mut writer,
+        &mut answers,
+        &interrupt,
+        &mut progress,
+    )?;
     bar.clear();
     answers.sync()?;
     tally.report(start.elapsed(), load);
     // As at the end of a run.
     mem::forget(writer);
-    let errors = held.errors + tally.errors;
     if interrupt.requested() {
         return Ok(Outcome::Interrupted);
     }
+    let errors = held.errors + tally.errors;
     ensure!(
         errors == 0,
         "{errors} of {} lines gave an error, which stands in the place of the answer",
-        held.lines + tally.answers + tally.errors
+        held.lines + tally.lines()
     );
     Ok(Outcome::Done)
+}
+
+/// Answers one line after another, until none comes or Ctrl-C does. `progress` hears how many are done.
+fn answer_lines(
+    prompts: &mut Prompts,
+    flags: &LineFlags,
+    writer: &mut Writer,
+    answers: &mut Answers,
+    interrupt: &Interrupt,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Tally> {
+    let mut tally = Tally::default();
+    while !interrupt.requested() {
+        progress(tally.lines());
+        // While a line is waited for, Ctrl-C ends the process at once.
+        let Some((number, line)) = prompts.next()? else {
+            break;
+        };
+        interrupt.generation_starts();
+        let Line { id, task } = flags.read(number, &line);
+        match task.and_then(|task| writer.prepare(task)) {
+            Ok((prompt, options)) => {
+                let written = writer
+                    .write(prompt, &options, interrupt)
+                    .with_context(|| format!("line {number} of {}", prompts.name))?;
+                if written.generation.finish_reason == FinishReason::Interrupted {
+                    break;
+                }
+                answers.write(&Answer::new(id, &written, options.sampling.seed))?;
+                tally.add(&written.generation);
+            }
+            Err(error) => {
+                answers.write(&Refusal::new(id, number, &error))?;
+                tally.errors += 1;
+            }
+        }
+        interrupt.generation_ends();
+    }
+    Ok(tally)
 }
 
 fn say_held(held: &Held) {
@@ -273,6 +294,10 @@ impl Refusal {
 }
 
 impl Tally {
+    fn lines(&self) -> usize {
+        self.answers + self.errors
+    }
+
     fn add(&mut self, generation: &Generation) {
         self.answers += 1;
         self.prompt_tokens += generation.prompt_tokens;
