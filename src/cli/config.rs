@@ -25,7 +25,7 @@ use toml::{
 };
 
 use super::{
-    args::{Cli, MachineArgs, ModelArgs, RopeArgs, VerbosityArgs},
+    args::{Cli, MachineArgs, ModelArgs, RopeArgs, VerbosityArgs, on_a_screen},
     escape::escaped,
     exit::Outcome,
     output::WRITING,
@@ -62,9 +62,9 @@ const PREFIX: &str = "SHARPI_";
 /// # Errors
 /// What clap says of it; a configuration file that cannot be read, or with keys or values that mean nothing.
 pub fn parse() -> Result<(Cli, Settings)> {
-    let typed = Cli::command().try_get_matches_from(env::args_os())?;
+    let typed = on_a_screen(Cli::command()).try_get_matches_from(env::args_os())?;
     let settings = Settings::read()?;
-    let mut command = Cli::command();
+    let mut command = on_a_screen(Cli::command());
     let mut model = None;
     if let Some((name, matches)) = typed.subcommand() {
         let root = Cli::command();

@@ -66,5 +66,6 @@ fn dispatch() -> Result<Outcome> {
         Request::Config => config::print(&settings),
         Request::Completions(shell) => shell::completions(shell),
         Request::Man(command) => shell::manual(command.as_deref()),
+        Request::Help(command) => shell::help(command.as_deref()),
     }
 }

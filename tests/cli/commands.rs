@@ -607,7 +607,7 @@ fn shells_and_manuals_know_the_commands() {
     let page = sharpi(&["man"]);
     assert!(page.stdout().contains(".TH sharpi 1"), "{page:?}");
     assert!(page.stdout().contains("perplexity"));
-    let help = sharpi(&["--help"]);
+    let help = sharpi(&["help"]);
     let commands = help
         .stdout()
         .lines()

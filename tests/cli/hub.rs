@@ -798,7 +798,7 @@ fn a_host_that_is_not_there_is_named() {
 
 #[test]
 fn help_tells_of_references() {
-    let help = sharpi(&["run", "--help"]);
+    let help = sharpi(&["help", "run"]);
     assert!(
         help.stdout().contains("hf:OWNER/REPO[:QUANT]") && help.stdout.contains("--offline"),
         "{help:?}"

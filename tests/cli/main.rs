@@ -7,6 +7,7 @@ mod batch;
 mod commands;
 mod config;
 mod ends;
+mod help;
 mod hub;
 mod json;
 mod logits;

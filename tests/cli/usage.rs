@@ -282,5 +282,4 @@ fn help_and_version_go_to_standard_output() {
     ] {
         assert!(help.stdout().contains(flag), "{flag}");
     }
-    assert_eq!(help.stdout, sharpi(&["run", "--help"]).stdout());
 }

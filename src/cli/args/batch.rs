@@ -10,10 +10,10 @@ const BATCH_EXAMPLES: &str = "\
 Examples:
   sharpi batch -m m.gguf -i prompts.jsonl -o answers.jsonl
   sharpi batch -m m.gguf -i prompts.jsonl -o answers.jsonl --resume
-  jq -c '{id, prompt: .title}' items.jsonl | sharpi batch -m m.gguf --system \"Translate.\" --temp 0 | jq .text
+  jq -c '{id, prompt: .title}' items.jsonl | sharpi batch --temp 0 | jq .text
 
-A line is {\"prompt\":\"...\"} or {\"messages\":[...]}, with an \"id\" and with options under the names of flags, such as
-\"max_tokens\", where wanted: these precede the flags, which are for all lines. docs/json.md lists them.
+A line is {\"prompt\":\"...\"} or {\"messages\":[...]}, and may have an \"id\", and options under the names of flags, such as \
+\"max_tokens\", which precede the flags. docs/json.md lists them.
 A line that cannot be answered gets one that says why, and the exit status is 1.";
 
 #[derive(Debug, Args)]
@@ -22,22 +22,26 @@ pub struct BatchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
 
-    /// Read the prompts from FILE (-: standard input), one JSON object a line
+    /// Prompts, one JSON object a line
+    ///
+    /// - is standard input
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     pub input: PathBuf,
 
-    /// Write the answers to FILE, which must not be there yet (-: standard output), one JSON object a line
+    /// Answers, one JSON object a line
+    ///
+    /// - is standard output. A file that is there already is refused, unless --resume goes on behind it
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     pub output: PathBuf,
 
-    /// Go on behind the answers that the output file holds already
+    /// Go on behind the answers that --output holds
     #[arg(long)]
     pub resume: bool,
 
     #[command(flatten)]
     pub template: TemplateArgs,
 
-    /// Take prompts as they are, without the model's chat template
+    /// Take prompts as they are, without the chat template
     #[arg(long, help_heading = "Prompt", conflicts_with_all = ["system", "tools", "date", "no_think"])]
     pub raw: bool,
 

@@ -21,14 +21,19 @@ pub struct PullArgs {
     pub reference: Reference,
 
     /// Download nothing: say where the cache has it (as HF_HUB_OFFLINE=1 does)
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub offline: bool,
 }
 
+const MODELS_EXAMPLES: &str = "\
+Examples:
+  sharpi models
+  sharpi models --json | jq -r .path";
+
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, after_help = MODELS_EXAMPLES)]
 pub struct ModelsArgs {
-    /// Print one JSON object for each model, a line each (docs/json.md describes it)
+    /// Print one JSON object a line, as in docs/json.md
     #[arg(long)]
     pub json: bool,
 }

@@ -12,8 +12,13 @@ Examples:
 
 Without --chat the text is taken byte for byte, trailing newlines included.";
 
+const INFO_EXAMPLES: &str = "\
+Examples:
+  sharpi info -m m.gguf
+  sharpi info -m m.gguf --json | jq .tensor_types";
+
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, after_help = INFO_EXAMPLES)]
 pub struct InfoArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -32,11 +37,11 @@ pub struct TokenizeArgs {
     #[command(flatten)]
     pub prompt: PromptArgs,
 
-    /// Render the model's chat template first, as `sharpi run` does
+    /// Render the chat template first, as `sharpi run` does
     #[arg(long, help_heading = "Prompt")]
     pub chat: bool,
 
-    /// Print one JSON object: the text that was tokenized and the ids
+    /// Print one JSON object: the text and its ids
     #[arg(long)]
     pub json: bool,
 }

@@ -35,32 +35,32 @@ impl KvType {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Compute on auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
 
     /// Threads to compute with on the CPU [default: one per core]
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = thread_count)]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = thread_count, hide_short_help = true)]
     pub threads: Option<usize>,
 
     /// Tokens of a prompt that a GPU reads at once; for perplexity, 1 decodes them [default: 2048]
-    #[arg(long, visible_alias = "ubatch-size", value_name = "N", allow_negative_numbers = true, value_parser = some_tokens)]
+    #[arg(long, visible_alias = "ubatch-size", value_name = "N", allow_negative_numbers = true, value_parser = some_tokens, hide_short_help = true)]
     pub ubatch: Option<usize>,
 
     /// Launch CUDA kernels one by one instead of replaying a graph (as SHARPI_CUDA_GRAPH=0 does)
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub no_cuda_graph: bool,
 
     /// How the KV cache keeps tokens that are far behind
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvType::F16)]
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvType::F16, hide_short_help = true)]
     pub kv_type: KvType,
 
     /// Of a prompt, keep N tokens in each head of the KV cache: those that its end attends to
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = kv_budget)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = kv_budget, hide_short_help = true)]
     pub kv_budget: Option<usize>,
 
     /// Compute a token by separate CUDA kernels instead of one (as SHARPI_STEP_KERNEL=0 does)
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub no_step_kernel: bool,
 }
 

@@ -46,7 +46,7 @@ pub struct BenchArgs {
     )]
     pub n_gen: Vec<usize>,
 
-    /// Do so with N tokens already in the context
+    /// Do so behind N tokens of context
     #[arg(
         short = 'd',
         long,
@@ -67,10 +67,10 @@ pub struct BenchArgs {
     pub compare_graph: bool,
 
     /// Read prompts through all layers, also those that are skipped where nobody looks, to see what skipping gains
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub all_layers: bool,
 
-    /// Print one JSON object (docs/json.md describes it)
+    /// Print one JSON object, as in docs/json.md
     #[arg(long)]
     pub json: bool,
 
@@ -81,8 +81,13 @@ pub struct BenchArgs {
     pub machine: MachineArgs,
 }
 
+const PERPLEXITY_EXAMPLES: &str = "\
+Examples:
+  sharpi perplexity -m m.gguf -f text.txt
+  sharpi perplexity -m m.gguf -f text.txt --kl";
+
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, after_help = PERPLEXITY_EXAMPLES)]
 pub struct PerplexityArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -91,7 +96,9 @@ pub struct PerplexityArgs {
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,
 
-    /// Tokens that are read together; the second half of them is predicted
+    /// Cut the text into windows of N tokens
+    ///
+    /// The second half of each is predicted
     #[arg(short, long, value_name = "N", default_value_t = 512, allow_negative_numbers = true, value_parser = window)]
     pub ctx_size: usize,
 
@@ -106,8 +113,13 @@ pub struct PerplexityArgs {
     pub machine: MachineArgs,
 }
 
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  sharpi verify -m m.gguf
+  sharpi verify -m m.gguf -n 300 --cpu";
+
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, after_help = VERIFY_EXAMPLES)]
 pub struct VerifyArgs {
     #[command(flatten)]
     pub model: ModelArgs,

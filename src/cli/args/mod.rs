@@ -2,6 +2,7 @@
 //! decided here; `resolve` turns these into what a command needs.
 
 mod batch;
+mod help;
 mod hub;
 mod inspect;
 mod machine;
@@ -11,10 +12,11 @@ mod prompt;
 mod run;
 mod values;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use batch::BatchArgs;
+pub use help::on_a_screen;
 pub use hub::{ModelsArgs, PullArgs};
 pub use inspect::{InfoArgs, TokenizeArgs};
 pub use machine::{Device, MachineArgs};
@@ -52,12 +54,32 @@ Examples:
   sharpi man | man -l -
   sharpi man run > ~/.local/share/man/man1/sharpi-run.1";
 
+const HELP_EXAMPLES: &str = "\
+Examples:
+  sharpi help run | less
+  sharpi run --help";
+
+const DEVICES_EXAMPLES: &str = "\
+Examples:
+  sharpi devices";
+
 /// Run GGUF language models from the command line.
 #[derive(Debug, Parser)]
-#[command(name = "sharpi", bin_name = "sharpi", version, after_help = EXAMPLES)]
+#[command(
+    name = "sharpi",
+    bin_name = "sharpi",
+    version,
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    after_help = EXAMPLES
+)]
 pub struct Cli {
     #[command(flatten)]
     pub verbosity: VerbosityArgs,
+
+    /// Show the flags that are asked for most
+    #[arg(short, long, global = true, hide_short_help = true, display_order = 1000, action = ArgAction::HelpShort)]
+    pub help: Option<bool>,
 
     #[command(subcommand)]
     pub command: Command,
@@ -66,11 +88,24 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct VerbosityArgs {
     /// Say nothing on standard error but errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        hide_short_help = true,
+        display_order = 1000,
+        conflicts_with = "verbose"
+    )]
     pub quiet: bool,
 
     /// Say on standard error what is being done
-    #[arg(short, long, global = true)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        hide_short_help = true,
+        display_order = 1000
+    )]
     pub verbose: bool,
 }
 
@@ -88,15 +123,16 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArgs),
-    /// Compare direct launches, the CUDA graph, the step kernel and the CPU on a model
+    /// Compare the ways of computing on a GPU, and the CPU, on a model
     Verify(VerifyArgs),
     /// Download a model from Hugging Face
     Pull(PullArgs),
     /// List the models that were downloaded from Hugging Face
     Models(ModelsArgs),
     /// Show what this binary can compute on
+    #[command(after_help = DEVICES_EXAMPLES)]
     Devices,
-    /// Show the defaults of flags that the environment and the configuration file give
+    /// Show the defaults that the environment and the configuration give
     #[command(after_help = CONFIG_EXAMPLES)]
     Config,
     /// Print a script that completes commands and flags in a shell
@@ -106,6 +142,12 @@ pub enum Command {
     #[command(after_help = MAN_EXAMPLES)]
     Man {
         /// The page of one command
+        command: Option<String>,
+    },
+    /// Show all flags of a command
+    #[command(after_help = HELP_EXAMPLES)]
+    Help {
+        /// The command, such as run
         command: Option<String>,
     },
 }
@@ -126,7 +168,8 @@ impl Command {
             | Self::Devices
             | Self::Config
             | Self::Completions { .. }
-            | Self::Man { .. } => None,
+            | Self::Man { .. }
+            | Self::Help { .. } => None,
         }
     }
 }

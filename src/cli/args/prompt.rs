@@ -14,11 +14,15 @@ pub struct PromptArgs {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
 
-    /// Read the prompt from FILE (-: standard input); after --prompt and a blank line where both are given
+    /// Read the prompt from FILE (-: standard input)
+    ///
+    /// After --prompt and a blank line where both are given
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
-    /// Read a conversation from FILE (-: standard input): [{"role":"user","content":"..."}, ...]
+    /// Read a conversation from FILE (-: standard input)
+    ///
+    /// A JSON list: [{"role":"user","content":"..."}, ...]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "system"])]
     pub messages: Option<PathBuf>,
 
@@ -35,14 +39,16 @@ pub struct TemplateArgs {
     pub system: Option<String>,
 
     /// Tell the chat template of the tools in FILE (-: standard input), a JSON list as OpenAI's interface takes it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub tools: Option<PathBuf>,
 
     /// Tell the chat template that it is DATE: 2026-01-31 or 2026-01-31T18:30 [default: now]
-    #[arg(long, value_name = "DATE", value_parser = date)]
+    #[arg(long, value_name = "DATE", value_parser = date, hide_short_help = true)]
     pub date: Option<DateTime>,
 
-    /// Ask the chat template for an answer without thinking (enable_thinking=false)
+    /// Ask the chat template for an answer without thinking
+    ///
+    /// With enable_thinking=false
     #[arg(long)]
     pub no_think: bool,
 }
@@ -51,7 +57,9 @@ pub struct TemplateArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Generation")]
 pub struct GenerationArgs {
-    /// Stop after N tokens [default: at the end of the answer or of the context]
+    /// Stop after N tokens
+    ///
+    /// Where no number is given, at the end of the answer or of the context
     #[arg(
         short = 'n',
         long,
@@ -62,7 +70,9 @@ pub struct GenerationArgs {
     )]
     pub max_tokens: Option<usize>,
 
-    /// Room for N tokens of prompt and text; 0: what the model was trained for, as far as memory allows
+    /// Room for N tokens in all; 0: the model's
+    ///
+    /// Prompt and text together; by default what the model was trained for, as far as memory allows
     #[arg(
         short,
         long,
@@ -73,7 +83,9 @@ pub struct GenerationArgs {
     )]
     pub ctx_size: usize,
 
-    /// Stop where the text would contain TEXT, which is not printed; repeatable
+    /// Stop where the text would contain TEXT; repeatable
+    ///
+    /// TEXT is not printed
     #[arg(
         long,
         value_name = "TEXT",
@@ -83,7 +95,7 @@ pub struct GenerationArgs {
     pub stop: Vec<String>,
 
     /// Go on when the model ends its answer
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub ignore_eos: bool,
 }
 
@@ -98,39 +110,41 @@ impl GenerationArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling (defaults come from the model file where it has them)")]
 pub struct SamplingArgs {
-    /// Temperature; 0 always takes the likeliest token [default: 0.7]
+    /// Temperature; 0: the likeliest token [default: 0.7]
     #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true, value_parser = zero_or_more)]
     pub temp: Option<f32>,
 
     /// Choose among the K likeliest tokens; 0: all [default: 40]
-    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = count)]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = count, hide_short_help = true)]
     pub top_k: Option<usize>,
 
     /// Choose among the likeliest tokens that together reach probability P; 1: all [default: 0.95]
-    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability, hide_short_help = true)]
     pub top_p: Option<f32>,
 
     /// Leave out tokens less likely than P times the likeliest; 0: none [default: 0.05]
-    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability, hide_short_help = true)]
     pub min_p: Option<f32>,
 
     /// Weaken tokens that occurred lately by this factor; 1: not at all [default: 1]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = more_than_zero, hide_short_help = true)]
     pub repeat_penalty: Option<f32>,
 
     /// How many tokens back the penalties look; 0: none, -1: the whole context [default: 64]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..), hide_short_help = true)]
     pub repeat_last_n: Option<i64>,
 
     /// Subtract X from the logit of every token that occurred lately [default: 0]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite, hide_short_help = true)]
     pub presence_penalty: Option<f32>,
 
     /// Subtract X from a token's logit for every time that it occurred lately [default: 0]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite, hide_short_help = true)]
     pub frequency_penalty: Option<f32>,
 
-    /// Seed of the random choices; the same seed gives the same text [default: a new one each time]
+    /// Seed of the random choices [default: a new one]
+    ///
+    /// The same seed gives the same text, on the same device with the same flags
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<u64>,
 }

@@ -11,12 +11,11 @@ use super::{
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  sharpi run -p \"Write a story about a fox and a lantern.\"
+  sharpi run m.gguf \"Why is the sky blue?\"
   sharpi run -m m.gguf -p \"Summarise this:\" -f report.txt > summary.txt
   git diff | sharpi run -m m.gguf -p \"Write a commit message for:\" -f -
   sharpi run -m m.gguf --messages turns.json --no-think --temp 0
   sharpi run -m m.gguf --raw -p \"Once upon a time\" --stop \"The end\" -n 200
-  sharpi run m.gguf \"Why is the sky blue?\"
   sharpi run -m m.gguf -p \"Yes or no?\" -n 1 --json --logprobs 5 | jq .
 
 Only the generated text goes to standard output; messages and statistics go to standard error.
@@ -26,11 +25,11 @@ Standard input is read for `-f -` and `--messages -`, and as the prompt where th
 #[command(args_override_self = true, after_help = RUN_EXAMPLES)]
 pub struct RunArgs {
     /// In the place of --model; where the model is known, in that of --prompt
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", hide_short_help = true)]
     pub first: Option<OsString>,
 
     /// In the place of --prompt
-    #[arg(value_name = "PROMPT")]
+    #[arg(value_name = "PROMPT", hide_short_help = true)]
     pub second: Option<OsString>,
 
     #[command(flatten)]
@@ -39,7 +38,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub prompt: PromptArgs,
 
-    /// Take the prompt as it is, without the model's chat template
+    /// Take the prompt as it is, without the chat template
     #[arg(long, help_heading = "Prompt", conflicts_with_all = ["system", "messages", "tools", "date", "no_think"])]
     pub raw: bool,
 
@@ -49,12 +48,12 @@ pub struct RunArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
-    /// Print one JSON object a line (docs/json.md describes them)
+    /// Print one JSON object a line, as in docs/json.md
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 
     /// With --json: the N likeliest tokens at every step, with their log-probabilities
-    #[arg(long, value_name = "N", requires = "json", help_heading = "Output", allow_negative_numbers = true, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", requires = "json", help_heading = "Output", allow_negative_numbers = true, value_parser = at_least_one, hide_short_help = true)]
     pub logprobs: Option<usize>,
 
     #[command(flatten)]

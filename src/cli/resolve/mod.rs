@@ -57,6 +57,8 @@ pub enum Request {
     Completions(Shell),
     /// Of a command, or of all.
     Man(Option<String>),
+    /// Likewise.
+    Help(Option<String>),
 }
 
 /// Turns what was typed into a request, reading the files that it names except for the model.
@@ -100,6 +102,7 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
         args::Command::Config => Request::Config,
         args::Command::Completions { shell } => Request::Completions(shell),
         args::Command::Man { command } => Request::Man(command),
+        args::Command::Help { command } => Request::Help(command),
     })
 }
 
