@@ -88,7 +88,7 @@ struct Tally {
     generated_tokens: usize,
 }
 
-pub fn run(request: BatchRequest) -> Result<Outcome> {
+pub fn run(mut request: BatchRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
     let show_progress = request.compute.show_progress;
     let mut prompts = Prompts::open(&request.input, show_progress)?;
@@ -97,6 +97,8 @@ pub fn run(request: BatchRequest) -> Result<Outcome> {
         request.flags.read(number, line).id
     })?;
     say_held(&held);
+    request.model.download()?;
+    request.model.download()?;
     let loading = Instant::now();
     let (loaded, ()) = request.compute.load(&request.model, |_| Ok(()))?;
     let load = loading.elapsed();
