@@ -1,25 +1,33 @@
 //! The GGUF container: mapped into memory, checked for everything that a file can lie about, and parsed by gguf-rs.
+//!
+//! [`Inspection`] reads what a file has to say, whole or not; a [`Gguf`] is one without a fault.
 
+mod file_type;
 mod header;
+mod inspection;
 mod mapping;
+mod split_name;
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io,
     ops::Range,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use gguf_rs::{ByteOrder, GGUFContainer, GGUFModel};
+use gguf_rs::GGUFModel;
 use serde_json::Value;
 
 use self::mapping::Mapping;
 use crate::quant::TensorType;
 
+pub use file_type::FileType;
+pub use header::ValueType;
+pub use inspection::{Inspection, ListedTensor, Part};
 pub use mapping::mapped_file;
+pub use split_name::SplitName;
 
 /// A parsed and checked GGUF file (all parts of a split one).
 pub struct Gguf {
@@ -34,167 +42,12 @@ impl Gguf {
     /// Maps and checks the file at `path`, and where its metadata says that it is the first of several parts, named
     /// `-00001-of-0000N.gguf`, those as well. (A merged file may have kept the name of its first part.)
     pub fn open(path: &Path) -> Result<Self> {
-        let mut gguf =
-            Self::open_file(path).with_context(|| format!("cannot load {}", path.display()))?;
-        let split = SplitName::parse(path).filter(|_| gguf.is_part());
-        let Some(split) = split else {
-            gguf.check_part(1, 1)?;
-            return Ok(gguf);
-        };
-        if split.number != 1 {
-            bail!(
-                "{} is part {} of a model split into {}; open the first part, {}",
-                path.display(),
-                split.number,
-                split.count,
-                split.part(path, 1).display()
-            );
-        }
-        gguf.check_part(1, split.count)?;
-        for number in 2..=split.count {
-            gguf.append(Self::open_part(
-                &split.part(path, number),
-                number,
-                split.count,
-            )?)?;
-        }
-        gguf.check_split_tensor_count()?;
-        Ok(gguf)
-    }
-
-    /// Whether the metadata says that there are further parts.
-    fn is_part(&self) -> bool {
-        matches!(self.u64("split.count"), Ok(Some(2..)))
+        Inspection::open(path)?.into_gguf()
     }
 
     /// Checks a file that lies in memory. `name` stands for the path in messages.
     pub fn from_bytes(name: &str, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
-        let gguf = Self::parse(name, FileBytes(Arc::new(bytes)))
-            .with_context(|| format!("cannot load {name}"))?;
-        gguf.check_part(1, 1)?;
-        Ok(gguf)
-    }
-
-    fn open_file(path: &Path) -> Result<Self> {
-        Self::parse(&path.display().to_string(), map(path)?)
-    }
-
-    fn open_part(path: &Path, number: u64, count: u64) -> Result<Self> {
-        let part = Self::open_file(path).with_context(|| {
-            format!(
-                "cannot load {}, part {number} of {count} of the model",
-                path.display()
-            )
-        })?;
-        part.check_part(number, count)?;
-        Ok(part)
-    }
-
-    fn parse(name: &str, bytes: FileBytes) -> Result<Self> {
-        let len = bytes.as_ref().len() as u64;
-        header::check(bytes.as_ref())?;
-        let mut reader = io::Cursor::new(bytes.clone());
-        reader.set_position(4); // gguf-rs counts from behind the magic
-        let header = GGUFContainer::new(ByteOrder::LE, Box::new(reader), u64::MAX).decode()?;
-
-        let mut gguf = Self {
-            name: name.to_owned(),
-            file_bytes: len,
-            header,
-            tensors: BTreeMap::new(),
-        };
-        let alignment = gguf.alignment()?;
-        for info in gguf.header.tensors() {
-            let tensor = Tensor::locate(info, gguf.header.data_offset(), alignment, &bytes)
-                .with_context(|| format!("tensor {}", quoted(&info.name)))?;
-            gguf.tensors.insert(info.name.clone(), tensor);
-        }
-        gguf.check_overlap()?;
-        Ok(gguf)
-    }
-
-    /// Where tensors may start: at multiples of this many bytes.
-    fn alignment(&self) -> Result<u64> {
-        const KEY: &str = "general.alignment";
-        let alignment = self.u64(KEY)?.unwrap_or(gguf_rs::GGUF_DEFAULT_ALIGNMENT);
-        ensure!(
-            alignment.is_power_of_two() && (8..=1 << 20).contains(&alignment),
-            "metadata key \"{KEY}\" is {alignment}, expected a power of two from 8 to {}",
-            1 << 20
-        );
-        Ok(alignment)
-    }
-
-    fn check_overlap(&self) -> Result<()> {
-        let mut by_start: Vec<&Tensor> = self.tensors.values().collect();
-        by_start.sort_by_key(|tensor| tensor.range.start);
-        for pair in by_start.windows(2) {
-            let (a, b) = (pair[0], pair[1]);
-            ensure!(
-                a.range.end <= b.range.start,
-                "tensor {} at bytes {}..{} overlaps tensor {} at bytes {}..{}",
-                quoted(&a.name),
-                a.range.start,
-                a.range.end,
-                quoted(&b.name),
-                b.range.start,
-                b.range.end
-            );
-        }
-        Ok(())
-    }
-
-    /// Checks that the file agrees to be part `number` of `count`.
-    fn check_part(&self, number: u64, count: u64) -> Result<()> {
-        let name = self.name();
-        let says = |key| self.u64(key).with_context(|| format!("cannot load {name}"));
-        let (no, says_count) = (says("split.no")?, says("split.count")?);
-        if count == 1 && says_count.is_none_or(|says_count| says_count <= 1) {
-            return Ok(()); // not split
-        }
-        let (Some(no), Some(says_count)) = (no, says_count) else {
-            bail!(
-                "{name} is named as part {number} of {count}, but lacks the metadata \"split.no\" and \"split.count\""
-            );
-        };
-        ensure!(
-            (no, says_count) == (number - 1, count),
-            "{name} should be part {number} of {count} by its name, but is part {} of {says_count} by its metadata; \
-             give each part the name it was made with, ending in {:05}-of-{says_count:05}.gguf for this one",
-            no.saturating_add(1),
-            no.saturating_add(1)
-        );
-        Ok(())
-    }
-
-    fn append(&mut self, part: Self) -> Result<()> {
-        self.file_bytes += part.file_bytes;
-        for (name, tensor) in part.tensors {
-            ensure!(
-                !self.tensors.contains_key(&name),
-                "{}: tensor {} is also in an earlier part of the model",
-                part.name,
-                quoted(&name)
-            );
-            self.tensors.insert(name, tensor);
-        }
-        Ok(())
-    }
-
-    fn check_split_tensor_count(&self) -> Result<()> {
-        const KEY: &str = "split.tensors.count";
-        if let Some(count) = self
-            .u64(KEY)
-            .with_context(|| format!("cannot load {}", self.name))?
-        {
-            ensure!(
-                count == self.tensors.len() as u64,
-                "{}: metadata key \"{KEY}\" is {count}, but the parts hold {} tensors together",
-                self.name,
-                self.tensors.len()
-            );
-        }
-        Ok(())
+        Inspection::from_bytes(name, bytes)?.into_gguf()
     }
 
     /// What messages call this file: its path.
@@ -286,44 +139,6 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Finds a tensor's bytes. `data_offset` is where the file's tensor data starts.
-    fn locate(
-        info: &gguf_rs::Tensor,
-        data_offset: u64,
-        alignment: u64,
-        file: &FileBytes,
-    ) -> Result<Self> {
-        let tensor_type = header::tensor_type(info.kind)?;
-        let len = header::tensor_bytes(&info.shape, tensor_type)?;
-        let file_len = file.as_ref().len();
-        ensure!(
-            info.offset.is_multiple_of(alignment),
-            "its offset {} is not a multiple of the file's alignment {alignment}",
-            info.offset
-        );
-        let range = data_offset
-            .checked_add(info.offset)
-            .and_then(|start| Some(start..start.checked_add(len)?))
-            .with_context(|| format!("its offset {} is impossibly large", info.offset))?;
-        ensure!(
-            range.end <= file_len as u64,
-            "its data is at bytes {}..{}, but the file ends at byte {file_len}; it is truncated or damaged, fetch it again",
-            range.start,
-            range.end
-        );
-        Ok(Self {
-            name: info.name.clone(),
-            tensor_type,
-            shape: info
-                .shape
-                .iter()
-                .map(|&dimension| dimension as usize)
-                .collect(),
-            file: file.clone(),
-            range: range.start as usize..range.end as usize,
-        })
-    }
-
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -399,42 +214,6 @@ fn map(path: &Path) -> Result<FileBytes> {
     let file = File::open(path)?;
     let mapping = Mapping::new(&file, format!("{path:?}")).context("cannot map it into memory")?;
     Ok(FileBytes(Arc::new(mapping)))
-}
-
-/// A file name of the form `<prefix>-00001-of-00003.gguf`, as llama.cpp's gguf-split writes it.
-pub struct SplitName {
-    prefix: String,
-    /// From 1.
-    pub number: u64,
-    /// Of all parts.
-    pub count: u64,
-}
-
-impl SplitName {
-    /// `None` for the name of a file that is not split.
-    pub fn parse(path: &Path) -> Option<Self> {
-        let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
-        let (rest, count) = stem.rsplit_once("-of-")?;
-        let (prefix, number) = rest.rsplit_once('-')?;
-        let five_digits = |text: &str| {
-            let all_digits = text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-            all_digits.then(|| text.parse().ok()).flatten()
-        };
-        let (number, count) = (five_digits(number)?, five_digits(count)?);
-        (1..=count).contains(&number).then(|| Self {
-            prefix: prefix.to_owned(),
-            number,
-            count,
-        })
-    }
-
-    /// The path of part `number`, beside `path`.
-    pub fn part(&self, path: &Path, number: u64) -> PathBuf {
-        path.with_file_name(format!(
-            "{}-{number:05}-of-{:05}.gguf",
-            self.prefix, self.count
-        ))
-    }
 }
 
 /// Text from a file as a message shows it: in quotes, on one line, not endless.
