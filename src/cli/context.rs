@@ -5,40 +5,81 @@ use indicatif::HumanBytes;
 
 use super::{backend::Compute, system};
 use crate::{
-    backend::{KvFormat, KvLayout},
+    backend::{KvFormat, KvLayout, KvOptions},
     cpu,
     model::Decoder,
 };
 
-/// Tokens of context on the CPU. Asked for none, the length that the model was trained for, as far as the cache takes
-/// no more than half of the memory that is free.
+/// What the KV cache takes on the CPU, in bytes.
+pub struct CacheSize {
+    per_token: u64,
+    /// Whatever the context.
+    fixed: u64,
+}
+
+impl CacheSize {
+    pub fn new(decoder: &Decoder, options: KvOptions) -> Self {
+        let layout = KvLayout::new(
+            decoder,
+            usize::MAX,
+            cpu::CHUNK_LEN,
+            KvFormat::F32,
+            options,
+            cpu::CHUNK_LEN,
+        );
+        Self {
+            // Where every layer has a sliding window, a longer context takes no more.
+            per_token: layout.bytes_per_token().max(1) as u64,
+            fixed: layout.ring_bytes() as u64,
+        }
+    }
+
+    /// For a context of so many tokens.
+    pub fn bytes(&self, context_len: usize) -> u64 {
+        self.per_token
+            .saturating_mul(context_len as u64)
+            .saturating_add(self.fixed)
+    }
+
+    /// Tokens for which `bytes` are enough.
+    fn longest(&self, bytes: u64) -> u64 {
+        bytes.saturating_sub(self.fixed) / self.per_token
+    }
+
+    /// Tokens of context where nobody asks for any: the length that the model was trained for, as far as the cache takes no
+    /// more than half of the memory that is free.
+    pub fn automatic(&self, decoder: &Decoder) -> usize {
+        let trained = decoder.context_length;
+        let room = system::available_memory_bytes().map_or(u64::MAX, |free| self.longest(free / 2));
+        let context_len = trained
+            .min(usize::try_from(room).unwrap_or(usize::MAX))
+            .max(1);
+        if context_len < trained {
+            tracing::debug!(
+                "context: {context_len} of the model's {trained} tokens, the KV cache being held to half of the free memory"
+            );
+        }
+        context_len
+    }
+}
+
+/// Tokens of context on the CPU: those asked for, or [`CacheSize::automatic`].
 ///
 /// # Errors
 /// A context that this machine's memory could never hold.
 pub fn choose(compute: &Compute, decoder: &Decoder) -> Result<usize> {
-    let layout = KvLayout::new(
-        decoder,
-        usize::MAX,
-        cpu::CHUNK_LEN,
-        KvFormat::F32,
-        compute.kv,
-        cpu::CHUNK_LEN,
-    );
-    // Where every layer has a sliding window, a longer context takes no more.
-    let per_token = layout.bytes_per_token().max(1) as u64;
-    let fits = |bytes: u64| bytes.saturating_sub(layout.ring_bytes() as u64) / per_token;
+    let size = CacheSize::new(decoder, compute.kv);
     let Some(asked) = compute.context_len else {
-        let room = system::available_memory_bytes().map_or(u64::MAX, |bytes| fits(bytes / 2));
-        return Ok(automatic(decoder.context_length, room));
+        return Ok(size.automatic(decoder));
     };
     if let Some(total) = system::total_memory_bytes() {
-        let most = fits(total);
+        let most = size.longest(total);
         if asked as u64 > most {
             bail!(
                 "a context of {asked} tokens ({}): its KV cache takes {} a token, and this machine has {} of memory: at \
                  most {most} fit",
                 compute.context_flags,
-                HumanBytes(per_token),
+                HumanBytes(size.per_token),
                 HumanBytes(total)
             );
         }
@@ -73,16 +114,4 @@ pub fn warn_if_untrained(compute: &Compute, decoder: &Decoder) {
             decoder.context_length
         );
     }
-}
-
-fn automatic(trained: usize, room: u64) -> usize {
-    let context_len = trained
-        .min(usize::try_from(room).unwrap_or(usize::MAX))
-        .max(1);
-    if context_len < trained {
-        tracing::debug!(
-            "context: {context_len} of the model's {trained} tokens, the KV cache being held to half of the free memory"
-        );
-    }
-    context_len
 }

@@ -1,28 +1,133 @@
-//! `sharpi info`: what a model file holds, also one that cannot be run.
+//! `sharpi info`: what a model file holds, whole or not, and whether it would run here.
+
+mod memory;
+mod metadata;
+mod shape;
 
 use std::{
     collections::BTreeMap,
-    fmt::{self, Display},
-    io::{self, Write},
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
+use self::{memory::Place, shape::HyperParameters};
 use super::{
-    escape::escaped,
+    escape::{escaped, escaped_lines},
     exit::Outcome,
     output::{WRITING, write_json_line},
     resolve::ModelSource,
 };
-use crate::{
-    model::{
-        Decoder, Gguf, RopeOptions, Tokenizer, arch,
-        decoder::{KeyValues, Layer},
-    },
-    quant::TensorType,
+use crate::model::{
+    Decoder, Gguf, Tokenizer, arch,
+    gguf::{FileType, Inspection, ListedTensor, Part},
 };
+
+/// What people look up of a model that we cannot run: rows, and keys behind the architecture's prefix.
+const WELL_KNOWN: [(&str, &str); 7] = [
+    ("context length", "context_length"),
+    ("layers", "block_count"),
+    ("hidden size", "embedding_length"),
+    ("feed-forward length", "feed_forward_length"),
+    ("attention heads", "attention.head_count"),
+    ("of keys and values", "attention.head_count_kv"),
+    ("experts", "expert_count"),
+];
+
+/// More reasons and missing parts than this are counted, not listed.
+const MOST_LISTED: usize = 3;
+
+const TEMPLATE: &str = "tokenizer.chat_template";
+
+pub struct InfoRequest {
+    pub model: ModelSource,
+    pub view: View,
+    pub json: bool,
+}
+
+/// What of a file is shown.
+pub enum View {
+    Summary,
+    /// All keys, or the value of one.
+    Metadata(Option<String>),
+    /// The chat template of this name, or the one without.
+    Template(Option<String>),
+}
+
+pub fn run(request: &InfoRequest) -> Result<Outcome> {
+    let file = request.model.inspect()?;
+    let mut out = io::stdout().lock();
+    match (&request.view, request.json) {
+        (View::Template(name), _) => {
+            let template = template(file.gguf(), name.as_deref())?;
+            write_text(&mut out, template)
+        }
+        (View::Metadata(Some(key)), json) => {
+            let value = metadata::Entry::find(&file, key)?;
+            match json {
+                true => write_json_line(&mut out, &value.to_json()),
+                false => value.write_whole(&mut out),
+            }
+        }
+        (View::Metadata(None), false) => metadata::write_lines(&mut out, &file),
+        (view, json) => {
+            // Of a model with a rotation for long contexts, that one.
+            let rope = request.model.rope(Some(usize::MAX));
+            let decoder = arch::describe(file.gguf(), arch::ALL, &rope);
+            let tokenizer = Tokenizer::from_gguf(file.gguf());
+            let mut info = Info::new(&file, &decoder, &tokenizer);
+            if let View::Metadata(_) = view {
+                info.metadata = Some(metadata::to_json(&file));
+            }
+            match json {
+                true => write_json_line(&mut out, &info),
+                false => info.write_table(&mut out),
+            }
+        }
+    }
+    .context(WRITING)?;
+    Ok(Outcome::Done)
+}
+
+/// The file's chat template.
+fn template<'a>(gguf: &'a Gguf, name: Option<&str>) -> Result<&'a str> {
+    let key = match name {
+        Some(name) => format!("{TEMPLATE}.{name}"),
+        None => TEMPLATE.to_owned(),
+    };
+    gguf.str(&key)?.with_context(|| {
+        let others: Vec<_> = named_templates(gguf)
+            .map(|name| format!("--template={name}"))
+            .collect();
+        let others = match others.is_empty() {
+            true => String::new(),
+            false => format!("; there are {}", others.join(", ")),
+        };
+        format!("{} has no chat template ({key}){others}", gguf.name())
+    })
+}
+
+/// The names of templates beside the one that conversations go through.
+fn named_templates(gguf: &Gguf) -> impl Iterator<Item = &str> {
+    gguf.metadata().filter_map(|(key, value)| {
+        let name = key.strip_prefix(TEMPLATE)?.strip_prefix('.')?;
+        value.is_string().then_some(name)
+    })
+}
+
+/// Writes `text` as it is, or on a terminal without what would command that.
+fn write_text(out: &mut (impl Write + IsTerminal), text: &str) -> io::Result<()> {
+    match out.is_terminal() {
+        true => writeln!(out, "{}", escaped_lines(text.trim_end_matches('\n')))?,
+        false => out.write_all(text.as_bytes())?,
+    }
+    out.flush()
+}
 
 #[derive(Serialize)]
 struct Info<'a> {
@@ -30,174 +135,42 @@ struct Info<'a> {
     file_bytes: u64,
     name: Option<&'a str>,
     architecture: &'a str,
+    /// What the file holds: `model`, `vocabulary`, or what it says it is.
+    kind: &'a str,
+    gguf_version: u32,
     parameter_count: u64,
+    quantization: Option<&'a str>,
+    bits_per_weight: Option<f64>,
     /// `None` where the file is no model that can be run.
     hyper_parameters: Option<HyperParameters>,
     /// Why not.
     cannot_run: Option<String>,
+    /// All that is wrong with the file.
+    faults: Vec<String>,
+    missing_bytes: u64,
+    split: Option<SplitInfo<'a>>,
     tensor_types: Vec<TypeCount>,
     tokenizer: TokenizerInfo<'a>,
     chat_template: bool,
+    /// Names of further ones.
+    chat_templates: Vec<&'a str>,
     /// The file's own `general.sampling.*`, keys without that prefix.
-    sampling: BTreeMap<&'a str, &'a serde_json::Value>,
+    sampling: BTreeMap<&'a str, &'a Value>,
+    /// Where it would run, and with how much memory.
+    runs_on: Vec<Place>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Map<String, Value>>,
+    #[serde(skip)]
+    source: &'a Inspection,
 }
 
+/// Which part of a split model the file is.
 #[derive(Serialize)]
-struct HyperParameters {
-    context_length: usize,
-    block_count: usize,
-    hidden_size: usize,
-    feed_forward_length: PerLayer<usize>,
-    vocab_size: usize,
-    head_count: PerLayer<usize>,
-    head_count_kv: PerLayer<usize>,
-    head_dim: PerLayer<usize>,
-    rms_norm_epsilon: f32,
-    rope_freq_base: PerLayer<f32>,
-    rope_dimension_count: PerLayer<usize>,
-    /// Tokens that a token attends over, of layers that do not see all.
-    sliding_window: PerLayer<Option<usize>>,
-    /// Layers that read the keys and values of others.
-    shared_kv_layers: usize,
-    /// Values that a token gives to each layer.
-    token_input_length: Option<usize>,
-}
-
-impl HyperParameters {
-    fn write_rows(&self, out: &mut impl Write) -> io::Result<()> {
-        let count = |n: usize| HumanCount(n as u64);
-        row(out, "context length", count(self.context_length))?;
-        row(out, "layers", self.block_count)?;
-        row(out, "hidden size", count(self.hidden_size))?;
-        row(
-            out,
-            "feed-forward length",
-            self.feed_forward_length.map(count),
-        )?;
-        row(
-            out,
-            "attention heads",
-            format_args!(
-                "{} of {} values, {} for keys and values",
-                self.head_count, self.head_dim, self.head_count_kv
-            ),
-        )?;
-        row(
-            out,
-            "rotary embedding",
-            format_args!(
-                "{} values of a head, base {}",
-                self.rope_dimension_count, self.rope_freq_base
-            ),
-        )?;
-        let sliding = self.sliding_window.values(self.block_count);
-        let windows: Vec<usize> = sliding.flatten().collect();
-        if let Some(window) = windows.first() {
-            let (sliding, all) = (windows.len(), self.block_count);
-            let window = format!("{} tokens, in {sliding} of {all} layers", count(*window));
-            row(out, "sliding window", window)?;
-        }
-        if self.shared_kv_layers > 0 {
-            let sharing = format!("those of others in {} layers", self.shared_kv_layers);
-            row(out, "keys and values", sharing)?;
-        }
-        if let Some(len) = self.token_input_length {
-            row(
-                out,
-                "inputs of tokens",
-                format!("{} values a layer", count(len)),
-            )?;
-        }
-        row(
-            out,
-            "RMS norm epsilon",
-            format_args!("{:e}", self.rms_norm_epsilon),
-        )
-    }
-
-    fn new(gguf: &Gguf, decoder: &Decoder) -> Result<Self> {
-        let layers = &decoder.layers[..];
-        let architecture = gguf.str("general.architecture")?.unwrap_or_default();
-        let epsilon = format!("{architecture}.attention.layer_norm_rms_epsilon");
-        Ok(Self {
-            context_length: decoder.context_length,
-            block_count: layers.len(),
-            hidden_size: decoder.hidden_size,
-            feed_forward_length: PerLayer::new(layers, |layer| {
-                layer.feed_forward.gate.weights.rows()
-            }),
-            vocab_size: decoder.vocab_size,
-            head_count: PerLayer::new(layers, |layer| layer.attention.head_count),
-            head_count_kv: PerLayer::new(layers, |layer| layer.attention.head_count_kv),
-            head_dim: PerLayer::new(layers, |layer| layer.attention.head_dim),
-            rms_norm_epsilon: gguf.f64(&epsilon)?.unwrap_or_default() as f32,
-            rope_freq_base: PerLayer::new(layers, |layer| layer.attention.rope.base),
-            rope_dimension_count: PerLayer::new(layers, |layer| layer.attention.rope.dimensions),
-            sliding_window: PerLayer::new(layers, |layer| layer.attention.window),
-            shared_kv_layers: layers
-                .iter()
-                .filter(|layer| matches!(layer.attention.kv, KeyValues::SharedWith(_)))
-                .count(),
-            token_input_length: layers
-                .iter()
-                .find_map(|layer| Some(layer.token_input.as_ref()?.gate.weights.rows())),
-        })
-    }
-}
-
-/// One value where all layers have it, else that of each. Shown, it tells how many layers have which.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum PerLayer<T> {
-    Same(T),
-    Each(Vec<T>),
-}
-
-impl<T: Copy + PartialEq> PerLayer<T> {
-    fn new(layers: &[Layer], value: impl Fn(&Layer) -> T) -> Self {
-        let values: Vec<T> = layers.iter().map(value).collect();
-        match values.first() {
-            Some(&first) if values.iter().all(|&value| value == first) => Self::Same(first),
-            _ => Self::Each(values),
-        }
-    }
-}
-
-impl<T: Copy> PerLayer<T> {
-    fn values(&self, layers: usize) -> impl Iterator<Item = T> {
-        (0..layers).map(|layer| match self {
-            Self::Same(value) => *value,
-            Self::Each(values) => values[layer],
-        })
-    }
-
-    fn map<U>(&self, f: impl Fn(T) -> U) -> PerLayer<U> {
-        match self {
-            Self::Same(value) => PerLayer::Same(f(*value)),
-            Self::Each(values) => PerLayer::Each(values.iter().copied().map(f).collect()),
-        }
-    }
-}
-
-impl<T: Display> Display for PerLayer<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Same(value) => value.fmt(f),
-            Self::Each(values) => {
-                let mut counts: Vec<(String, usize)> = Vec::new();
-                for value in values.iter().map(T::to_string) {
-                    match counts.iter_mut().find(|(other, _)| *other == value) {
-                        Some((_, count)) => *count += 1,
-                        None => counts.push((value, 1)),
-                    }
-                }
-                let counts = counts
-                    .iter()
-                    .map(|(value, count)| format!("{value} (in {count})"));
-                f.write_str(&counts.collect::<Vec<_>>().join(" or "))
-            }
-        }
-    }
+struct SplitInfo<'a> {
+    part: u64,
+    parts: u64,
+    /// Files that are not there.
+    missing: &'a [PathBuf],
 }
 
 /// All tensors of one type.
@@ -207,6 +180,8 @@ struct TypeCount {
     tensor_type: &'static str,
     tensors: usize,
     bytes: u64,
+    #[serde(skip)]
+    value_count: u64,
 }
 
 #[derive(Serialize)]
@@ -223,88 +198,185 @@ struct Piece<'a> {
     piece: &'a str,
 }
 
-pub fn run(source: &ModelSource, json: bool) -> Result<Outcome> {
-    let gguf = source.open_gguf()?;
-    let tokenizer = Tokenizer::from_gguf(&gguf);
-    // Of a model with a rotation for long contexts, that one.
-    let rope = source.rope(Some(usize::MAX));
-    let info = Info::new(&gguf, &tokenizer, &rope)?;
-    let mut out = io::stdout().lock();
-    let written = match json {
-        true => write_json_line(&mut out, &info),
-        false => info.write_table(&mut out),
-    };
-    written.context(WRITING)?;
-    Ok(Outcome::Done)
-}
-
 impl<'a> Info<'a> {
-    fn new(gguf: &'a Gguf, tokenizer: &'a Result<Tokenizer>, rope: &RopeOptions) -> Result<Self> {
-        let decoder = arch::describe(gguf, arch::ALL, rope);
-        let cannot_run = decoder.as_ref().err().or(tokenizer.as_ref().err());
-        let ends = |tokenizer: &'a Tokenizer| {
-            let ends = tokenizer.end_of_generation().iter();
-            let piece = |&id| Piece {
-                id,
-                piece: tokenizer.piece(id),
-            };
-            ends.map(piece).collect()
-        };
+    fn new(
+        file: &'a Inspection,
+        decoder: &Result<Decoder>,
+        tokenizer: &'a Result<Tokenizer>,
+    ) -> Self {
+        let gguf = file.gguf();
+        // A value of another type than it should have is shown with the metadata.
+        let text = |key| gguf.str(key).ok().flatten();
+        let whole_model = decoder.as_ref().ok().filter(|_| file.faults().is_empty());
+        let of_model = decoder.as_ref().err().or(tokenizer.as_ref().err());
+        let cannot_run = file.faults().first().or(of_model);
+        let tensor_types = count_types(&file.tensors);
+        let parameter_count = sum(tensor_types.iter().map(|kind| kind.value_count));
+        let tensor_bytes = sum(tensor_types.iter().map(|kind| kind.bytes));
         let sampling = gguf
             .metadata()
             .filter_map(|(key, value)| Some((key.strip_prefix("general.sampling.")?, value)));
-        Ok(Self {
+        Self {
             file: gguf.name(),
             file_bytes: gguf.file_bytes(),
-            name: gguf.str("general.name")?,
-            architecture: gguf.str("general.architecture")?.unwrap_or_default(),
-            parameter_count: gguf
-                .tensors()
-                .map(|tensor| (tensor.row_len() * tensor.rows()) as u64)
-                .sum(),
+            name: text("general.name"),
+            architecture: text("general.architecture").unwrap_or_default(),
+            kind: kind(file),
+            gguf_version: file.version,
+            parameter_count,
+            quantization: named_quantization(gguf, &tensor_types)
+                .or_else(|| Some(dominant(&tensor_types)?.tensor_type)),
+            bits_per_weight: (parameter_count > 0)
+                .then(|| tensor_bytes as f64 * 8.0 / parameter_count as f64),
+            hyper_parameters: whole_model
+                .and_then(|decoder| HyperParameters::new(gguf, decoder).ok()),
+            runs_on: match (whole_model, cannot_run) {
+                (Some(decoder), None) => memory::places(gguf, decoder),
+                _ => Vec::new(),
+            },
             cannot_run: cannot_run.map(|error| format!("{error:#}")),
-            hyper_parameters: decoder
-                .as_ref()
-                .ok()
-                .map(|decoder| HyperParameters::new(gguf, decoder))
-                .transpose()?,
-            tensor_types: count_types(gguf),
+            faults: file
+                .faults()
+                .iter()
+                .map(|fault| format!("{fault:#}"))
+                .collect(),
+            missing_bytes: file.missing_bytes,
+            split: file.part.as_ref().map(|part| SplitInfo {
+                part: part.number,
+                parts: part.count,
+                missing: &part.missing,
+            }),
+            tensor_types,
             tokenizer: TokenizerInfo {
-                model: gguf.str("tokenizer.ggml.model")?.unwrap_or_default(),
-                pre: gguf.str("tokenizer.ggml.pre")?,
-                vocab_size: gguf.array("tokenizer.ggml.tokens")?.map_or(0, <[_]>::len),
+                model: text("tokenizer.ggml.model").unwrap_or_default(),
+                pre: text("tokenizer.ggml.pre"),
+                vocab_size: (gguf.array("tokenizer.ggml.tokens").ok().flatten())
+                    .map_or(0, <[_]>::len),
                 end_of_generation: tokenizer.as_ref().map_or_else(|_| Vec::new(), ends),
             },
-            chat_template: gguf.str("tokenizer.chat_template")?.is_some(),
+            chat_template: text(TEMPLATE).is_some(),
+            chat_templates: named_templates(gguf).collect(),
             sampling: sampling.collect(),
-        })
+            metadata: None,
+            source: file,
+        }
     }
 
     fn write_table(&self, out: &mut impl Write) -> io::Result<()> {
-        let tokenizer = &self.tokenizer;
         row(out, "file", self.file)?;
         row(out, "size", HumanBytes(self.file_bytes))?;
         row(out, "name", self.name.unwrap_or("-"))?;
-        row(out, "architecture", self.architecture)?;
-        row(out, "parameters", HumanCount(self.parameter_count))?;
-        if let Some(shape) = &self.hyper_parameters {
-            shape.write_rows(out)?;
+        let architecture = Some(self.architecture).filter(|name| !name.is_empty());
+        row(out, "architecture", architecture.unwrap_or("-"))?;
+        if self.kind != "model" {
+            row(out, "kind", self.kind)?;
         }
-        if let Some(reason) = &self.cannot_run {
-            row(out, "cannot be run", reason)?;
+        if self.parameter_count > 0 {
+            row(out, "parameters", HumanCount(self.parameter_count))?;
         }
-        for (index, kind) in self.tensor_types.iter().enumerate() {
-            let label = if index == 0 { "tensors" } else { "" };
+        if let Some(quantization) = self.quantization_text() {
+            row(out, "quantization", quantization)?;
+        }
+        match &self.hyper_parameters {
+            Some(shape) => shape.write_rows(out)?,
+            None => self.write_well_known(out)?,
+        }
+        self.write_faults(out)?;
+        self.write_tensor_types(out)?;
+        self.write_vocabulary(out)?;
+        for (key, value) in &self.sampling {
+            row(out, "sampling", format_args!("{key} {value}"))?;
+        }
+        rows(out, "runs here", self.runs_on.iter().map(Place::to_string))?;
+        if !self.runs_on.is_empty() && self.runs_on.iter().all(|place| place.device == "cpu") {
+            row(out, "", "no GPU to run it on: `sharpi devices` says why")?;
+        }
+        out.flush()
+    }
+
+    /// What the file calls its quantization, and what it is.
+    fn quantization_text(&self) -> Option<String> {
+        let dominant = dominant(&self.tensor_types)?.tensor_type;
+        let gguf = self.source.gguf();
+        let name = match named_quantization(gguf, &self.tensor_types) {
+            Some(name) => name.to_owned(),
+            None => match file_type(gguf) {
+                Some(claimed) => format!("mostly {dominant} (the file says {})", claimed.name),
+                None => format!("mostly {dominant}"),
+            },
+        };
+        let bits = self.bits_per_weight.unwrap_or_default();
+        Some(format!("{name}, {bits:.2} bits a weight"))
+    }
+
+    /// What the metadata says of a model that we cannot make one of.
+    fn write_well_known(&self, out: &mut impl Write) -> io::Result<()> {
+        for (label, key) in WELL_KNOWN {
+            let key = format!("{}.{key}", self.architecture);
+            if let Ok(Some(number)) = self.source.gguf().u64(&key) {
+                row(out, label, HumanCount(number))?;
+            } else if let Ok(entry) = metadata::Entry::find(self.source, &key) {
+                row(out, label, entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_faults(&self, out: &mut impl Write) -> io::Result<()> {
+        let Some(reason) = &self.cannot_run else {
+            return Ok(());
+        };
+        let others = self.faults.iter().skip(1).cloned();
+        let reasons: Vec<_> = [reason.clone()].into_iter().chain(others).collect();
+        rows(out, "cannot be run", listed(&reasons, String::clone))?;
+        if self.missing_bytes > 0 {
+            let expected = self.file_bytes.saturating_add(self.missing_bytes);
+            let (missing, expected) = (HumanBytes(self.missing_bytes), HumanBytes(expected));
             row(
                 out,
-                label,
+                "missing",
+                format_args!("{missing} of {expected}: is the download complete?"),
+            )?;
+        }
+        let (keys, tensors) = (self.source.keys.len(), self.source.tensors.len());
+        let (key_count, tensor_count) = (self.source.key_count, self.source.tensor_count);
+        if (keys as u64, tensors as u64) != (key_count, tensor_count) {
+            row(
+                out,
+                "header",
                 format_args!(
-                    "{:<5} {:>5}  {}",
-                    kind.tensor_type,
-                    kind.tensors,
-                    HumanBytes(kind.bytes)
+                    "{keys} of {key_count} metadata keys and {tensors} of {tensor_count} tensors can be read"
                 ),
             )?;
+        }
+        let Some(Part {
+            number,
+            count,
+            missing,
+        }) = &self.source.part
+        else {
+            return Ok(());
+        };
+        row(out, "part", format_args!("{number} of {count}"))?;
+        rows(
+            out,
+            "missing parts",
+            listed(missing, |path| path.display().to_string()),
+        )
+    }
+
+    fn write_tensor_types(&self, out: &mut impl Write) -> io::Result<()> {
+        let kinds = self.tensor_types.iter().map(|kind| {
+            let (name, bytes) = (kind.tensor_type, HumanBytes(kind.bytes));
+            format!("{name:<7} {:>5}  {bytes}", kind.tensors)
+        });
+        rows(out, "tensors", kinds)
+    }
+
+    fn write_vocabulary(&self, out: &mut impl Write) -> io::Result<()> {
+        let tokenizer = &self.tokenizer;
+        if tokenizer.vocab_size == 0 {
+            return Ok(());
         }
         row(
             out,
@@ -316,46 +388,106 @@ impl<'a> Info<'a> {
                 HumanCount(tokenizer.vocab_size as u64)
             ),
         )?;
-        let ends: Vec<_> = tokenizer
-            .end_of_generation
-            .iter()
+        let ends = tokenizer.end_of_generation.iter();
+        let ends: Vec<_> = ends
             .map(|end| format!("{} ({})", end.piece, end.id))
             .collect();
-        row(out, "end of generation", ends.join(", "))?;
-        row(
-            out,
-            "chat template",
-            if self.chat_template {
-                "yes"
-            } else {
-                "no: `run` takes --raw prompts only"
-            },
-        )?;
-        for (key, value) in &self.sampling {
-            row(out, "sampling", format_args!("{key} {value}"))?;
+        if !ends.is_empty() {
+            row(out, "end of generation", ends.join(", "))?;
         }
-        out.flush()
+        let mut template = match self.chat_template {
+            true => "yes (--template prints it)".to_owned(),
+            false => "no: `run` takes --raw prompts only".to_owned(),
+        };
+        if !self.chat_templates.is_empty() {
+            template += &format!("; by name: {}", self.chat_templates.join(", "));
+        }
+        row(out, "chat template", template)
     }
 }
 
-/// Tensors and bytes by type, the types in ggml's order.
-fn count_types(gguf: &Gguf) -> Vec<TypeCount> {
-    let mut counts: BTreeMap<TensorType, (usize, u64)> = BTreeMap::new();
-    for tensor in gguf.tensors() {
-        let (tensors, bytes) = counts.entry(tensor.tensor_type()).or_default();
-        *tensors += 1;
-        *bytes += tensor.bytes().len() as u64;
+/// What a file holds.
+fn kind(file: &Inspection) -> &str {
+    let gguf = file.gguf();
+    let text = |key| gguf.str(key).ok().flatten();
+    let has_vocabulary = gguf.get("tokenizer.ggml.tokens").is_some();
+    match text("general.type") {
+        Some(other) if other != "model" => other,
+        _ if text("general.architecture") == Some("clip") => "mmproj",
+        _ if file.tensor_count == 0 && has_vocabulary => "vocabulary",
+        _ => "model",
     }
-    let counts = counts.into_iter();
-    counts
-        .map(|(kind, (tensors, bytes))| TypeCount {
-            tensor_type: kind.name(),
-            tensors,
-            bytes,
-        })
-        .collect()
+}
+
+fn file_type(gguf: &Gguf) -> Option<FileType> {
+    FileType::from_id(gguf.u64("general.file_type").ok()??)
+}
+
+/// The quantization that the file names, unless none of its tensors has the type.
+fn named_quantization(gguf: &Gguf, types: &[TypeCount]) -> Option<&'static str> {
+    let claimed = file_type(gguf)?;
+    let mut types = types.iter();
+    types
+        .any(|kind| kind.tensor_type == claimed.tensor_type)
+        .then_some(claimed.name)
+}
+
+/// The type of most of the values.
+fn dominant(types: &[TypeCount]) -> Option<&TypeCount> {
+    types.iter().max_by_key(|kind| kind.value_count)
+}
+
+fn ends(tokenizer: &Tokenizer) -> Vec<Piece<'_>> {
+    let ends = tokenizer.end_of_generation().iter();
+    let piece = |&id| Piece {
+        id,
+        piece: tokenizer.piece(id),
+    };
+    ends.map(piece).collect()
+}
+
+/// Tensors and bytes by type, in the order of ids.
+fn count_types(tensors: &[ListedTensor]) -> Vec<TypeCount> {
+    let mut counts: BTreeMap<u32, TypeCount> = BTreeMap::new();
+    for tensor in tensors {
+        let count = counts.entry(tensor.type_id).or_insert(TypeCount {
+            tensor_type: tensor.type_name,
+            tensors: 0,
+            bytes: 0,
+            value_count: 0,
+        });
+        count.tensors += 1;
+        count.bytes = count.bytes.saturating_add(tensor.bytes);
+        count.value_count = count.value_count.saturating_add(tensor.value_count);
+    }
+    counts.into_values().collect()
+}
+
+/// Of what a file may lie about.
+fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
+}
+
+/// The first of `items`, and how many more there are.
+fn listed<T>(items: &[T], text: impl Fn(&T) -> String) -> impl Iterator<Item = String> {
+    let more = items.len().saturating_sub(MOST_LISTED);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    items.iter().take(MOST_LISTED).map(text).chain(more)
+}
+
+/// Rows of which only the first has the label.
+fn rows(
+    out: &mut impl Write,
+    label: &str,
+    values: impl IntoIterator<Item = String>,
+) -> io::Result<()> {
+    for (number, value) in values.into_iter().enumerate() {
+        row(out, if number == 0 { label } else { "" }, value)?;
+    }
+    Ok(())
 }
 
 fn row(out: &mut impl Write, label: &str, value: impl Display) -> io::Result<()> {
-    writeln!(out, "{label:<20} {}", escaped(&value.to_string()))
+    let line = format!("{label:<20} {}", escaped(&value.to_string()));
+    writeln!(out, "{}", line.trim_end())
 }

@@ -55,7 +55,7 @@ fn dispatch() -> Result<Outcome> {
     match request {
         Request::Run(request) => run::run(*request),
         Request::Batch(request) => batch::run(*request),
-        Request::Info { model, json } => info::run(&model, json),
+        Request::Info(request) => info::run(&request),
         Request::Tokenize(request) => tokenize::run(&request),
         Request::Bench(request) => bench::run(&request),
         Request::Perplexity(request) => perplexity::run(&request),

@@ -36,6 +36,7 @@ use self::{
     eviction::Eviction,
     kv_cache::KvCache,
     launches::Chunk,
+    lowering::token_groups,
     prompt::Prompt,
     region::Region,
     scratch::{ChunkScratch, INPUTS, LOGITS_LEN, Scratch},
@@ -52,7 +53,7 @@ use crate::{
 
 pub use ceiling::{gemm_ceiling, read_ceiling};
 pub use device::{ARCHS, Device, DeviceInfo, Gpus, list};
-pub use sizing::DoesNotFit;
+pub use sizing::{DoesNotFit, Needs};
 pub use tensor_types::UNIT;
 pub use weights::Matrix;
 
@@ -95,6 +96,30 @@ impl StepKernel {
     }
 }
 
+/// What a run would take.
+pub struct Plan {
+    pub needs: Needs,
+    /// Tokens of the KV cache.
+    pub context_len: usize,
+    /// Bytes that the device has free.
+    pub free: usize,
+}
+
+/// What [`CudaBackend::new`] would take now, without taking any of it.
+///
+/// # Errors
+/// [`DoesNotFit`], and a model that the kernels cannot run, as far as its tensors and operations show it.
+pub fn plan(device: &Device, decoder: &Decoder, options: &Options) -> Result<Plan> {
+    token_groups(decoder)?;
+    let (free, _) = device.memory()?;
+    let sizing::Choice { needs, context_len } = sizing::choose(device, decoder, options, free)?;
+    Ok(Plan {
+        needs,
+        context_len,
+        free,
+    })
+}
+
 /// Computes logits on a GPU.
 pub struct CudaBackend {
     device: Arc<Device>,
@@ -128,11 +153,12 @@ impl CudaBackend {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let (free, _) = device.memory()?;
-        let sizing::Choice {
-            chunk,
-            context_len,
-            tables_in,
-        } = sizing::choose(&device, &decoder, options, free)?;
+        let sizing::Choice { needs, context_len } =
+            sizing::choose(&device, &decoder, options, free)?;
+        let tables_in = needs.tables_in;
+        let chunk = Chunk {
+            tokens: needs.chunk_len,
+        };
 
         let start = Instant::now();
         let weights = DeviceWeights::upload(&device, &decoder, tables_in, progress)

@@ -44,9 +44,8 @@ pub struct Needs {
 
 /// What a run takes.
 pub struct Choice {
-    pub chunk: Chunk,
+    pub needs: Needs,
     pub context_len: usize,
-    pub tables_in: TablesIn,
 }
 
 /// A model or a context for which the GPU has no room.
@@ -115,27 +114,16 @@ pub fn choose(
     for Part { name, bytes } in &parts {
         tracing::debug!("{name}: {bytes} bytes");
     }
-    let Needs {
-        chunk_len: tokens,
-        tables_in,
-        kv_rings,
-        kv_per_token,
-        ..
-    } = needs;
     let (_, tables) = weights;
     if tables > 0 {
-        let place = match tables_in {
+        let place = match needs.tables_in {
             TablesIn::Device => "on the device",
             TablesIn::Host => "in the host's memory",
         };
         tracing::debug!("tables of which a token reads one row: {tables} bytes, {place}");
     }
-    KvLayout::log_size(context_len, kv_per_token, kv_rings);
-    Ok(Choice {
-        chunk: Chunk { tokens },
-        context_len,
-        tables_in,
-    })
+    KvLayout::log_size(context_len, needs.kv_per_token, needs.kv_rings);
+    Ok(Choice { needs, context_len })
 }
 
 /// What a run would take with each chunk and each place of tables, what is best first, and of which parts its scratch is.
@@ -217,6 +205,13 @@ fn fit(
 }
 
 impl Needs {
+    /// Of the KV cache, for a context of `context_len` tokens.
+    pub fn kv_bytes(&self, context_len: usize) -> usize {
+        // A context that nobody has memory for must not become a small number.
+        let grown = context_len.saturating_mul(self.kv_per_token);
+        grown.saturating_add(self.kv_rings)
+    }
+
     /// The longest context that fits into `free` bytes.
     fn longest(&self, free: usize) -> usize {
         let fixed = [self.weights, self.scratch, self.kv_rings, RESERVE];

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 pub use arch::{Architecture, RopeOptions};
 pub use chat_template::{ChatTemplate, Message, Prompt, TemplateOptions};
 pub use decoder::Decoder;
-pub use gguf::{Gguf, SplitName, Tensor};
+pub use gguf::{Gguf, Inspection, SplitName, Tensor};
 pub use tokenizer::Tokenizer;
 
 /// The demo model that the executable carries: 10 million parameters that tell simple stories.
@@ -44,7 +44,12 @@ impl Vocabulary {
 
 /// The built-in demo model's file.
 pub fn demo() -> Result<Gguf> {
-    Gguf::from_bytes("the built-in demo model", DEMO)
+    inspect_demo()?.into_gguf()
+}
+
+/// The same, to be looked at.
+pub fn inspect_demo() -> Result<Inspection> {
+    Inspection::from_bytes("the built-in demo model", DEMO)
 }
 
 /// Everything that a GGUF file says about a model.

@@ -9,6 +9,7 @@ mod config;
 mod ends;
 mod help;
 mod hub;
+mod info;
 mod json;
 mod logits;
 mod measure;

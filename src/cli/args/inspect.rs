@@ -4,6 +4,15 @@ use clap::Args;
 
 use super::{ModelArgs, PromptArgs};
 
+const INFO_EXAMPLES: &str = "\
+Examples:
+  sharpi info -m m.gguf
+  sharpi info -m m.gguf --metadata
+  sharpi info -m m.gguf --metadata=general.license
+  sharpi info -m m.gguf --template > chat.jinja
+
+Files that cannot be run are described as far as they can be read, and why they cannot be run.";
+
 const TOKENIZE_EXAMPLES: &str = "\
 Examples:
   sharpi tokenize -m m.gguf -p \"Hello world\"
@@ -23,7 +32,21 @@ pub struct InfoArgs {
     #[command(flatten)]
     pub model: ModelArgs,
 
-    /// Print one JSON object
+    /// Print every metadata key with its type and value, long ones abbreviated; or the whole value of KEY
+    #[arg(long, value_name = "KEY", num_args = 0..=1, require_equals = true)]
+    pub metadata: Option<Option<String>>,
+
+    /// Print the chat template as it is; or the one called NAME
+    #[arg(
+        long,
+        value_name = "NAME",
+        num_args = 0..=1,
+        require_equals = true,
+        conflicts_with_all = ["metadata", "json"]
+    )]
+    pub template: Option<Option<String>>,
+
+    /// Print one JSON object (docs/json.md describes it); with --metadata, all keys and whole values in it
     #[arg(long)]
     pub json: bool,
 }

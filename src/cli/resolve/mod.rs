@@ -32,6 +32,7 @@ use super::{
     bench::BenchRequest,
     download::Download,
     exit::UsageError,
+    info::{InfoRequest, View},
     models,
     perplexity::PerplexityRequest,
     progress,
@@ -42,10 +43,7 @@ use super::{
 pub enum Request {
     Run(Box<RunRequest>),
     Batch(Box<BatchRequest>),
-    Info {
-        model: ModelSource,
-        json: bool,
-    },
+    Info(InfoRequest),
     Tokenize(TokenizeRequest),
     Bench(BenchRequest),
     Perplexity(PerplexityRequest),
@@ -66,10 +64,15 @@ pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Requ
     Ok(match command {
         args::Command::Run(args) => Request::Run(Box::new(run::run(*args, verbosity)?)),
         args::Command::Batch(args) => Request::Batch(Box::new(batch::batch(*args, verbosity)?)),
-        args::Command::Info(args) => Request::Info {
+        args::Command::Info(args) => Request::Info(InfoRequest {
+            view: match (args.template, args.metadata) {
+                (Some(name), _) => View::Template(name),
+                (None, Some(key)) => View::Metadata(key),
+                (None, None) => View::Summary,
+            },
             model: model(args.model, None, verbosity)?,
             json: args.json,
-        },
+        }),
         args::Command::Tokenize(args) => Request::Tokenize(tokenize::tokenize(args, verbosity)?),
         args::Command::Bench(args) => Request::Bench(measure::bench(args, verbosity)?),
         args::Command::Perplexity(args) => Request::Perplexity(PerplexityRequest {

@@ -13,7 +13,7 @@ use crate::{
     },
     hub::Reference,
     model::{
-        self, Decoder, Gguf, Model, RopeOptions,
+        self, Decoder, Gguf, Inspection, Model, RopeOptions,
         arch::{self, RopeScalingType},
     },
 };
@@ -40,10 +40,15 @@ impl ModelSource {
 
     /// The file alone, whether or not it is a model that can be run.
     pub fn open_gguf(&self) -> Result<Gguf> {
+        self.inspect()?.into_gguf()
+    }
+
+    /// The same, as far as it can be read.
+    pub fn inspect(&self) -> Result<Inspection> {
         match self {
-            Self::File(path, _) => Gguf::open(path),
-            Self::Hub(download, _) => Gguf::open(&download.get()?),
-            Self::Demo => model::demo(),
+            Self::File(path, _) => Inspection::open(path),
+            Self::Hub(download, _) => Inspection::open(&download.get()?),
+            Self::Demo => model::inspect_demo(),
         }
     }
 

@@ -14,7 +14,7 @@ mod qwen3;
 mod source;
 mod unused;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 
 pub use source::{LayerSource, RopeOptions, RopeScalingType, Shape, Source};
 
@@ -55,6 +55,7 @@ pub fn describe(
     rope: &RopeOptions,
 ) -> Result<Decoder> {
     const KEY: &str = "general.architecture";
+    refuse_other_kinds(gguf)?;
     let name = gguf
         .str(KEY)?
         .with_context(|| format!("the metadata key \"{KEY}\" is missing"))?;
@@ -67,8 +68,24 @@ pub fn describe(
             supported.join(", ")
         )
     })?;
+    ensure!(
+        gguf.tensors().next().is_some(),
+        "it has no tensors: such a file holds a vocabulary, and no model"
+    );
     let source = Source::new(gguf, architecture.name, rope);
     let decoder = (architecture.describe)(&source)?;
     source.account(architecture.name)?;
     Ok(decoder)
+}
+
+/// Refuses a file that says it holds something beside a model.
+fn refuse_other_kinds(gguf: &Gguf) -> Result<()> {
+    const KEY: &str = "general.type";
+    let what = match gguf.str(KEY)? {
+        Some("adapter") => "an adapter (LoRA) for a model",
+        Some("mmproj") => "what brings images or sound to a model",
+        Some("imatrix") => "statistics to quantize a model by",
+        _ => return Ok(()),
+    };
+    bail!("it holds {what}, and no model (metadata key \"{KEY}\")")
 }

@@ -40,7 +40,8 @@ pub struct Inspection {
 /// A tensor as its file describes it.
 pub struct ListedTensor {
     pub name: String,
-    /// The name that ggml has for it, `unknown` where we know none.
+    /// As ggml counts types, and its name for it, `unknown` where we know none.
+    pub type_id: u32,
     pub type_name: &'static str,
     /// Values, as far as they can be counted.
     pub value_count: u64,
@@ -170,6 +171,7 @@ impl Inspection {
                 let gap = offsets.get(next).map_or(0, |next| next - info.offset);
                 ListedTensor {
                     name: info.name.to_string(),
+                    type_id: info.type_id,
                     type_name: header::type_name(info.type_id),
                     value_count: (info.shape.iter())
                         .fold(1, |product, &len| u64::saturating_mul(product, len)),
