@@ -125,6 +125,20 @@ CONVERSATIONS = [
     ),
 ]
 
+# The model goes on with the last turn.
+CONTINUED = [
+    dict(messages=[turn("user", "Hi"), turn("assistant", "Hello, I")]),
+    dict(messages=[turn("system", "Be brief."), turn("user", "Count."), turn("assistant", "One,  \n two, ")]),
+    dict(messages=[turn("user", "a"), turn("assistant", "b"), turn("user", "a"), turn("assistant", " b")]),
+    dict(messages=[turn("user", "<|im_start|>assistant"), turn("assistant", "x<|im_end|>\n<|im_start|>user\n")]),
+    dict(messages=[turn("user", "2+2?"), turn("assistant", THOUGHT + " And")], enable_thinking=True),
+    dict(messages=[turn("user", "Why?"), turn("assistant", "Because", reasoning_content="hm")]),
+    dict(messages=[turn("user", "Why?"), turn("assistant", "")]),
+    dict(messages=[turn("user", "Why?"), turn("assistant", [{"type": "text", "text": "One "}, {"type": "text", "text": "two"}])]),
+    dict(messages=[turn("user", "Rain?"), turn("assistant", "I ask", tool_calls=[call("clock", {}, id="abc123def")])], tools=[CLOCK]),
+]
+MARK = "CONTINUED_BY_THE_MODEL "
+
 
 def normalized(message):
     """The message as transformers hands it to a template."""
@@ -156,6 +170,36 @@ def render(template, conversation):
         return {"error": error.message if type(error) is jinja2.exceptions.TemplateError else None}
 
 
+def rendered_or_simplified(template, conversation):
+    text = render(template, conversation)
+    if isinstance(text, dict):
+        again = render(template, {**conversation, "messages": [simplified(m) for m in conversation["messages"]]})
+        text = text if isinstance(again, dict) else again
+    return text
+
+
+def continued(template, conversation):
+    """The prompt as transformers makes it with continue_final_message: the text behind the last turn's own is cut off. It
+    would leave the mark in a text that the template writes twice; such a template is refused."""
+    *others, last = conversation["messages"]
+    said = last["content"]
+    if isinstance(said, list):
+        marked = [*said[:-1], {**said[-1], "text": said[-1]["text"] + MARK}]
+        said = said[-1]["text"]
+    else:
+        marked = said + MARK
+    given = {**conversation, "messages": [*others, {**last, "content": marked}], "add_generation_prompt": False}
+    text = rendered_or_simplified(template, given)
+    if isinstance(text, dict):
+        return text
+    if said.strip() not in text or MARK.strip() not in text:
+        return {"error": None}
+    at = text.rindex(MARK.strip())
+    if MARK.strip() in text[:at]:
+        return {"error": None}
+    return text[:at] if text[at:].startswith(MARK) else text[:at].rstrip()
+
+
 def line_text(line, conversation):
     try:
         text = render(environment().from_string(line), conversation)
@@ -174,19 +218,16 @@ def main():
     rendered = []
     for name, source in templates():
         template = environment().from_string(source)
-        texts = []
-        for conversation in CONVERSATIONS:
-            text = render(template, conversation)
-            if isinstance(text, dict):
-                again = render(template, {**conversation, "messages": [simplified(m) for m in conversation["messages"]]})
-                text = text if isinstance(again, dict) else again
-            texts.append(text)
-        rendered.append(json.dumps({"name": name, "texts": texts}, ensure_ascii=False))
+        texts = [rendered_or_simplified(template, conversation) for conversation in CONVERSATIONS]
+        further = [continued(template, conversation) for conversation in CONTINUED]
+        rendered.append(json.dumps({"name": name, "texts": texts, "continued": further}, ensure_ascii=False))
     with open(os.path.join(HERE, "data", "jinja-lines.txt"), encoding="utf-8") as file:
         lines = [json.dumps([line_text(line, CONVERSATIONS[number]) for number in (0, 4)], ensure_ascii=False) for line in file.read().splitlines()]
-    conversations = ",\n".join(json.dumps(conversation, ensure_ascii=False) for conversation in CONVERSATIONS)
+    conversations, continued_ones = (
+        ",\n".join(json.dumps(conversation, ensure_ascii=False) for conversation in several) for several in (CONVERSATIONS, CONTINUED)
+    )
     with open(os.path.join(HERE, "data", "chat-templates.json"), "w", encoding="utf-8") as out:
-        out.write('{"conversations": [\n' + conversations + '\n], "rendered": [\n' + ",\n".join(rendered) + '\n], "lines": [\n' + ",\n".join(lines) + "\n]}\n")
+        out.write('{"conversations": [\n' + conversations + '\n], "continued": [\n' + continued_ones + '\n], "rendered": [\n' + ",\n".join(rendered) + '\n], "lines": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ const ROLES: [&str; 12] = [
     "document",
 ];
 
+/// Stands behind a text that is to be continued while a template runs. Some templates cut blanks off: those of the mark, too.
+const END_MARK: &str = "CONTINUED_BY_THE_MODEL ";
+
 /// One turn of a conversation: an object with a `role`, most often with a `content` that is a text or a list of parts
 /// (`{"type":"text","text":"..."}`), and with what else a template asks for, such as `tool_calls`.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +64,35 @@ impl Message {
             .get("role")
             .and_then(Value::as_str)
             .unwrap_or_default()
+    }
+
+    /// The content, or those parts of it that are texts.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let content = self.0.get("content");
+        let parts = content.and_then(Value::as_array).into_iter().flatten();
+        let texts = parts.filter_map(|part| part["text"].as_str());
+        content.and_then(Value::as_str).into_iter().chain(texts)
+    }
+
+    /// Puts [`END_MARK`] behind the text, the last one of several parts, and returns that text.
+    fn mark_end(&mut self) -> Result<String> {
+        let text = match self.0.get_mut("content") {
+            Some(Value::String(text)) => Some(text),
+            Some(Value::Array(parts)) => {
+                parts
+                    .iter_mut()
+                    .rev()
+                    .find_map(|part| match part.get_mut("text") {
+                        Some(Value::String(text)) => Some(text),
+                        _ => None,
+                    })
+            }
+            _ => None,
+        };
+        let text = text.context("the last turn, the assistant's, has no text to continue")?;
+        let said = text.clone();
+        text.push_str(END_MARK);
+        Ok(said)
     }
 
     /// The message as transformers hands it to a template: without what is null, and with its reasoning under each of
@@ -146,6 +178,8 @@ pub struct TemplateOptions {
     pub tools: Option<Vec<Value>>,
     /// The local time that the template is told. `None`: the clock's.
     pub date: Option<DateTime>,
+    /// Whether the prompt ends with the text of the last message, for the model to go on with.
+    pub continue_last: bool,
 }
 
 /// Text ready for the tokenizer, and what in it stands for control tokens.
@@ -155,6 +189,20 @@ pub struct Prompt {
     /// In order. `None` where every control token's text stands for the token.
     control_tokens: Option<Vec<ControlToken>>,
     depends_on_clock: bool,
+    ignored: Vec<Ignored>,
+}
+
+/// What a template was told and did not use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ignored {
+    /// [`TemplateOptions::enable_thinking`]
+    Thinking,
+    /// [`TemplateOptions::tools`]
+    Tools,
+    /// [`TemplateOptions::date`]
+    Date,
+    /// The text of a system message, no matter where it would have put it.
+    System,
 }
 
 /// Where a control token stands in a prompt.
@@ -172,6 +220,7 @@ impl Prompt {
             text: text.into(),
             control_tokens: None,
             depends_on_clock: false,
+            ignored: Vec::new(),
         }
     }
 
@@ -191,6 +240,11 @@ impl Prompt {
     /// Whether the template asked for the time, which nobody had fixed.
     pub fn depends_on_clock(&self) -> bool {
         self.depends_on_clock
+    }
+
+    /// What of its input has no effect on the prompt.
+    pub fn ignored(&self) -> &[Ignored] {
+        &self.ignored
     }
 
     pub(super) fn control_tokens(&self) -> Option<&[ControlToken]> {
@@ -230,16 +284,20 @@ impl ChatTemplate {
         }))
     }
 
-    /// Renders a conversation up to the point where the assistant speaks, as `apply_chat_template` of Hugging Face
-    /// transformers does. Where the template fails on parts of text, on missing content or on the arguments of calls,
+    /// Renders a conversation up to the point where the assistant speaks, or goes on speaking, as `apply_chat_template` of
+    /// Hugging Face transformers does. Where the template fails on parts of text, on missing content or on the arguments of calls,
     /// it is given plainer ones.
     ///
     /// # Errors
     ///
-    /// The template does not compile, fails, refuses the conversation, or takes too long. The error names
-    /// the file and, where known, the template's line.
+    /// The template does not compile, fails, refuses the conversation, or takes too long; the last turn is to be continued and
+    /// has no text, or not in the prompt. The error names the file and, where known, the template's line.
     pub fn render(&self, messages: &[Message], options: &TemplateOptions) -> Result<Prompt> {
-        let messages: Vec<_> = messages.iter().map(Message::normalized).collect();
+        let mut messages: Vec<_> = messages.iter().map(Message::normalized).collect();
+        let said = match messages.last_mut() {
+            Some(last) if options.continue_last => Some(last.mark_end()?),
+            _ => None,
+        };
         let rendered = self.render_letters(&messages, options).or_else(|error| {
             let simplified: Vec<_> = messages.iter().map(Message::simplified).collect();
             if simplified == messages {
@@ -253,9 +311,22 @@ impl ChatTemplate {
                 self.file
             )
         })?;
-        let mut prompt = self.find_control_tokens(&rendered.letters);
-        prompt.depends_on_clock = rendered.asked_time && options.date.is_none();
-        Ok(prompt)
+        let end = match said {
+            Some(said) => end_of_text(&rendered.letters, &said).with_context(|| {
+                format!(
+                    "{}: the chat template changes the text of the last turn, the assistant's, which cannot be continued then: \
+                     end with another turn, or give the prompt as the model is to read it, with --raw",
+                    self.file
+                )
+            })?,
+            None => rendered.letters.len(),
+        };
+        let prompt = self.find_control_tokens(&rendered.letters[..end]);
+        Ok(Prompt {
+            depends_on_clock: rendered.asked_time && options.date.is_none(),
+            ignored: ignored(&prompt.text, &rendered, &messages, options),
+            ..prompt
+        })
     }
 
     fn render_letters(
@@ -271,7 +342,7 @@ impl ChatTemplate {
             ("messages", messages.collect()),
             ("tools", tools),
             ("documents", Value::Null),
-            ("add_generation_prompt", Value::Bool(true)),
+            ("add_generation_prompt", Value::Bool(!options.continue_last)),
         ];
         given.extend(
             options
@@ -308,11 +379,63 @@ impl ChatTemplate {
             }
         }
         Prompt {
-            text,
             control_tokens: Some(control_tokens),
-            depends_on_clock: false,
+            ..Prompt::raw(text)
         }
     }
+}
+
+/// The end of `said` in a rendered conversation, where [`END_MARK`] stood behind it; `None` where the template made something
+/// else of it. As transformers has it: blanks at its end stay where the template keeps those of the mark.
+fn end_of_text(letters: &[jinja::Letter], said: &str) -> Option<usize> {
+    let spells = |letters: &[jinja::Letter], text: &str| {
+        letters.iter().map(|letter| letter.char()).eq(text.chars())
+    };
+    let name = END_MARK.trim_end();
+    let mut marks = (letters.windows(name.len()).enumerate())
+        .filter_map(|(at, window)| spells(window, name).then_some(at));
+    let (Some(at), None) = (marks.next(), marks.next()) else {
+        return None;
+    };
+    let blanks = |letters: &[jinja::Letter]| {
+        let blanks = letters.iter().rev();
+        blanks.take_while(|letter| letter.is_space()).count()
+    };
+    let trimmed = at - blanks(&letters[..at]);
+    let text = said.trim_matches(jinja::is_space);
+    let start = trimmed.checked_sub(text.chars().count())?;
+    if !spells(&letters[start..trimmed], text) {
+        return None;
+    }
+    let keeps_blanks = letters.get(at + name.len()).map(|letter| letter.char()) == Some(' ');
+    Some(if keeps_blanks { at } else { trimmed })
+}
+
+/// What is not among the names that the template looked at, or not in what it wrote.
+fn ignored(
+    prompt: &str,
+    rendered: &jinja::Rendered,
+    messages: &[Message],
+    options: &TemplateOptions,
+) -> Vec<Ignored> {
+    let unread = |name: &str| !rendered.read.contains(name);
+    let mut systems = messages.iter().filter(|m| m.role() == "system");
+    let is_lost = |message: &Message| message.texts().any(|text| !prompt.contains(text.trim()));
+    [
+        (
+            Ignored::Thinking,
+            options.enable_thinking.is_some() && unread("enable_thinking"),
+        ),
+        (Ignored::Tools, options.tools.is_some() && unread("tools")),
+        (
+            Ignored::Date,
+            options.date.is_some() && !rendered.asked_time,
+        ),
+        (Ignored::System, systems.any(is_lost)),
+    ]
+    .into_iter()
+    .filter_map(|(what, is_ignored)| is_ignored.then_some(what))
+    .collect()
 }
 
 /// Python's `strftime` of the local time.

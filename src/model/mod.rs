@@ -13,7 +13,7 @@ use std::{path::Path, sync::Arc};
 use anyhow::{Context, Result};
 
 pub use arch::{Architecture, RopeOptions};
-pub use chat_template::{ChatTemplate, Message, Prompt, TemplateOptions};
+pub use chat_template::{ChatTemplate, Ignored, Message, Prompt, TemplateOptions};
 pub use decoder::Decoder;
 pub use gguf::{Gguf, Inspection, SplitName, Tensor};
 pub use tokenizer::Tokenizer;

@@ -15,6 +15,7 @@ mod logits;
 mod measure;
 mod model;
 mod pipes;
+mod templates;
 mod text;
 mod usage;
 

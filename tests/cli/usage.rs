@@ -138,10 +138,6 @@ fn failures_exit_1_and_say_what_is_wrong_and_with_what() {
     dir.file("empty.json", "[]");
     dir.file("broken.json", "[{");
     dir.file("unknown.json", r#"[{"role":"user","contents":"x"}]"#);
-    dir.file(
-        "answered.json",
-        r#"[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]"#,
-    );
     let cases: &[(&[&str], &[&str])] = &[
         (
             &["run", "-p", "x", "-m", "missing.gguf"],
@@ -176,10 +172,6 @@ fn failures_exit_1_and_say_what_is_wrong_and_with_what() {
         (
             &["run", "--messages", "unknown.json"],
             &["unknown.json", "content"],
-        ),
-        (
-            &["run", "--messages", "answered.json"],
-            &["answered.json", "assistant"],
         ),
         (
             &["run", "-p", "x", "--device", "cuda:99"],

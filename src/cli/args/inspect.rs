@@ -21,11 +21,6 @@ Examples:
 
 Without --chat the text is taken byte for byte, trailing newlines included.";
 
-const INFO_EXAMPLES: &str = "\
-Examples:
-  sharpi info -m m.gguf
-  sharpi info -m m.gguf --json | jq .tensor_types";
-
 #[derive(Debug, Args)]
 #[command(args_override_self = true, after_help = INFO_EXAMPLES)]
 pub struct InfoArgs {

@@ -6,13 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::de::DeserializeOwned;
 
 use super::usage;
 use crate::{
-    cli::args::{PromptArgs, TemplateArgs},
-    model::{ChatTemplate, Message, Prompt, TemplateOptions, Vocabulary},
+    cli::{
+        args::{PromptArgs, TemplateArgs},
+        escape::escaped,
+    },
+    model::{ChatTemplate, Ignored, Message, Prompt, TemplateOptions, Vocabulary},
 };
 
 /// The text that a model is to read.
@@ -51,8 +54,29 @@ impl Input {
                         "the chat template asks what day it is, so the prompt changes with the day; --date fixes it"
                     );
                 }
+                for ignored in prompt.ignored() {
+                    tracing::warn!("{}", without_effect(*ignored, &escaped(name)));
+                }
                 Ok(prompt)
             }
+        }
+    }
+}
+
+/// What is said where the template of the file called `name` makes no use of something.
+fn without_effect(ignored: Ignored, name: &str) -> String {
+    match ignored {
+        Ignored::Thinking => format!(
+            "--no-think has no effect: the chat template of {name} does not ask for enable_thinking in this conversation"
+        ),
+        Ignored::Tools => {
+            format!("--tools has no effect: the chat template of {name} does not look at tools")
+        }
+        Ignored::Date => {
+            format!("--date has no effect: the chat template of {name} does not ask what day it is")
+        }
+        Ignored::System => {
+            format!("the chat template of {name} leaves a system message out of the prompt")
         }
     }
 }
@@ -78,8 +102,11 @@ pub fn chat(args: PromptArgs) -> Result<Input> {
         }
     };
     Ok(Input::Chat {
+        options: TemplateOptions {
+            continue_last: is_begun(&messages),
+            ..template_options(args.template)?
+        },
         messages,
-        options: template_options(args.template)?,
     })
 }
 
@@ -89,6 +116,7 @@ pub fn template_options(args: TemplateArgs) -> Result<TemplateOptions> {
         enable_thinking: args.no_think.then_some(false),
         tools: args.tools.map(|path| read_tools(&path)).transpose()?,
         date: args.date,
+        continue_last: false,
     })
 }
 
@@ -125,15 +153,17 @@ fn read_messages(path: &Path) -> Result<Vec<Message>> {
     Ok(messages)
 }
 
-/// Refuses a conversation that asks for no answer.
+/// Refuses a conversation of no turns.
 pub fn check_turns(messages: &[Message]) -> Result<()> {
-    match messages.last() {
-        Some(last) if last.role() == "assistant" => {
-            bail!("the last turn is the assistant's; end with the turn to answer")
-        }
-        Some(_) => Ok(()),
-        None => bail!("the conversation has no turns"),
-    }
+    ensure!(!messages.is_empty(), "the conversation has no turns");
+    Ok(())
+}
+
+/// Whether the last turn is the answer's beginning, which the model is to go on with.
+pub fn is_begun(messages: &[Message]) -> bool {
+    messages
+        .last()
+        .is_some_and(|last| last.role() == "assistant")
 }
 
 fn read_tools(path: &Path) -> Result<Vec<serde_json::Value>> {

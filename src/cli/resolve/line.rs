@@ -7,7 +7,10 @@ use clap::{Arg, Args, Command, FromArgMatches};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{Input, SamplingFlags, input::check_turns};
+use super::{
+    Input, SamplingFlags,
+    input::{check_turns, is_begun},
+};
 use crate::{
     cli::args::{self, SamplingArgs},
     model::{Message, TemplateOptions},
@@ -113,8 +116,8 @@ impl LineFlags {
         let date: Option<String> = fields.take("date")?;
         let date = date.map(|date| args::date(&date)).transpose();
         Ok(Input::Chat {
-            messages,
             options: TemplateOptions {
+                continue_last: is_begun(&messages),
                 enable_thinking: match no_think {
                     Some(no_think) => no_think.then_some(false),
                     None => self.options.enable_thinking,
@@ -124,6 +127,7 @@ impl LineFlags {
                     .map_err(|expected| anyhow!("date: {expected}"))?
                     .or(self.options.date),
             },
+            messages,
         })
     }
 }

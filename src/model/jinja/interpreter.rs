@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     rc::{Rc, Weak},
 };
 
@@ -28,6 +28,8 @@ pub struct Rendered {
     pub letters: Vec<Letter>,
     /// Whether it asked for the time.
     pub asked_time: bool,
+    /// The names whose values it looked at.
+    pub read: HashSet<String>,
 }
 
 pub fn render(body: &Body, input: &Input) -> Result<Rendered> {
@@ -44,11 +46,13 @@ pub fn render(body: &Body, input: &Input) -> Result<Rendered> {
         nested: 0,
         out: Builder::default(),
         asked_time: false,
+        read: HashSet::new(),
     };
     interpreter.run(body, &root)?;
     Ok(Rendered {
         letters: interpreter.out.finish(),
         asked_time: interpreter.asked_time,
+        read: interpreter.read,
     })
 }
 
@@ -148,6 +152,7 @@ pub struct Interpreter<'a> {
     nested: usize,
     out: Builder,
     pub asked_time: bool,
+    read: HashSet<String>,
 }
 
 impl Interpreter<'_> {
@@ -381,7 +386,12 @@ impl Interpreter<'_> {
     fn expression(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         match expr {
             Expr::Constant(value) => Ok(value.clone()),
-            Expr::Name(name) => Ok(lookup(name, scope)),
+            Expr::Name(name) => {
+                if !self.read.contains(name) {
+                    self.read.insert(name.clone());
+                }
+                Ok(lookup(name, scope))
+            }
             Expr::List(items) => Value::list(self.all(items, scope)?),
             Expr::Tuple(items) => Value::tuple(self.all(items, scope)?),
             Expr::Dict(entries) => {

@@ -25,7 +25,7 @@ use std::{fmt, thread};
 use anyhow::anyhow;
 
 pub use interpreter::Rendered;
-pub use text::Letter;
+pub use text::{Letter, is_space};
 
 /// Room for as deep a nesting as the parser and the interpreter allow.
 const STACK_BYTES: usize = 128 << 20;
