@@ -11,7 +11,7 @@ use common::{
 use sharpi::{
     backend::{Backend, KvOptions, Tiles},
     cpu::CpuBackend,
-    cuda::{CudaBackend, Device, Options, StepKernel},
+    cuda::{self, CudaBackend, Device, Options, StepKernel},
     engine::{
         GenerateOptions, Observer, Sampler, SamplingParams, Session, TokenEvent, Trace, evaluate,
         generate, made_up_tokens,
@@ -21,7 +21,7 @@ use sharpi::{
 };
 
 fn main() {
-    let tests: [Test; 22] = [
+    let tests: [Test; 23] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
             graph_and_direct_logits_are_the_same_bits,
@@ -78,6 +78,7 @@ fn main() {
             "weights_take_little_more_than_the_file",
             weights_take_little_more_than_the_file,
         ),
+        ("a_plan_is_what_a_run_takes", a_plan_is_what_a_run_takes),
         (
             "a_context_that_does_not_fit_is_refused_with_every_part",
             a_context_that_does_not_fit_is_refused_with_every_part,
@@ -669,6 +670,19 @@ fn weights_take_little_more_than_the_file() -> TestResult {
         device <= file + file / 20,
         format!("{device} bytes on the device for a file of {file}"),
     )
+}
+
+fn a_plan_is_what_a_run_takes() -> TestResult {
+    let model = demo();
+    let device = Device::open(0)?;
+    let allocations = device.allocations();
+    let plan = cuda::plan(&device, &model.decoder, &Options::default())?;
+    check(device.allocations() == allocations, "planning takes memory")?;
+    let run = gpu::open(&model, &Options::default())?;
+    let planned = (plan.context_len, plan.needs.chunk_len, plan.needs.weights);
+    let limits = run.limits();
+    let taken = (limits.context_len, limits.chunk_len, run.weights_bytes());
+    check(planned == taken, format!("{planned:?} is not {taken:?}"))
 }
 
 fn a_context_that_does_not_fit_is_refused_with_every_part() -> TestResult {

@@ -634,3 +634,14 @@ fn templates_are_printed_as_they_are() {
     assert!(none.error(1).contains("has no chat template"), "{none:?}");
     info(&["--template", "--json"]).error(2);
 }
+
+#[test]
+fn a_model_needs_no_flag() {
+    let dir = Dir::new();
+    dir.file("m.gguf", qwen3().to_bytes());
+    let told = dir.run(&["info", "m.gguf", "--metadata=general.name"]);
+    assert_eq!(told.stdout(), "random qwen3\n");
+    let tokens = dir.run(&["tokenize", "m.gguf", "-p", "x"]);
+    assert_eq!(tokens.stdout(), "120\tx\n");
+    dir.run(&["info", "m.gguf", "-m", "m.gguf"]).error(2);
+}

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{ModelArgs, PromptArgs};
+use super::{OneModelArgs, PromptArgs};
 
 const INFO_EXAMPLES: &str = "\
 Examples:
@@ -25,7 +25,7 @@ Without --chat the text is taken byte for byte, trailing newlines included.";
 #[command(args_override_self = true, after_help = INFO_EXAMPLES)]
 pub struct InfoArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: OneModelArgs,
 
     /// Print every metadata key with its type and value, long ones abbreviated; or the whole value of KEY
     #[arg(long, value_name = "KEY", num_args = 0..=1, require_equals = true)]
@@ -50,7 +50,7 @@ pub struct InfoArgs {
 #[command(args_override_self = true, after_help = TOKENIZE_EXAMPLES)]
 pub struct TokenizeArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: OneModelArgs,
 
     #[command(flatten)]
     pub prompt: PromptArgs,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    MachineArgs, ModelArgs, RopeArgs,
+    MachineArgs, OneModelArgs, RopeArgs,
     values::{at_least_one, some_tokens, tokens, window},
 };
 
@@ -20,7 +20,7 @@ Rows are named as in llama-bench: pp512 reads a prompt of 512 tokens, tg128@d409
 #[command(args_override_self = true, after_help = BENCH_EXAMPLES)]
 pub struct BenchArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: OneModelArgs,
 
     /// Read prompts of N tokens; 0: none
     #[arg(
@@ -90,7 +90,7 @@ Examples:
 #[command(args_override_self = true, after_help = PERPLEXITY_EXAMPLES)]
 pub struct PerplexityArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: OneModelArgs,
 
     /// The text (-: standard input)
     #[arg(short, long, value_name = "FILE")]
@@ -122,7 +122,7 @@ Examples:
 #[command(args_override_self = true, after_help = VERIFY_EXAMPLES)]
 pub struct VerifyArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: OneModelArgs,
 
     /// What to begin with
     #[arg(

@@ -21,7 +21,7 @@ pub use hub::{ModelsArgs, PullArgs};
 pub use inspect::{InfoArgs, TokenizeArgs};
 pub use machine::{Device, MachineArgs};
 pub use measure::{BenchArgs, PerplexityArgs, VerifyArgs};
-pub use model::{ModelArgs, RopeArgs, RopeScaling};
+pub use model::{ModelArgs, OneModelArgs, RopeArgs, RopeScaling};
 pub use prompt::{GenerationArgs, PromptArgs, SamplingArgs, TemplateArgs};
 pub use run::RunArgs;
 pub use values::{count, date};
@@ -158,11 +158,11 @@ impl Command {
         match self {
             Self::Run(args) => Some(&mut args.model),
             Self::Batch(args) => Some(&mut args.model),
-            Self::Info(args) => Some(&mut args.model),
-            Self::Tokenize(args) => Some(&mut args.model),
-            Self::Bench(args) => Some(&mut args.model),
-            Self::Perplexity(args) => Some(&mut args.model),
-            Self::Verify(args) => Some(&mut args.model),
+            Self::Info(args) => Some(&mut args.model.flags),
+            Self::Tokenize(args) => Some(&mut args.model.flags),
+            Self::Bench(args) => Some(&mut args.model.flags),
+            Self::Perplexity(args) => Some(&mut args.model.flags),
+            Self::Verify(args) => Some(&mut args.model.flags),
             Self::Pull(_)
             | Self::Models(_)
             | Self::Devices

@@ -24,6 +24,26 @@ pub struct ModelArgs {
     pub default: Option<PathBuf>,
 }
 
+/// The model of a command that takes nothing else without a flag.
+#[derive(Debug, Args)]
+pub struct OneModelArgs {
+    /// In the place of --model
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    argument: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub flags: ModelArgs,
+}
+
+impl From<OneModelArgs> for ModelArgs {
+    fn from(args: OneModelArgs) -> Self {
+        Self {
+            model: args.argument.or(args.flags.model),
+            ..args.flags
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Positions (defaults come from the model file)")]
 pub struct RopeArgs {

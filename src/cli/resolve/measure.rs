@@ -51,7 +51,7 @@ pub fn bench(args: BenchArgs, verbosity: &VerbosityArgs) -> Result<BenchRequest>
             true => with_graph("--compare-graph", compute)?,
             false => compute,
         },
-        model: model(args.model, Some(args.rope), verbosity)?,
+        model: model(args.model.into(), Some(args.rope), verbosity)?,
         workloads,
         repetitions: args.repetitions,
         compare_graph: args.compare_graph,

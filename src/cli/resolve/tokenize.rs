@@ -36,7 +36,7 @@ pub fn tokenize(args: TokenizeArgs, verbosity: &VerbosityArgs) -> Result<Tokeniz
         } else {
             Input::Raw(text(&args.prompt)?)
         },
-        model: model(args.model, None, verbosity)?,
+        model: model(args.model.into(), None, verbosity)?,
         json: args.json,
     })
 }
