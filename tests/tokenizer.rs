@@ -694,7 +694,7 @@ fn a_broken_vocabulary_is_refused_with_the_entry_at_fault() {
         set(&mut vocabulary, &format!("tokenizer.ggml.{key}"), value);
         let error = refusal(vocabulary);
         assert!(
-            error.starts_with("test.gguf: reading the tokenizer: tokenizer.ggml."),
+            error.starts_with("reading the tokenizer: tokenizer.ggml."),
             "{error}"
         );
         assert!(error.contains(expected), "{error}");
@@ -740,7 +740,7 @@ fn shuffled_vocabularies_end_in_ids_or_an_error() {
             Err(error) => {
                 let error = format!("{error:#}");
                 assert!(
-                    error.starts_with("test.gguf: reading the tokenizer: tokenizer.ggml."),
+                    error.starts_with("reading the tokenizer: tokenizer.ggml."),
                     "{error}"
                 );
                 refused += 1;

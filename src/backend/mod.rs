@@ -4,6 +4,8 @@ mod eviction;
 mod kv_layout;
 mod sampling;
 
+use std::ops::ControlFlow;
+
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
@@ -50,6 +52,10 @@ pub struct Results<'a> {
     pub logits: &'a [f32],
 }
 
+/// Hears, while a batch is being computed, which part of its work is done, from 0 to 1, from whichever thread computes. Where
+/// it breaks, computing ends early.
+pub type Watch<'a> = &'a mut (dyn FnMut(f64) -> ControlFlow<()> + Send);
+
 /// How many tokens a backend takes, at most where nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -87,6 +93,15 @@ pub trait Backend {
     /// # Errors
     /// A batch that the limits do not allow or of whose context something is forgotten, and whatever the device meets.
     fn compute(&mut self, batch: Batch) -> Result<Results<'_>>;
+
+    /// As [`compute`](Self::compute), for a backend that takes seconds: `watch` hears of it again and again. `None` where it
+    /// broke: the batch's positions, like all behind them, are forgotten.
+    ///
+    /// # Errors
+    /// The same.
+    fn compute_watched(&mut self, batch: Batch, _watch: Watch) -> Result<Option<Results<'_>>> {
+        self.compute(batch).map(Some)
+    }
 
     /// Whether the device can choose tokens so by itself.
     fn chooses(&self, _sampling: &SamplingParams) -> bool {

@@ -1,5 +1,7 @@
 //! How tokens are chosen, as the host's sampler and a device that chooses by itself share it.
 
+use std::fmt;
+
 use anyhow::{Result, anyhow};
 
 /// How the next token is chosen. The filters apply in llama.cpp's order: penalties, top-k, top-p, min-p, temperature.
@@ -27,6 +29,34 @@ pub struct SamplingParams {
 impl SamplingParams {
     pub fn has_penalties(&self) -> bool {
         self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
+
+impl fmt::Display for SamplingParams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repeat_penalty,
+            repeat_last_n,
+            presence_penalty,
+            frequency_penalty,
+            seed,
+        } = self;
+        write!(
+            f,
+            "temperature {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}, "
+        )?;
+        if self.has_penalties() {
+            write!(
+                f,
+                "penalties over {repeat_last_n} tokens (repeat {repeat_penalty}, presence {presence_penalty}, \
+                 frequency {frequency_penalty}), "
+            )?;
+        }
+        write!(f, "seed {seed}")
     }
 }
 

@@ -68,16 +68,14 @@ impl Compute {
         );
         let gguf = model.open_gguf()?;
         let decoder = model.describe(&gguf, self.context_len)?;
-        drop(spinner);
         let reading = thread::spawn(move || {
-            let name = gguf.name().to_owned();
-            let vocabulary =
-                Vocabulary::from_gguf(gguf).with_context(|| format!("cannot load {name}"))?;
+            let vocabulary = Vocabulary::from_gguf(gguf)?;
             let read = read(&vocabulary)?;
             anyhow::Ok((vocabulary, read))
         });
         let backend = opening.load(&decoder);
         let read = reading.join();
+        drop(spinner);
         let session = Session::new(backend?);
         let (vocabulary, read) =
             read.map_err(|_| anyhow!("reading the vocabulary ended the thread that did it"))??;

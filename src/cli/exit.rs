@@ -8,7 +8,14 @@ use std::{
 
 use anyhow::{Context, Error, Result};
 
-use super::{escape::escaped_lines, output::WRITING, stdout};
+use clap::builder::styling::Styles;
+
+use super::{
+    escape::escaped_lines,
+    messages::{StandardError, error_mark, styled},
+    output::WRITING,
+    stdout,
+};
 
 pub const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
@@ -56,14 +63,17 @@ pub fn code(result: Result<Outcome>) -> ExitCode {
         };
     }
     let usage = error.is::<UsageError>();
-    let hint = if usage {
-        "\n\nFor more information, try '--help'."
-    } else {
-        ""
+    let hint = match usage {
+        true => {
+            let flag = styled("--help", *Styles::styled().get_literal());
+            format!("\n\nFor more information, try '{flag}'.")
+        }
+        false => String::new(),
     };
     // A standard error that cannot be written to is no reason to panic, as eprintln! would.
     let message = escaped_lines(&format!("{error:#}"));
-    let _ = writeln!(io::stderr(), "error: {message}{hint}");
+    let text = format!("{}{message}{hint}\n", error_mark());
+    let _ = StandardError.write_all(text.as_bytes());
     ExitCode::from(if usage { USAGE } else { FAILURE })
 }
 

@@ -1,4 +1,5 @@
-//! Ctrl-C: a request to end the text early. Where no text is on its way, and the second time, it ends the process. Where the
+//! Ctrl-C: a request to end the text early. Where no text is on its way, and the second time, it ends the process, which is
+//! said where the first takes effect only after a while. Where the
 //! parent process has SIGINT ignored, as for a job in a script's background, it stays ignored.
 
 use std::{
@@ -7,16 +8,21 @@ use std::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
-use super::exit;
+use super::{exit, progress};
 
 /// Nothing to end in good order yet.
 const PREPARING: u8 = 0;
 const GENERATING: u8 = 1;
 const REQUESTED: u8 = 2;
+
+/// Who has waited so long is told of a faster way.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The state that the signal handler shares with the generation.
 pub struct Interrupt(Arc<AtomicU8>);
@@ -34,8 +40,13 @@ impl Interrupt {
                 Ordering::Relaxed,
             );
             if asked.is_err() {
+                progress::end();
                 process::exit(exit::INTERRUPTED.into());
             }
+            // The next Ctrl-C comes to this thread.
+            let state = Arc::clone(&shared);
+            let say = thread::Builder::new().spawn(move || say_if_slow(&state));
+            drop(say);
         });
         match caught {
             // Some disposition other than the default was inherited, and only ignoring is.
@@ -58,5 +69,12 @@ impl Interrupt {
 
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed) == REQUESTED
+    }
+}
+
+fn say_if_slow(state: &AtomicU8) {
+    thread::sleep(PATIENCE);
+    if state.load(Ordering::Relaxed) == REQUESTED {
+        tracing::info!("stopping; press Ctrl-C again to quit at once");
     }
 }

@@ -14,6 +14,7 @@ mod devices;
 mod download;
 mod escape;
 mod exit;
+mod figures;
 mod info;
 mod interrupt;
 mod messages;

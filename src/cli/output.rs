@@ -16,7 +16,7 @@ use crate::{
 pub const WRITING: &str = "writing to standard output";
 
 /// Where a generation goes, step by step. Every call ends with a flush.
-pub trait Output {
+pub trait Output: Send {
     /// The prompt is about to be read.
     fn start(&mut self, start: &Start) -> io::Result<()>;
 
@@ -87,7 +87,7 @@ impl<W: Write> TextOutput<W> {
     }
 }
 
-impl<W: Write> Output for TextOutput<W> {
+impl<W: Write + Send> Output for TextOutput<W> {
     fn start(&mut self, _start: &Start) -> io::Result<()> {
         Ok(())
     }
@@ -130,7 +130,7 @@ impl<W: Write> JsonOutput<W> {
     }
 }
 
-impl<W: Write> Output for JsonOutput<W> {
+impl<W: Write + Send> Output for JsonOutput<W> {
     fn start(&mut self, start: &Start) -> io::Result<()> {
         self.write(&Event::Start(start))
     }

@@ -60,7 +60,7 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
         false => None,
     };
     interrupt.generation_starts();
-    let mut bar = CountBar::new(request.compute.show_progress, "reading the text", "windows");
+    let mut bar = CountBar::new(request.compute.show_progress, "reading the text", "tokens");
     let evaluation = evaluate(
         &mut *backend,
         reference
@@ -83,12 +83,12 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
         return Ok(Outcome::Interrupted);
     }
     write(&mut io::stdout().lock(), &evaluation).context(WRITING)?;
-    Ok(match interrupt.requested() {
+    let windows = tokens.len() / request.window;
+    Ok(match evaluation.windows < windows {
         true => {
-            let windows = tokens.len() / request.window;
             tracing::warn!(
-                "interrupted: this is of the first {} of {windows} windows",
-                evaluation.windows
+                "interrupted in window {} of {windows}: this is of what came before",
+                evaluation.windows + 1
             );
             Outcome::Interrupted
         }

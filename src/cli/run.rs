@@ -11,6 +11,7 @@ use super::{
     backend::Loaded,
     context,
     exit::Outcome,
+    figures::three_digits,
     interrupt::Interrupt,
     output::{JsonOutput, KvFacts, ModelFacts, Output, RunFacts, Start, TextOutput, WRITING},
     progress::CountBar,
@@ -37,7 +38,7 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
     } = loaded;
     let context_len = session.backend().limits().context_len;
     let sampling = request.sampling.resolve(&vocabulary.gguf, context_len)?;
-    tracing::debug!("{sampling:?}");
+    tracing::debug!("sampling: {sampling}");
     let seed = sampling.seed;
     context::check_prompt(&prompt, context_len)?;
     let load = loading.elapsed();
@@ -46,7 +47,7 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
         prompt.len()
     );
 
-    let stdout = io::stdout().lock();
+    let stdout = io::stdout();
     let mut output: Box<dyn Output> = match request.format {
         Format::Text => Box::new(TextOutput::new(stdout)),
         Format::Json { .. } => Box::new(JsonOutput::new(stdout)),
@@ -167,12 +168,17 @@ fn report(generation: &Generation, load: Duration, seed: u64, max_tokens: Option
             generation.timings.time_to_first_token
         ),
     };
+    // None where nothing was read, or no token followed the first.
+    let rate = |rate: f64| match rate {
+        0.0 => String::new(),
+        _ => format!(", {} tokens/s", three_digits(rate)),
+    };
     tracing::info!(
-        "prompt: {read}{} tokens, {:.1} tokens/s; generated: {} tokens, {:.1} tokens/s; {first}loaded in {load:.1?}; {}; seed {seed}",
+        "prompt: {read}{} tokens{}; generated: {} tokens{}; {first}loaded in {load:.1?}; {}; seed {seed}",
         generation.prompt_tokens,
-        generation.prefill_tokens_per_second(),
+        rate(generation.prefill_tokens_per_second()),
         generation.generated_tokens,
-        generation.decode_tokens_per_second(),
+        rate(generation.decode_tokens_per_second()),
         ending(generation, max_tokens)
     );
 }

@@ -4,7 +4,7 @@ use std::{ffi, io, mem, ptr, sync::OnceLock};
 
 use anyhow::{Context, Result};
 
-use super::exit;
+use super::{exit, progress};
 use crate::model::gguf::mapped_file;
 
 /// What SIGBUS did before.
@@ -45,7 +45,11 @@ extern "C" fn page_is_gone(
     match file {
         Some(name) => {
             let end = ": its data is gone: the file was cut short while it was in use, or its disk fails\n";
-            for part in ["error: ", name, end] {
+            let clean = match progress::is_drawn() {
+                true => progress::ERASE,
+                false => "",
+            };
+            for part in [clean, "error: ", name, end] {
                 // SAFETY: `write` may be called in a handler; the bytes are those of a string.
                 unsafe { libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len()) };
             }

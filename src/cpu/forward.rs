@@ -13,7 +13,7 @@ use super::{
     workers::SharedMatrix,
 };
 use crate::{
-    backend::{Batch, NEWEST},
+    backend::{Batch, NEWEST, Watch},
     model::{
         decoder::{Activation, Attention, Decoder, Linear, Norm, Rope},
         ops::{Op, SUPPRESSED, Var, needs},
@@ -96,7 +96,8 @@ fn greatest_lengths(decoder: &Decoder) -> [usize; Var::Logits as usize + 1] {
 }
 
 /// Computes a batch, and returns the logits of the tokens that get any: (vocab_size, those). `eviction`: where there is a
-/// budget.
+/// budget. `watch` is asked behind every operation but the last; `None` where it broke. Nothing is evicted then, and all
+/// that the batch would have written counts as written.
 pub fn forward<'a>(
     decoder: &Decoder,
     workers: &Workers,
@@ -104,7 +105,8 @@ pub fn forward<'a>(
     eviction: Option<&mut Eviction>,
     activations: &'a mut Activations,
     batch: &Batch,
-) -> &'a [f32] {
+    watch: Watch,
+) -> Option<&'a [f32]> {
     let end = batch.positions().end;
     cache.begin(batch.positions());
     let to_keep = cache.layout().to_keep(end, cache.written());
@@ -126,15 +128,20 @@ pub fn forward<'a>(
         tokens: 0..batch.tokens.len(),
     };
     workers.install(|| {
-        let mut ops = &decoder.ops[..];
+        let all = decoder.ops.len();
+        let mut ops = pass.advance(&decoder.ops);
         while !ops.is_empty() && !pass.tokens.is_empty() {
+            if watch((all - ops.len()) as f64 / all as f64).is_break() {
+                return None;
+            }
             ops = pass.advance(ops);
         }
-    });
+        Some(())
+    })?;
     if let Some((eviction, cut)) = pass.eviction {
         eviction.evict(pass.cache, end, cut);
     }
-    &activations.logits[..decoder.vocab_size * batch.wanted().len()]
+    Some(&activations.logits[..decoder.vocab_size * batch.wanted().len()])
 }
 
 /// A batch on its way.

@@ -16,7 +16,7 @@ mod workers;
 
 pub use processor::describe_all as describe_processor;
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use anyhow::{Context, Result};
 
@@ -28,7 +28,7 @@ use self::{
     simd::{LANES, Lanes},
 };
 use crate::{
-    backend::{Backend, Batch, KvFormat, KvLayout, KvOptions, Limits, NEWEST, Results},
+    backend::{Backend, Batch, KvFormat, KvLayout, KvOptions, Limits, NEWEST, Results, Watch},
     model::Decoder,
 };
 
@@ -154,6 +154,11 @@ impl Backend for CpuBackend {
     }
 
     fn compute(&mut self, batch: Batch) -> Result<Results<'_>> {
+        let results = self.compute_watched(batch, &mut |_| ControlFlow::Continue(()))?;
+        Ok(results.expect("nobody broke it off"))
+    }
+
+    fn compute_watched(&mut self, batch: Batch, watch: Watch) -> Result<Option<Results<'_>>> {
         batch.check(self.limits(), self.remembers(batch.position))?;
         let logits = forward(
             &self.decoder,
@@ -162,8 +167,9 @@ impl Backend for CpuBackend {
             self.eviction.as_mut(),
             &mut self.activations,
             &batch,
+            watch,
         );
-        Ok(Results { logits })
+        Ok(logits.map(|logits| Results { logits }))
     }
 
     fn kv_layout(&self) -> &KvLayout {

@@ -367,7 +367,7 @@ impl Backend for CudaBackend {
     fn stream(&mut self, start: &StreamStart) -> Result<Box<dyn TokenStream + '_>> {
         ensure!(
             self.chooses(start.sampling),
-            "the GPU cannot choose by {:?}",
+            "the GPU cannot choose tokens so: {}",
             start.sampling
         );
         let (&token, cached) = start.text.split_last().context("a text has tokens")?;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use anyhow::{Result, ensure};
 
 use super::sampling::{largest_logit, log_softmax_denominator};
-use crate::backend::{Backend, Batch, Limits, Want};
+use crate::backend::{Backend, Batch, Limits, Results, Want};
 
 /// What a text's predictions came to. Natural logarithms throughout.
 #[derive(Debug, Clone, Default)]
@@ -111,8 +111,8 @@ pub(super) fn top(logits: &[f32]) -> Option<usize> {
 /// A backend that reads one token at a time decodes them, so that decoding can be evaluated as well. To one whose KV cache has
 /// a budget, the first half of a window is a prompt.
 ///
-/// `bos`, where the model wants one, takes the place of each window's first token. `progress` hears the windows done and
-/// their number; where it breaks, what was counted so far is returned.
+/// `bos`, where the model wants one, takes the place of each window's first token. `progress` hears how many tokens of all
+/// windows are done, and how many these have; where it breaks, what was counted so far is returned.
 ///
 /// # Errors
 /// A text shorter than a window, a window that the context cannot hold, logits that are no numbers, and whatever a
@@ -123,7 +123,7 @@ pub fn evaluate(
     tokens: &[u32],
     window: usize,
     bos: Option<u32>,
-    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    progress: &mut (dyn FnMut(usize, usize) -> ControlFlow<()> + Send),
 ) -> Result<Evaluation> {
     ensure!(
         tokens.len() >= window,
@@ -144,11 +144,9 @@ pub fn evaluate(
     };
     let prompt_len = backend.kv_layout().budget.map_or(0, |_| window / 2);
     let decode = backend.limits().chunk_len == 1;
-    let windows = tokens.len() / window;
+    let all = tokens.len() / window * window;
+    let ways = 1 + usize::from(reference.is_some());
     for (i, window_tokens) in tokens.chunks_exact(window).enumerate() {
-        if progress(i, windows).is_break() {
-            return Ok(evaluation);
-        }
         let mut inputs = window_tokens.to_vec();
         inputs[0] = bos.unwrap_or(inputs[0]);
         let mut rest = &inputs[..];
@@ -169,9 +167,25 @@ pub fn evaluate(
                 [token] if decode => Batch::decode(token, start),
                 _ => read,
             };
-            let logits = backend.compute(batch)?.logits;
+            let mut watch = |way: usize, part: f64| {
+                let work = (way as f64 + part) / ways as f64 * chunk.len() as f64;
+                progress(i * window + start + work as usize, all)
+            };
+            if watch(0, 0.0).is_break() {
+                return Ok(evaluation);
+            }
+            let computed = backend.compute_watched(batch, &mut |part| watch(0, part))?;
+            let Some(Results { logits }) = computed else {
+                return Ok(evaluation);
+            };
             let reference = match &mut reference {
-                Some(reference) => Some(reference.compute(read)?.logits),
+                Some(reference) => {
+                    let computed = reference.compute_watched(read, &mut |part| watch(1, part))?;
+                    let Some(Results { logits }) = computed else {
+                        return Ok(evaluation);
+                    };
+                    Some(logits)
+                }
                 None => None,
             };
             let vocab_size = logits.len() / chunk.len();
@@ -189,14 +203,14 @@ pub fn evaluate(
         }
         evaluation.windows += 1;
     }
-    let _ = progress(windows, windows);
+    let _ = progress(all, all);
     Ok(evaluation)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{KvFormat, KvLayout, Results};
+    use crate::backend::{KvFormat, KvLayout};
 
     /// Logits that depend on the last token and the position alone.
     struct Table {

@@ -59,12 +59,12 @@ pub struct Logprobs {
     pub top: Vec<(u32, f32)>,
 }
 
-/// Who watches a generation.
-pub trait Observer {
-    /// Whether to end at the next token, or the next chunk of the prompt.
+/// Who watches a generation, on whichever thread computes.
+pub trait Observer: Send {
+    /// Whether to end as soon as possible.
     fn interrupted(&self) -> bool;
 
-    /// `done` of the prompt's `total` tokens are read.
+    /// `done` of the prompt's `total` tokens are read, those counted that are part of the work of a chunk.
     fn prefill_progress(&mut self, done: usize, total: usize);
 
     /// A token was generated. An error ends the generation.
@@ -137,20 +137,20 @@ pub fn generate(
         generated_tokens: 0,
         timings: Timings::default(),
     };
-    let mut held = None;
+    let mut first_done = None;
     let logits = session.prefill(prompt, &mut |done, total| {
-        generation.prefilled_tokens = done - *held.get_or_insert(done);
+        first_done.get_or_insert(done);
         observer.prefill_progress(done, total);
-        match observer.interrupted() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+        go_on(observer)
     })?;
     generation.timings.prefill = start.elapsed();
+    let held = first_done.unwrap_or(0);
     let Some(logits) = logits else {
+        generation.prefilled_tokens = session.len() - held;
         generation.finish_reason = FinishReason::Interrupted;
         return Ok(generation);
     };
+    generation.prefilled_tokens = prompt.len() - held;
     if options.max_tokens == Some(0) {
         return Ok(generation);
     }
@@ -204,7 +204,20 @@ pub fn generate(
             generation.timings.decode = start.elapsed() - generation.timings.prefill;
             return Ok(generation);
         }
-        (id, logprobs) = following.next(id, options.logprobs)?;
+        let Some(next) = following.next(id, options.logprobs, observer)? else {
+            // What is not certain of the text yet, a piece of a character or of a stop string, goes with the token.
+            generation.finish_reason = FinishReason::Interrupted;
+            generation.timings.decode = start.elapsed() - generation.timings.prefill;
+            return Ok(generation);
+        };
+        (id, logprobs) = next;
+    }
+}
+
+fn go_on(observer: &dyn Observer) -> ControlFlow<()> {
+    match observer.interrupted() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
     }
 }
 
@@ -246,13 +259,22 @@ impl<'a> Following<'a> {
     }
 
     /// The token behind `last`, which is computed first, and with the host its log-probabilities, if `top` asks for them.
-    fn next(&mut self, last: u32, top: Option<usize>) -> Result<(u32, Option<Logprobs>)> {
+    /// `None` where `observer` interrupts that.
+    fn next(
+        &mut self,
+        last: u32,
+        top: Option<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<(u32, Option<Logprobs>)>> {
         match self {
-            Self::OnDevice(stream) => Ok((stream.next_token()?, None)),
+            Self::OnDevice(stream) => Ok(Some((stream.next_token()?, None))),
             Self::OnHost { session, sampler } => {
-                let logits = session.decode(last)?;
+                let mut watch = move |_| go_on(observer);
+                let Some(logits) = session.decode_watched(last, &mut watch)? else {
+                    return Ok(None);
+                };
                 let id = sampler.sample(logits)?;
-                Ok((id, top.map(|top| Logprobs::new(logits, id, top))))
+                Ok(Some((id, top.map(|top| Logprobs::new(logits, id, top)))))
             }
         }
     }

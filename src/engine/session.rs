@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::backend::{Backend, Batch, StreamStart, TokenStream, Want};
+use crate::backend::{Backend, Batch, StreamStart, TokenStream, Want, Watch};
 
 /// A backend and the tokens in its KV cache.
 pub struct Session {
@@ -77,15 +77,16 @@ impl Session {
     /// Makes the KV cache hold exactly `prompt` and returns the logits after its last token. What the cache already
     /// shares with the prompt is not computed again.
     ///
-    /// `progress` hears how many tokens of the prompt are done, and of how many, before each chunk and after the last;
-    /// where it breaks, reading stops and `None` is returned.
+    /// `progress` hears how many tokens of the prompt are done, and of how many: before each chunk, after the last, and while
+    /// the backend computes one, of which as many count then as are part of the work that is done. Where it breaks, reading
+    /// stops and `None` is returned; the cache holds the chunks that were done.
     ///
     /// # Errors
     /// An empty prompt, one longer than the context, and whatever the backend meets.
     pub fn prefill(
         &mut self,
         prompt: &[u32],
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        progress: &mut (dyn FnMut(usize, usize) -> ControlFlow<()> + Send),
     ) -> Result<Option<&[f32]>> {
         ensure!(
             !prompt.is_empty(),
@@ -110,24 +111,29 @@ impl Session {
         self.rewind(shared - again);
 
         loop {
-            if progress(self.tokens.len(), prompt.len()).is_break() {
+            let position = self.tokens.len();
+            if progress(position, prompt.len()).is_break() {
                 return Ok(None);
             }
-            let position = self.tokens.len();
             let rest = &prompt[position..];
             let chunk = &rest[..limits.next_len(rest.len())];
             if chunk.len() == rest.len() {
                 break;
             }
-            self.backend
-                .compute(Batch::prompt(chunk, position, Want::Nothing))?;
+            let batch = Batch::prompt(chunk, position, Want::Nothing);
+            let mut watch = |part| progress(done(&batch, part), prompt.len());
+            if self.backend.compute_watched(batch, &mut watch)?.is_none() {
+                return Ok(None);
+            }
             self.tokens.extend_from_slice(chunk);
         }
         let position = self.tokens.len();
         let chunk = &prompt[position..];
-        let results = self
-            .backend
-            .compute(Batch::end_of_prompt(chunk, position))?;
+        let batch = Batch::end_of_prompt(chunk, position);
+        let mut watch = |part| progress(done(&batch, part), prompt.len());
+        let Some(results) = self.backend.compute_watched(batch, &mut watch)? else {
+            return Ok(None);
+        };
         self.tokens.extend_from_slice(chunk);
         if again > 0 {
             say_read_again(budget, again, prompt.len(), start.elapsed());
@@ -160,16 +166,33 @@ impl Session {
     /// # Errors
     /// A full context, and whatever the backend meets.
     pub fn decode(&mut self, token: u32) -> Result<&[f32]> {
+        let logits = self.decode_watched(token, &mut |_| ControlFlow::Continue(()))?;
+        Ok(logits.expect("nobody broke it off"))
+    }
+
+    /// The same, or `None` where `watch` broke: `token` is not appended then.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn decode_watched(&mut self, token: u32, watch: Watch) -> Result<Option<&[f32]>> {
         let position = self.tokens.len();
         ensure!(
             position < self.backend.limits().context_len,
             "the context of {position} tokens is full"
         );
         self.recall()?;
-        let results = self.backend.compute(Batch::decode(&token, position))?;
+        let batch = Batch::decode(&token, position);
+        let Some(results) = self.backend.compute_watched(batch, watch)? else {
+            return Ok(None);
+        };
         self.tokens.push(token);
-        Ok(results.logits)
+        Ok(Some(results.logits))
     }
+}
+
+/// The position that a text has come to when `part` of a batch's work is done.
+fn done(batch: &Batch, part: f64) -> usize {
+    batch.position + (part * batch.tokens.len() as f64) as usize
 }
 
 /// Says what it cost to go back to where the KV cache had forgotten something: of `read` tokens it had known `again`.

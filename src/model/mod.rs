@@ -32,6 +32,11 @@ pub struct Vocabulary {
 impl Vocabulary {
     /// Reads a parsed file.
     pub fn from_gguf(gguf: Gguf) -> Result<Self> {
+        let name = gguf.name().to_owned();
+        Self::read(gguf).with_context(|| format!("cannot load {name}"))
+    }
+
+    fn read(gguf: Gguf) -> Result<Self> {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         Ok(Self {
@@ -93,7 +98,7 @@ impl Model {
             gguf,
             tokenizer,
             chat_template,
-        } = Vocabulary::from_gguf(gguf)?;
+        } = Vocabulary::read(gguf)?;
         Ok(Self {
             gguf,
             decoder: decoder.into(),

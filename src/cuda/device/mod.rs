@@ -81,7 +81,7 @@ impl Device {
         for &(file, image) in fatbins::FATBINS {
             let image = Ptx::from_binary(image.to_vec());
             let module = context.load_module(image).map_err(explain).with_context(|| {
-                format!("loading the kernels (built for {ARCHS}) into {name}, compute capability {compute_capability:?}")
+                format!("loading the kernels (built for {ARCHS}) into {name}, compute capability {}.{}", compute_capability.0, compute_capability.1)
             })?;
             modules.insert(file, module);
         }

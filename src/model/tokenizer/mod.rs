@@ -101,7 +101,7 @@ impl Tokenizer {
     /// Names the key under which the file has nothing, something of no meaning, or something that sharpi
     /// does not support. What nothing depends on is a warning instead.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        Self::read(gguf).with_context(|| format!("{}: reading the tokenizer", gguf.name()))
+        Self::read(gguf).context("reading the tokenizer")
     }
 
     fn read(gguf: &Gguf) -> Result<Self> {
