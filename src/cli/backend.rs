@@ -7,7 +7,6 @@ use anyhow::{Context, Result, anyhow};
 use super::{
     args::Device,
     context,
-    escape::escaped,
     progress::{CountBar, Spinner},
     resolve::ModelSource,
 };
@@ -62,10 +61,7 @@ impl Compute {
         read: impl FnOnce(&Vocabulary) -> Result<T> + Send + 'static,
     ) -> Result<(Loaded, T)> {
         let opening = self.clone().open();
-        let spinner = Spinner::new(
-            self.show_progress,
-            format!("loading {}", escaped(&model.name())),
-        );
+        let spinner = Spinner::loading(self.show_progress, &model.name());
         let gguf = model.open_gguf()?;
         let decoder = model.describe(&gguf, self.context_len)?;
         let reading = thread::spawn(move || {

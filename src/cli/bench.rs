@@ -13,7 +13,9 @@ use super::{
     backend::{self, Compute},
     escape::escaped,
     exit::Outcome,
+    interrupt::Interrupt,
     output::{WRITING, write_json_line},
+    progress::{CountBar, Spinner},
     resolve::ModelSource,
 };
 use crate::{
@@ -77,6 +79,9 @@ struct Row {
 }
 
 pub fn run(request: &BenchRequest) -> Result<Outcome> {
+    Interrupt::catch()?;
+    let show_progress = request.compute.show_progress;
+    let spinner = Spinner::loading(show_progress, &request.model.name());
     let mut opening = request.compute.clone().open();
     let mut model = request.model.open(request.compute.context_len)?;
     if request.all_layers {
@@ -96,6 +101,7 @@ pub fn run(request: &BenchRequest) -> Result<Outcome> {
         Some(gpu) => Box::new(backend::on_gpu(gpu, &request.compute, &model.decoder)?),
         None => backend::on_cpu(&request.compute, &model.decoder)?,
     };
+    drop(spinner);
     let mut report = Report {
         model: model.gguf.name().to_owned(),
         backend: backend.name(),
@@ -110,8 +116,12 @@ pub fn run(request: &BenchRequest) -> Result<Outcome> {
     }
     for &workload in &request.workloads {
         let time = |backend: &mut dyn Backend| {
-            let samples = measure(backend, workload, request.repetitions)
-                .with_context(|| format!("measuring {}", workload.name()))?;
+            let measuring = format!("measuring {}", workload.name());
+            let mut bar = CountBar::new(show_progress, &measuring, "tokens");
+            let samples = measure(backend, workload, request.repetitions, &mut |done, all| {
+                bar.update(done, all)
+            })
+            .context(measuring)?;
             let operations = model.decoder.operations(workload.tokens);
             anyhow::Ok(Row::new(workload, &samples, backend, operations, ceilings))
         };

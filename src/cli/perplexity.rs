@@ -12,7 +12,7 @@ use super::{
     exit::Outcome,
     interrupt::Interrupt,
     output::WRITING,
-    progress::CountBar,
+    progress::{CountBar, Spinner},
     resolve::ModelSource,
 };
 use crate::{
@@ -33,6 +33,8 @@ pub struct PerplexityRequest {
 
 pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
+    let show_progress = request.compute.show_progress;
+    let spinner = Spinner::loading(show_progress, &request.model.name());
     let opening = request.compute.clone().open();
     let model = request.model.open(request.compute.context_len)?;
     let tokens = model.tokenizer.encode(&Prompt::text_alone(&request.text));
@@ -59,8 +61,9 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
         }
         false => None,
     };
+    drop(spinner);
     interrupt.generation_starts();
-    let mut bar = CountBar::new(request.compute.show_progress, "reading the text", "tokens");
+    let mut bar = CountBar::new(show_progress, "reading the text", "tokens");
     let evaluation = evaluate(
         &mut *backend,
         reference

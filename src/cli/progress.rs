@@ -20,6 +20,7 @@ use indicatif::HumanCount;
 
 use super::{
     args::VerbosityArgs,
+    escape::escaped,
     figures::{bytes, three_digits, time},
 };
 
@@ -89,6 +90,11 @@ impl Spinner {
             });
         }
         Self { wanted }
+    }
+
+    /// While a model of this name is being loaded.
+    pub fn loading(wanted: bool, name: &str) -> Self {
+        Self::new(wanted, format!("loading {}", escaped(name)))
     }
 }
 

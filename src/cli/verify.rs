@@ -8,7 +8,9 @@ use indicatif::HumanBytes;
 use super::{
     backend::{self, Compute},
     exit::Outcome,
+    interrupt::Interrupt,
     output::WRITING,
+    progress::Spinner,
     resolve::ModelSource,
     system,
 };
@@ -33,6 +35,9 @@ pub struct VerifyRequest {
 }
 
 pub fn run(request: &VerifyRequest) -> Result<Outcome> {
+    Interrupt::catch()?;
+    let show_progress = request.compute.show_progress;
+    let spinner = Spinner::loading(show_progress, &request.model.name());
     let mut opening = request.compute.clone().open();
     let model = request.model.open(request.compute.context_len)?;
     let gpu = opening.gpu()?.context("verify runs on a GPU only")?;
@@ -47,6 +52,8 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
         compute.step_kernel = StepKernel::Always;
     }
     let mut cuda = backend::on_gpu(gpu, &compute, &model.decoder)?;
+    drop(spinner);
+    let spinner = Spinner::new(show_progress, "computing on the GPU");
     cuda.set_step(Some("verify".to_owned()));
     cuda.set_graph(Some("verify".to_owned()));
     let direct = Trace::record(&mut cuda, &prompt, request.tokens, None)?;
@@ -69,6 +76,7 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
         }
     };
 
+    drop(spinner);
     let mut out = io::stdout().lock();
     write_head(&mut out, &cuda, request.tokens).context(WRITING)?;
     let replayed = direct.compare(&graph);
@@ -78,8 +86,10 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
         write_row(&mut out, "step : separate", stepped).context(WRITING)?;
     }
     if request.cpu || model.gguf.file_bytes() <= SMALL_BYTES {
+        let spinner = Spinner::new(show_progress, "computing on the CPU");
         let mut cpu = backend::on_cpu(&compute, &model.decoder)?;
         let reference = Trace::record(&mut *cpu, &prompt, request.tokens, follow)?;
+        drop(spinner);
         write_row(&mut out, "direct : cpu", &reference.compare(&direct)).context(WRITING)?;
     }
     if let Some(token) = replayed.first_difference {

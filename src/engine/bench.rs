@@ -37,7 +37,8 @@ impl Workload {
     }
 }
 
-/// Runs `workload` once to warm up and then `repetitions` times, and returns how long each took.
+/// Runs `workload` once to warm up and then `repetitions` times, and returns how long each took. `progress` hears how many
+/// tokens of all that are done, and of how many.
 ///
 /// # Errors
 /// A context too short, and whatever the backend meets.
@@ -45,6 +46,7 @@ pub fn measure(
     backend: &mut dyn Backend,
     workload: Workload,
     repetitions: usize,
+    progress: &mut (dyn FnMut(usize, usize) + Send),
 ) -> Result<Vec<Duration>> {
     let Workload {
         kind,
@@ -61,28 +63,33 @@ pub fn measure(
         )
     })?;
     let text = made_up_tokens(end, limits.vocab_size);
+    let all = depth + (1 + repetitions) * tokens;
     if depth > 0 {
-        read_prompt(backend, &text[..depth], 0)?;
+        read_prompt(backend, &text[..depth], 0, &mut |position| {
+            progress(position, all)
+        })?;
     }
-    let mut run = || {
+    let mut run = |before: usize| {
         if !backend.remembers(depth) {
-            read_prompt(backend, &text[..depth], 0)?;
+            read_prompt(backend, &text[..depth], 0, &mut |_| ())?;
         }
+        let mut progress = |position: usize| progress(before * tokens + position, all);
         let start = Instant::now();
         match kind {
             Kind::Prompt => {
-                read_prompt(backend, &text[depth..], depth)?;
+                read_prompt(backend, &text[depth..], depth, &mut progress)?;
             }
             Kind::Generate => {
                 for (i, token) in text[depth..].iter().enumerate() {
+                    progress(depth + i);
                     backend.compute(Batch::decode(token, depth + i))?;
                 }
             }
         }
         anyhow::Ok(start.elapsed())
     };
-    run()?;
-    (0..repetitions).map(|_| run()).collect()
+    run(0)?;
+    (1..=repetitions).map(run).collect()
 }
 
 /// Tokens spread over the vocabulary, the same every time.

@@ -68,7 +68,7 @@ impl Session {
         let len = self.tokens.len();
         if !self.backend.remembers(len) {
             let start = Instant::now();
-            read_prompt(&mut *self.backend, &self.tokens, 0)?;
+            read_prompt(&mut *self.backend, &self.tokens, 0, &mut |_| ())?;
             say_read_again(self.backend.kv_layout().budget, len, len, start.elapsed());
         }
         Ok(())
@@ -206,22 +206,31 @@ fn say_read_again(budget: Option<usize>, again: usize, read: usize, time: Durati
     );
 }
 
-/// Reads `prompt` (one token or more) at `position`, chunk by chunk, and returns the logits after its last token.
+/// Reads `prompt` (one token or more) at `position`, chunk by chunk, and returns the logits after its last token. `progress`
+/// hears now and then which position it has come to.
 pub(super) fn read_prompt<'a>(
     backend: &'a mut dyn Backend,
     prompt: &[u32],
     position: usize,
+    progress: &mut (dyn FnMut(usize) + Send),
 ) -> Result<&'a [f32]> {
     let limits = backend.limits();
     let (mut position, mut rest) = (position, prompt);
     loop {
         let (chunk, behind) = rest.split_at(limits.next_len(rest.len()));
+        let batch = match behind {
+            [] => Batch::end_of_prompt(chunk, position),
+            _ => Batch::prompt(chunk, position, Want::Nothing),
+        };
+        let mut watch = |part| {
+            progress(done(&batch, part));
+            ControlFlow::Continue(())
+        };
         if behind.is_empty() {
-            return Ok(backend
-                .compute(Batch::end_of_prompt(chunk, position))?
-                .logits);
+            let results = backend.compute_watched(batch, &mut watch)?;
+            return Ok(results.expect("nobody broke it off").logits);
         }
-        backend.compute(Batch::prompt(chunk, position, Want::Nothing))?;
+        backend.compute_watched(batch, &mut watch)?;
         position += chunk.len();
         rest = behind;
     }

@@ -36,7 +36,7 @@ impl Trace {
             tokens: Vec::with_capacity(count),
             logits: Vec::new(),
         };
-        trace.push(read_prompt(backend, prompt, 0)?, follow)?;
+        trace.push(read_prompt(backend, prompt, 0, &mut |_| ())?, follow)?;
         while trace.tokens.len() < count {
             let position = prompt.len() + trace.tokens.len() - 1;
             let token = trace.tokens[trace.tokens.len() - 1];

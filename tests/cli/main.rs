@@ -18,6 +18,7 @@ mod pipes;
 mod templates;
 mod text;
 mod usage;
+mod waiting;
 
 use std::{
     io::Write,
