@@ -16,7 +16,7 @@ use crate::{
     backend::{Batch, NEWEST, Watch},
     model::{
         decoder::{Activation, Attention, Decoder, Linear, Norm, Rope},
-        ops::{Op, SUPPRESSED, Var, needs},
+        ops::{Op, SUPPRESSED, Var, needs, products},
     },
 };
 
@@ -128,15 +128,22 @@ pub fn forward<'a>(
         tokens: 0..batch.tokens.len(),
     };
     workers.install(|| {
-        let all = decoder.ops.len();
-        let mut ops = pass.advance(&decoder.ops);
-        while !ops.is_empty() && !pass.tokens.is_empty() {
-            if watch((all - ops.len()) as f64 / all as f64).is_break() {
+        let selected = batch.wanted().len();
+        let all = products(&decoder.ops, batch.tokens.len(), selected);
+        let mut done = 0.0;
+        let mut ops = &decoder.ops[..];
+        loop {
+            let tokens = pass.tokens.len();
+            let rest = pass.advance(ops);
+            if rest.is_empty() || pass.tokens.is_empty() {
+                return Some(());
+            }
+            done += products(&ops[..ops.len() - rest.len()], tokens, selected);
+            if watch(done / all).is_break() {
                 return None;
             }
-            ops = pass.advance(ops);
+            ops = rest;
         }
-        Some(())
     })?;
     if let Some((eviction, cut)) = pass.eviction {
         eviction.evict(pass.cache, end, cut);

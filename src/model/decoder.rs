@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use super::{gguf::Tensor, ops::Op};
+use super::{
+    gguf::Tensor,
+    ops::{Op, products},
+};
 
 /// A decoder-only transformer.
 pub struct Decoder {
@@ -282,16 +285,6 @@ impl Decoder {
 
     /// Multiplications and additions of all matrices with `tokens` tokens, of which the last alone gets logits.
     pub fn operations(&self, tokens: usize) -> f64 {
-        let mut tokens = tokens;
-        let mut products = 0.0;
-        for op in &self.ops {
-            if let Op::Select = op {
-                tokens = 1;
-            }
-            if let Some(weights) = op.weights() {
-                products += (tokens * weights.rows() * weights.row_len()) as f64;
-            }
-        }
-        2.0 * products
+        2.0 * products(&self.ops, tokens, 1)
     }
 }

@@ -229,6 +229,21 @@ pub fn residual_order(layers: &[Layer], ends: &Ends) -> Vec<Op> {
     ops
 }
 
+/// Products of numbers in the matrices of `ops`, with `tokens` tokens and behind [`Op::Select`] with `selected`.
+pub fn products(ops: &[Op], tokens: usize, selected: usize) -> f64 {
+    let mut tokens = tokens;
+    let mut products = 0.0;
+    for op in ops {
+        if let Op::Select = op {
+            tokens = selected;
+        }
+        if let Some(weights) = op.weights() {
+            products += (tokens * weights.rows() * weights.row_len()) as f64;
+        }
+    }
+    products
+}
+
 /// Lets all tokens of a prompt pass through all layers: [`Op::Select`] goes behind them.
 pub fn select_late(ops: &mut Vec<Op>) {
     ops.retain(|op| !matches!(op, Op::Select));
