@@ -42,7 +42,7 @@ static DRAWN: AtomicBool = AtomicBool::new(false);
 static PLACE: LazyLock<Mutex<Place>> = LazyLock::new(|| {
     Mutex::new(Place {
         term: Term::buffered_stderr(),
-        line: None,
+        lines: Vec::new(),
     })
 });
 
@@ -63,8 +63,7 @@ pub fn above<R>(write: impl FnOnce() -> R) -> R {
 
 /// Erases what there is of progress for good: for one who is about to end the process.
 pub fn end() {
-    let mut place = place();
-    place.line = None;
+    let place = place();
     place.erase();
     // Nobody draws from here on.
     std::mem::forget(place);
@@ -77,19 +76,21 @@ pub fn is_drawn() -> bool {
 
 /// A step of unknown length. It disappears when dropped.
 pub struct Spinner {
-    wanted: bool,
+    /// `None`: it is not wanted.
+    doing: Option<Arc<str>>,
 }
 
 impl Spinner {
     pub fn new(wanted: bool, doing: impl Into<Arc<str>>) -> Self {
-        if wanted {
+        let doing = wanted.then(|| doing.into());
+        if let Some(doing) = &doing {
             show(Line {
-                doing: doing.into(),
+                doing: Arc::clone(doing),
                 started: Instant::now(),
                 count: None,
             });
         }
-        Self { wanted }
+        Self { doing }
     }
 
     /// While a model of this name is being loaded.
@@ -100,8 +101,8 @@ impl Spinner {
 
 impl Drop for Spinner {
     fn drop(&mut self) {
-        if self.wanted {
-            hide();
+        if let Some(doing) = &self.doing {
+            hide(doing);
         }
     }
 }
@@ -165,7 +166,7 @@ impl CountBar {
 
     pub fn clear(&mut self) {
         if self.begun.take().is_some() {
-            hide();
+            hide(&self.doing);
         }
     }
 }
@@ -176,18 +177,24 @@ impl Drop for CountBar {
     }
 }
 
-/// The last line of the screen. What was to be shown last is shown.
+/// The last line of the screen.
 struct Place {
     term: Term,
-    line: Option<Line>,
+    /// Of all that is in progress, in the order in which it began. The last is shown.
+    lines: Vec<Line>,
 }
 
 fn place() -> MutexGuard<'static, Place> {
     PLACE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Shows `line` in the place of what it said before.
 fn show(line: Line) {
-    place().line = Some(line);
+    let lines = &mut place().lines;
+    match lines.iter_mut().find(|shown| shown.is_about(&line.doing)) {
+        Some(shown) => *shown = line,
+        None => lines.push(line),
+    }
     static DRAWING: Once = Once::new();
     DRAWING.call_once(|| {
         let draw = || loop {
@@ -199,9 +206,9 @@ fn show(line: Line) {
     });
 }
 
-fn hide() {
+fn hide(doing: &Arc<str>) {
     let mut place = place();
-    place.line = None;
+    place.lines.retain(|line| !line.is_about(doing));
     place.erase();
 }
 
@@ -209,7 +216,9 @@ impl Place {
     /// A terminal that takes no writes is no reason to stop what is in progress.
     fn draw(&self) {
         let now = Instant::now();
-        let Some(line) = &self.line else { return };
+        let Some(line) = self.lines.last() else {
+            return;
+        };
         if now - line.started < PATIENCE && !is_drawn() {
             return;
         }
@@ -255,6 +264,11 @@ enum Unit {
 }
 
 impl Line {
+    /// Whether it is this very one's, whatever others say.
+    fn is_about(&self, doing: &Arc<str>) -> bool {
+        Arc::ptr_eq(&self.doing, doing)
+    }
+
     /// The line in fewer than `columns` columns, so that no terminal breaks it. The fewer these are, the less it says; that it
     /// goes on, it says always.
     fn text(&self, now: Instant, columns: usize) -> String {
@@ -362,8 +376,8 @@ mod tests {
                 "reading the prompt █░░░░░░░░░░ 128/1,000 tokens, 10.0 tokens/s, 12s, 1m25s left",
             ),
             (
-                79,
-                "reading the prompt ███░░░░░░░░░░░░░░░░░░░░░░░░░░░ 12%, 12s, 1m25s left",
+                76,
+                "reading the prompt ████░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░ 12%, 12s, 1m25s left",
             ),
             (40, "reading the prompt 12%, 12s, 1m25s left"),
             (39, "12%, 12s, 1m25s left"),
@@ -375,7 +389,7 @@ mod tests {
             assert_eq!(text(Some(COUNT), 12, columns), expected, "{columns}");
         }
         assert_eq!(text(None, 3, 80), "reading the prompt, 3s");
-        assert_eq!(text(None, 3, 12), "reading…, 3s");
+        assert_eq!(text(None, 3, 12), "readin…, 3s");
     }
 
     #[test]

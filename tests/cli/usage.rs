@@ -275,3 +275,62 @@ fn help_and_version_go_to_standard_output() {
         assert!(help.stdout().contains(flag), "{flag}");
     }
 }
+
+#[test]
+fn a_message_names_a_file_once() {
+    let dir = Dir::new();
+    dir.file("text.gguf", "this is no model");
+    dir.file("latin1.txt", b"caf\xe9");
+    dir.file("broken.json", "[{");
+    let mut file = model::chain(&b"abc".map(u32::from));
+    dir.file("mute.gguf", file.unset("tokenizer.ggml.merges").to_bytes());
+    dir.file("shapeless.gguf", file.unset("llama.block_count").to_bytes());
+    let models = ["missing.gguf", "text.gguf", "mute.gguf", "shapeless.gguf"];
+    for (name, runs) in models.iter().zip([3, 3, 3, 2]) {
+        let run = ["run", "--raw", "-p", "a", "-m", name];
+        let bench = ["bench", "-m", name];
+        let tokenize = ["tokenize", "-p", "a", "-m", name];
+        for args in [&run[..], &bench, &tokenize].iter().take(runs) {
+            let ran = dir.run(args);
+            assert_eq!(
+                ran.error(1).matches(name).count(),
+                1,
+                "{args:?}: {}",
+                ran.stderr
+            );
+        }
+    }
+    let files = ["missing.txt", "latin1.txt", "broken.json"];
+    for (flag, files) in [
+        ("--file", &files[..2]),
+        ("--messages", &files),
+        ("--tools", &files),
+    ] {
+        for name in files {
+            let prompt: &[&str] = if flag == "--tools" { &["-p", "a"] } else { &[] };
+            let ran = dir.run(&[&["run", flag, name][..], prompt].concat());
+            assert_eq!(
+                ran.error(1).matches(name).count(),
+                1,
+                "{flag}: {}",
+                ran.stderr
+            );
+        }
+    }
+}
+
+#[test]
+fn what_happens_inside_is_said_in_words() {
+    let dir = Dir::new();
+    dir.file("m.gguf", model::answers("bcd"));
+    let run = [
+        "run", "-m", "m.gguf", "--raw", "-p", "a", "-v", "--seed", "7",
+    ];
+    let flags = ["--temp", "0.5", "--repeat-penalty", "1.1"];
+    let ran = dir.run(&[&run[..], &flags].concat());
+    ran.stdout();
+    let sampling = "temperature 0.5, top-k 40, top-p 0.95, min-p 0.05, penalties over 64 tokens (repeat 1.1, \
+                    presence 0, frequency 0), seed 7";
+    assert!(ran.stderr.contains(sampling), "{}", ran.stderr);
+    assert!(!ran.stderr.contains(['{', '}']), "{}", ran.stderr);
+}
