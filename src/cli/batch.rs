@@ -98,7 +98,6 @@ pub fn run(mut request: BatchRequest) -> Result<Outcome> {
     })?;
     say_held(&held);
     request.model.download()?;
-    request.model.download()?;
     let loading = Instant::now();
     let (loaded, ()) = request.compute.load(&request.model, |_| Ok(()))?;
     let load = loading.elapsed();

@@ -28,8 +28,10 @@ pub fn completions(shell: Shell) -> Result<Outcome> {
 
 /// Prints the manual page of `command`, or of all of them in short, in roff.
 pub fn manual(command: Option<&str>) -> Result<Outcome> {
+    // What `--help` has no room for loses its description here.
+    let page = find(command)?.mut_args(|arg| arg.hide_short_help(false));
     let mut roff = Vec::new();
-    clap_mangen::Man::new(find(command)?)
+    clap_mangen::Man::new(page)
         .source(concat!("sharpi ", env!("CARGO_PKG_VERSION")))
         .render(&mut roff)
         .context("writing the manual page")?;

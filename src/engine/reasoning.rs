@@ -5,6 +5,9 @@ use crate::model::Tokenizer;
 /// The tokens that open and close it: of Qwen3, DeepSeek R1 and many others, and of Gemma 4.
 const MARKS: [(&str, &str); 2] = [("<think>", "</think>"), ("<|channel>", "<channel|>")];
 
+/// What Gemma 4 calls its reasoning, behind the mark that opens it.
+const LABEL: &str = "thought\n";
+
 /// What is in a text of reasoning, without its marks and the space around it.
 pub fn unmarked(reasoning: &str) -> &str {
     let mut inner = reasoning.trim();
@@ -12,7 +15,7 @@ pub fn unmarked(reasoning: &str) -> &str {
         inner = inner.strip_prefix(start).unwrap_or(inner);
         inner = inner.strip_suffix(end).unwrap_or(inner);
     }
-    inner.trim()
+    inner.strip_prefix(LABEL).unwrap_or(inner).trim()
 }
 
 /// Follows a text token by token.
@@ -50,6 +53,24 @@ impl<'a> Reasoning<'a> {
                 self.until = opened.map(|(_, end)| *end);
                 self.until.is_some()
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unmarked;
+
+    #[test]
+    fn marks_come_off_whole_reasoning_and_what_there_is_of_one_cut_short() {
+        for (reasoning, inner) in [
+            ("<think>\nLet me see.\n</think>", "Let me see."),
+            ("Opened by the prompt.</think>", "Opened by the prompt."),
+            ("<think>\nCut sho", "Cut sho"),
+            ("<|channel>thought\nLet me see.<channel|>", "Let me see."),
+            ("<|channel>thought\n<channel|>", ""),
+        ] {
+            assert_eq!(unmarked(reasoning), inner);
         }
     }
 }

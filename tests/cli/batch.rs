@@ -552,9 +552,11 @@ mod processes {
             assert_eq!(next(&mut stdout)["id"], id);
         }
         // Nothing is on its way: Ctrl-C has nothing to wait for.
+        let stdin = child.stdin.take();
         send("INT", &child);
         let output = child.wait_with_output().expect("waiting for sharpi");
         assert_eq!(output.status.code(), Some(130));
+        drop(stdin);
     }
 
     #[test]

@@ -500,5 +500,8 @@ fn shells_and_manuals_know_the_commands() {
         assert!(page.stdout().contains(&title), "{name}: {page:?}");
     }
     assert!(sharpi(&["man", "nonsense"]).error(2).contains("nonsense"));
-    assert!(sharpi(&["man", "run"]).stdout().contains("kv\\-budget"));
+    let page = sharpi(&["man", "run"]);
+    for part in ["kv\\-budget", "keep N tokens in each head"] {
+        assert!(page.stdout().contains(part), "no {part}: {page:?}");
+    }
 }
