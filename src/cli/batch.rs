@@ -20,6 +20,7 @@ use super::{
     backend::Loaded,
     context,
     exit::Outcome,
+    figures::three_digits,
     interrupt::Interrupt,
     output::finish_reason,
     progress::CountBar,
@@ -309,12 +310,12 @@ impl Tally {
     fn report(&self, time: Duration, load: Duration) {
         tracing::info!(
             "{} answers in {time:.1?}; prompts: {} tokens, {} of them shared with the prompt before; generated: {} tokens, \
-             {:.1} tokens/s; loaded in {load:.1?}",
+             {} tokens/s; loaded in {load:.1?}",
             self.answers,
             self.prompt_tokens,
             self.prompt_tokens - self.read_tokens,
             self.generated_tokens,
-            self.generated_tokens as f64 / time.as_secs_f64().max(1e-9)
+            three_digits(self.generated_tokens as f64 / time.as_secs_f64().max(1e-9))
         );
     }
 }

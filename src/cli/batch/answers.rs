@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::prompts::Prompts;
 use crate::cli::{
     output::{WRITING, write_json_line},
+    progress,
     resolve::is_stdin,
 };
 
@@ -141,7 +142,9 @@ impl<'a> Answers<'a> {
         match &mut self.file {
             Some(file) => write_json_line(file, line)
                 .with_context(|| format!("--output: writing {}", self.path.display())),
-            None => write_json_line(&mut io::stdout().lock(), line).context(WRITING),
+            None => {
+                progress::above(|| write_json_line(&mut io::stdout().lock(), line)).context(WRITING)
+            }
         }
     }
 
