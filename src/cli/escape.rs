@@ -16,3 +16,14 @@ pub fn escaped(text: &str) -> String {
 pub fn escaped_lines(text: &str) -> String {
     text.split('\n').map(escaped).collect::<Vec<_>>().join("\n")
 }
+
+/// The same for a text that lays itself out: its lines and tabs stay.
+pub fn escaped_layout(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for part in text.split_inclusive(['\n', '\t']) {
+        let body = part.trim_end_matches(['\n', '\t']);
+        out += &escaped(body);
+        out += &part[body.len()..];
+    }
+    out
+}

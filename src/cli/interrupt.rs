@@ -20,6 +20,8 @@ use super::{exit, progress};
 const PREPARING: u8 = 0;
 const GENERATING: u8 = 1;
 const REQUESTED: u8 = 2;
+/// Nothing to end at all: a person types, or is about to.
+const RESTING: u8 = 3;
 
 /// Who has waited so long is told of a faster way.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -39,9 +41,13 @@ impl Interrupt {
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             );
-            if asked.is_err() {
-                progress::end();
-                process::exit(exit::INTERRUPTED.into());
+            match asked {
+                Ok(_) => {}
+                Err(RESTING) => return,
+                Err(_) => {
+                    progress::end();
+                    process::exit(exit::INTERRUPTED.into());
+                }
             }
             // The next Ctrl-C comes to this thread.
             let state = Arc::clone(&shared);
@@ -65,6 +71,12 @@ impl Interrupt {
         let _ =
             self.0
                 .compare_exchange(GENERATING, PREPARING, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// From here on until a generation starts, Ctrl-C does nothing: one that comes too late for an answer must not end a
+    /// conversation.
+    pub fn rests(&self) {
+        self.0.store(RESTING, Ordering::Relaxed);
     }
 
     pub fn requested(&self) -> bool {

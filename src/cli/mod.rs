@@ -8,6 +8,7 @@ mod args;
 mod backend;
 mod batch;
 mod bench;
+mod chat;
 mod config;
 mod context;
 mod devices;
@@ -55,6 +56,7 @@ fn dispatch() -> Result<Outcome> {
     truncation::catch()?;
     match request {
         Request::Run(request) => run::run(*request),
+        Request::Chat(request) => chat::run(*request),
         Request::Batch(request) => batch::run(*request),
         Request::Info(request) => info::run(&request),
         Request::Tokenize(request) => tokenize::run(&request),

@@ -12,7 +12,7 @@ use jiff::{
     civil::DateTime,
     fmt::strtime::{BrokenDownTime, Config},
 };
-use serde::{Deserialize, de::Error as _};
+use serde::{Deserialize, Serialize, de::Error as _};
 use serde_json::{Map, Value};
 
 use super::{
@@ -42,7 +42,7 @@ const END_MARK: &str = "CONTINUED_BY_THE_MODEL ";
 
 /// One turn of a conversation: an object with a `role`, most often with a `content` that is a text or a list of parts
 /// (`{"type":"text","text":"..."}`), and with what else a template asks for, such as `tool_calls`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Message(Map<String, Value>);
 
 impl Message {
@@ -57,6 +57,18 @@ impl Message {
                 .into_iter()
                 .collect(),
         )
+    }
+
+    /// The same with what went before it: what the model thought. Whether that is read again is the template's decision.
+    pub fn with_reasoning(mut self, reasoning: impl Into<String>) -> Self {
+        let reasoning = Value::String(reasoning.into());
+        self.0.insert("reasoning_content".to_owned(), reasoning);
+        self
+    }
+
+    /// The content, where it is one text.
+    pub fn text(&self) -> Option<&str> {
+        self.0.get("content").and_then(Value::as_str)
     }
 
     pub fn role(&self) -> &str {

@@ -7,6 +7,7 @@ pub mod gguf;
 mod jinja;
 pub mod ops;
 pub mod tokenizer;
+mod transcript;
 
 use std::{path::Path, sync::Arc};
 
@@ -17,6 +18,7 @@ pub use chat_template::{ChatTemplate, Ignored, Message, Prompt, TemplateOptions}
 pub use decoder::Decoder;
 pub use gguf::{Gguf, Inspection, SplitName, Tensor};
 pub use tokenizer::Tokenizer;
+pub use transcript::Transcript;
 
 /// The demo model that the executable carries: 10 million parameters that tell simple stories.
 static DEMO: &[u8] = include_bytes!("../../assets/stories-10m-q4_k_m.gguf");

@@ -2,6 +2,7 @@
 //! decided here; `resolve` turns these into what a command needs.
 
 mod batch;
+mod chat;
 mod help;
 mod hub;
 mod inspect;
@@ -16,6 +17,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use batch::BatchArgs;
+pub use chat::{ChatArgs, ReasoningDisplay};
 pub use help::on_a_screen;
 pub use hub::{ModelsArgs, PullArgs};
 pub use inspect::{InfoArgs, TokenizeArgs};
@@ -34,6 +36,7 @@ Examples:
   sharpi run -p \"Write a story about a fox and a lantern.\"
   sharpi run -m qwen3-8b.gguf -p \"Summarise this:\" -f report.txt > summary.txt
   git diff | sharpi run -m qwen3-8b.gguf -p \"Write a commit message for:\" -f -
+  sharpi chat qwen3-8b.gguf
   sharpi info -m qwen3-8b.gguf
 
 Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted with Ctrl-C.";
@@ -113,6 +116,8 @@ pub struct VerbosityArgs {
 pub enum Command {
     /// Generate text from a prompt
     Run(Box<RunArgs>),
+    /// Talk with a model in the terminal
+    Chat(Box<ChatArgs>),
     /// Answer every line of a file
     Batch(Box<BatchArgs>),
     /// Show what a model file holds
@@ -157,6 +162,7 @@ impl Command {
     pub fn model_args(&mut self) -> Option<&mut ModelArgs> {
         match self {
             Self::Run(args) => Some(&mut args.model),
+            Self::Chat(args) => Some(&mut args.model.flags),
             Self::Batch(args) => Some(&mut args.model),
             Self::Info(args) => Some(&mut args.model.flags),
             Self::Tokenize(args) => Some(&mut args.model.flags),

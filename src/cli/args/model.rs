@@ -35,6 +35,15 @@ pub struct OneModelArgs {
     pub flags: ModelArgs,
 }
 
+impl From<ModelArgs> for OneModelArgs {
+    fn from(flags: ModelArgs) -> Self {
+        Self {
+            argument: None,
+            flags,
+        }
+    }
+}
+
 impl From<OneModelArgs> for ModelArgs {
     fn from(args: OneModelArgs) -> Self {
         Self {

@@ -64,7 +64,7 @@ impl Input {
 }
 
 /// What is said where the template of the file called `name` makes no use of something.
-fn without_effect(ignored: Ignored, name: &str) -> String {
+pub fn without_effect(ignored: Ignored, name: &str) -> String {
     match ignored {
         Ignored::Thinking => format!(
             "--no-think has no effect: the chat template of {name} does not ask for enable_thinking in this conversation"
@@ -146,9 +146,13 @@ pub fn text(args: &PromptArgs) -> Result<String> {
     }
 }
 
+/// Reads the turns of a conversation from the file that `flag` names.
+pub fn read_turns(flag: &str, path: &Path) -> Result<Vec<Message>> {
+    read_json(flag, path, r#"[{"role":"user","content":"..."}, ...]"#)
+}
+
 fn read_messages(path: &Path) -> Result<Vec<Message>> {
-    let expected = r#"[{"role":"user","content":"..."}, ...]"#;
-    let messages: Vec<Message> = read_json("--messages", path, expected)?;
+    let messages = read_turns("--messages", path)?;
     check_turns(&messages).with_context(|| format!("--messages {}", path.display()))?;
     Ok(messages)
 }

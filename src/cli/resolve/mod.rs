@@ -2,6 +2,7 @@
 //! this layer asks the command line anything.
 
 mod batch;
+mod chat;
 mod input;
 mod line;
 mod machine;
@@ -15,7 +16,8 @@ use anyhow::Result;
 use clap_complete::Shell;
 
 pub use batch::BatchRequest;
-pub use input::{Input, is_stdin, say_typing};
+pub use chat::ChatRequest;
+pub use input::{Input, is_stdin, read_turns, say_typing, without_effect};
 pub use line::{Line, LineFlags, Task};
 pub use model::ModelSource;
 pub use run::{Format, RunRequest};
@@ -42,6 +44,7 @@ use super::{
 /// One command, ready to be carried out.
 pub enum Request {
     Run(Box<RunRequest>),
+    Chat(Box<ChatRequest>),
     Batch(Box<BatchRequest>),
     Info(InfoRequest),
     Tokenize(TokenizeRequest),
@@ -62,7 +65,14 @@ pub enum Request {
 /// Turns what was typed into a request, reading the files that it names except for the model.
 pub fn resolve(command: args::Command, verbosity: &VerbosityArgs) -> Result<Request> {
     Ok(match command {
-        args::Command::Run(args) => Request::Run(Box::new(run::run(*args, verbosity)?)),
+        args::Command::Run(mut args) => {
+            run::take_short_form(&mut args)?;
+            match chat::instead_of_run(args) {
+                Ok(args) => Request::Chat(Box::new(chat::chat(args, verbosity)?)),
+                Err(args) => Request::Run(Box::new(run::run(*args, verbosity)?)),
+            }
+        }
+        args::Command::Chat(args) => Request::Chat(Box::new(chat::chat(*args, verbosity)?)),
         args::Command::Batch(args) => Request::Batch(Box::new(batch::batch(*args, verbosity)?)),
         args::Command::Info(args) => Request::Info(InfoRequest {
             view: match (args.template, args.metadata) {

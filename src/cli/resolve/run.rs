@@ -41,8 +41,8 @@ pub enum Format {
     },
 }
 
-pub fn run(mut args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
-    take_short_form(&mut args)?;
+/// `args` without its short form.
+pub fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
     Ok(RunRequest {
         input: if args.raw {
             Input::Raw(text(&args.prompt)?)
@@ -70,7 +70,7 @@ pub fn run(mut args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
 }
 
 /// Takes `[MODEL] [PROMPT]` for what `--model` and `--prompt` give.
-fn take_short_form(args: &mut RunArgs) -> Result<()> {
+pub fn take_short_form(args: &mut RunArgs) -> Result<()> {
     let is_model = |name: &OsString| {
         let is_file = Path::new(name).extension().is_some_and(|e| e == "gguf");
         is_file || name.to_str().is_some_and(Reference::is_meant_by)

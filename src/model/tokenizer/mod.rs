@@ -197,13 +197,24 @@ impl Tokenizer {
     ///
     /// What the vocabulary has no token for becomes its unknown token, or is left out where it has none.
     pub fn encode(&self, prompt: &Prompt) -> Vec<u32> {
+        let mut ids = self.encode_behind(prompt, 0);
+        if let Some(bos) = self.bos.filter(|_| self.add_bos)
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        ids
+    }
+
+    /// The ids of what `prompt` has from byte `start` on, which is its first or that of a control token.
+    pub(super) fn encode_behind(&self, prompt: &Prompt, start: usize) -> Vec<u32> {
         let text = prompt.text();
-        let mut ids = Vec::with_capacity(text.len() / 3);
+        let mut ids = Vec::with_capacity((text.len() - start) / 3);
         match prompt.control_tokens() {
-            None => self.encode_text(text, &self.special, &mut ids),
+            None => self.encode_text(&text[start..], &self.special, &mut ids),
             Some(control_tokens) => {
-                let mut done = 0;
-                for token in control_tokens {
+                let mut done = start;
+                for token in control_tokens.iter().filter(|t| t.range.start >= start) {
                     let before = text.get(done..token.range.start).unwrap_or_default();
                     self.encode_text(before, &self.user_defined, &mut ids);
                     ids.push(token.id);
@@ -211,11 +222,6 @@ impl Tokenizer {
                 }
                 self.encode_text(&text[done..], &self.user_defined, &mut ids);
             }
-        }
-        if let Some(bos) = self.bos.filter(|_| self.add_bos)
-            && ids.first() != Some(&bos)
-        {
-            ids.insert(0, bos);
         }
         ids
     }

@@ -1,0 +1,168 @@
+//! An answer on its way to the screen.
+
+use std::{
+    env,
+    io::{self, IsTerminal, Write},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    cli::{
+        args::ReasoningDisplay,
+        escape::escaped_layout,
+        interrupt::Interrupt,
+        output::WRITING,
+        progress::{CountBar, Spinner},
+    },
+    engine::{Observer, TokenEvent},
+};
+
+const DIM: &str = "\x1b[2m";
+const NOT_DIM: &str = "\x1b[22m";
+
+/// Collects what a model writes, and shows it.
+pub struct Answer<'a> {
+    pub ids: Vec<u32>,
+    pub reasoning: String,
+    pub text: String,
+    page: Page,
+    display: ReasoningDisplay,
+    show_progress: bool,
+    reading: CountBar,
+    thinking: Option<Spinner>,
+    interrupt: &'a Interrupt,
+}
+
+impl<'a> Answer<'a> {
+    pub fn new(display: ReasoningDisplay, show_progress: bool, interrupt: &'a Interrupt) -> Self {
+        Self {
+            ids: Vec::new(),
+            reasoning: String::new(),
+            text: String::new(),
+            page: Page::new(),
+            display,
+            show_progress,
+            reading: CountBar::new(show_progress, "reading", "tokens"),
+            thinking: None,
+            interrupt,
+        }
+    }
+
+    /// Leaves the screen in good order, however the answer ended.
+    pub fn finish(&mut self) -> Result<()> {
+        self.reading.clear();
+        self.thinking = None;
+        // The terminal shows ^C where the text stopped.
+        self.page.in_line |= self.interrupt.requested();
+        self.page.finish().context(WRITING)
+    }
+
+    fn show(&mut self, event: &TokenEvent) -> io::Result<()> {
+        match (event.reasoning, self.display) {
+            (false, _) => {
+                self.thinking = None;
+                let begins = self.text.trim_start().is_empty();
+                // Reasoning is followed by blank lines, or by none.
+                let text = match begins && !self.reasoning.is_empty() {
+                    true => event.text.trim_start(),
+                    false => event.text,
+                };
+                self.page.write(text, false)
+            }
+            (true, ReasoningDisplay::Show) => self.page.write(event.text, true),
+            (true, ReasoningDisplay::Hide) => {
+                self.thinking
+                    .get_or_insert_with(|| Spinner::new(self.show_progress, "thinking"));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Observer for Answer<'_> {
+    fn interrupted(&self) -> bool {
+        self.interrupt.requested()
+    }
+
+    fn prefill_progress(&mut self, done: usize, total: usize) {
+        self.reading.update(done, total);
+    }
+
+    fn token(&mut self, event: &TokenEvent) -> Result<()> {
+        self.show(event).context(WRITING)?;
+        self.ids.push(event.id);
+        match event.reasoning {
+            true => self.reasoning.push_str(event.text),
+            false => self.text.push_str(event.text),
+        }
+        Ok(())
+    }
+}
+
+/// Standard output. Where it is a terminal, what would command it is escaped, and reasoning is dim.
+struct Page {
+    out: io::Stdout,
+    is_terminal: bool,
+    dims: bool,
+    in_reasoning: bool,
+    /// Whether the last character written was something else than a newline.
+    in_line: bool,
+    is_empty: bool,
+}
+
+impl Page {
+    fn new() -> Self {
+        let out = io::stdout();
+        let is_terminal = out.is_terminal();
+        let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self {
+            out,
+            is_terminal,
+            dims: is_terminal && !no_color,
+            in_reasoning: false,
+            in_line: false,
+            is_empty: true,
+        }
+    }
+
+    fn write(&mut self, text: &str, reasoning: bool) -> io::Result<()> {
+        let Some(last) = text.chars().last() else {
+            return Ok(());
+        };
+        if reasoning != self.in_reasoning {
+            self.change(reasoning)?;
+        }
+        self.in_line = last != '\n';
+        self.is_empty = false;
+        match self.is_terminal {
+            true => self.out.write_all(escaped_layout(text).as_bytes())?,
+            false => self.out.write_all(text.as_bytes())?,
+        }
+        self.out.flush()
+    }
+
+    /// Goes over to reasoning, or, after a blank line, from there to the answer.
+    fn change(&mut self, reasoning: bool) -> io::Result<()> {
+        self.in_reasoning = reasoning;
+        if self.dims {
+            let code = if reasoning { DIM } else { NOT_DIM };
+            self.out.write_all(code.as_bytes())?;
+        }
+        if !reasoning {
+            let end = if self.in_line { "\n\n" } else { "\n" };
+            self.out.write_all(end.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        if self.in_reasoning && self.dims {
+            self.out.write_all(NOT_DIM.as_bytes())?;
+        }
+        if self.in_line || self.is_empty {
+            self.out.write_all(b"\n")?;
+        }
+        self.out.flush()
+    }
+}
