@@ -4,6 +4,8 @@
 mod common;
 
 mod batch;
+#[cfg(unix)]
+mod chat;
 mod commands;
 mod config;
 mod ends;
@@ -16,6 +18,8 @@ mod measure;
 mod model;
 mod pipes;
 mod templates;
+#[cfg(unix)]
+mod terminal;
 mod text;
 mod usage;
 mod waiting;

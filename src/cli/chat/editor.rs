@@ -56,13 +56,13 @@ impl Editor {
             .build();
         let mut line = LineEditor::with_config(config).context("preparing the line editor")?;
         line.set_helper(Some(Typing));
-        let history = history_path();
-        if let Some(path) = &history {
-            match line.load_history(path) {
-                Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => tracing::warn!("reading the history in {}: {error}", shown(path)),
-                Ok(()) => {}
-            }
+        let mut history = history_path();
+        if let Some(path) = &history
+            && let Err(error) = line.load_history(path)
+            && !is_not_found(&error)
+        {
+            tracing::warn!("the history in {} cannot be read: {error}", shown(path));
+            history = None;
         }
         Ok(Self { line, history })
     }
@@ -113,7 +113,7 @@ impl Editor {
             Ok(()) => self.history = Some(path),
             // Said once: the path is gone.
             Err(error) => {
-                tracing::warn!("the history cannot be kept in {}: {error}", shown(&path));
+                tracing::warn!("the history in {} cannot be kept: {error}", shown(&path));
             }
         }
     }
@@ -127,6 +127,10 @@ fn history_path() -> Option<PathBuf> {
         _ => env::home_dir()?.join(".local").join("state"),
     };
     Some(directory.join("sharpi").join("history"))
+}
+
+fn is_not_found(error: &ReadlineError) -> bool {
+    matches!(error, ReadlineError::Io(error) if error.kind() == ErrorKind::NotFound)
 }
 
 fn shown(path: &Path) -> String {
