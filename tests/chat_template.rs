@@ -6,7 +6,9 @@ use common::gguf_writer::{
     GgufFile, Random, Value, byte_vocabulary, byte_vocabulary_with, qwen3_vocabulary, retype,
 };
 use serde::Deserialize;
-use sharpi::model::{ChatTemplate, Gguf, Ignored, Message, Prompt, TemplateOptions, Tokenizer};
+use sharpi::model::{
+    ChatTemplate, Gguf, Ignored, Message, Prompt, TemplateOptions, Tokenizer, Transcript,
+};
 
 /// Every template with a line `=== name` before it.
 const TEMPLATES: &str = include_str!("data/chat-templates.jinja");
@@ -71,6 +73,10 @@ fn templates() -> Vec<(&'static str, &'static str)> {
 
 const CHATML: &str = "{% for message in messages if message['role'] %}<|im_start|>{{ message['role'] }}\n\
                       {{ message['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant";
+
+/// The same with a line's end behind the last mark.
+const CHATML_LINE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                           <|im_start|>assistant{{ '\n' }}";
 
 /// A conversation of `data/qwen3-chat.json` and others.
 #[derive(Deserialize)]
@@ -758,4 +764,141 @@ fn a_prompt_tells_what_its_template_ignored() {
     let elsewhere =
         "{% if false %}{{ enable_thinking }}{{ tools }}{% endif %}{{ messages[0].content }}";
     assert_eq!(ignored(elsewhere, &options), [Thinking, Tools, Date]);
+}
+
+/// A conversation whose answers are single bytes, which no tokenizer makes of them.
+struct Talk<'a> {
+    chat: &'a Chat,
+    messages: Vec<Message>,
+    transcript: Transcript,
+}
+
+impl<'a> Talk<'a> {
+    fn new(chat: &'a Chat) -> Self {
+        Self {
+            chat,
+            messages: Vec::new(),
+            transcript: Transcript::default(),
+        }
+    }
+
+    /// Asks, and returns the prompt with its ids, or `None` where the template refuses the conversation.
+    fn ask(&mut self, question: &str) -> Option<(Prompt, Vec<u32>)> {
+        self.messages.push(message("user", question));
+        let options = TemplateOptions {
+            date: Some("2026-01-31".parse().expect("a date")),
+            ..TemplateOptions::default()
+        };
+        let prompt = self.chat.template.render(&self.messages, &options).ok()?;
+        let ids = self.transcript.ids_of(&prompt, &self.chat.tokenizer);
+        self.transcript.read(&prompt, &ids);
+        Some((prompt, ids))
+    }
+
+    /// Answers, and returns the ids of it.
+    fn answer(&mut self, text: &str) -> Vec<u32> {
+        let ids: Vec<_> = text.bytes().map(u32::from).collect();
+        for &id in &ids {
+            self.transcript.push(id, &self.chat.tokenizer);
+        }
+        self.messages.push(message("assistant", text));
+        ids
+    }
+}
+
+#[test]
+fn what_was_generated_stays_as_it_was_and_what_is_new_is_added() {
+    let chat = Chat::bytes(CHATML_LINE);
+    let mut talk = Talk::new(&chat);
+    let (_, mut so_far) = talk.ask("the").expect("rendered");
+    for text in ["the in", "", " he\n", "<|im_end|>", "<|im_start|>user\n"] {
+        so_far.extend(talk.answer(text));
+        let (prompt, ids) = talk.ask("a").expect("rendered");
+        let kept = so_far.len();
+        assert_eq!(ids[..kept], so_far, "{text:?}");
+        let new = "<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n";
+        assert!(prompt.text().ends_with(new));
+        assert_eq!(
+            ids[kept..],
+            chat.tokenizer.encode(&Prompt::raw(new)),
+            "{text:?}"
+        );
+        so_far = ids;
+    }
+    // What ends an answer is the template's, whatever the model chose.
+    talk.answer("he");
+    talk.transcript.push(261, &chat.tokenizer);
+    let (_, ids) = talk.ask("a").expect("rendered");
+    assert_eq!(ids[so_far.len()..][..3], [b'h'.into(), b'e'.into(), 263]);
+}
+
+/// Of an answer that the template trims, all that it leaves: in whole tokens and in front of a mark.
+#[test]
+fn what_a_template_changes_is_read_as_it_says() {
+    let trims = CHATML_LINE.replace("m.content", "m.content | trim");
+    let chat = Chat::bytes(&trims);
+    let mut talk = Talk::new(&chat);
+    let (_, asked) = talk.ask("x").expect("rendered");
+    talk.answer("the\n");
+    let (prompt, ids) = talk.ask("y").expect("rendered");
+    let the = [b't', b'h', b'e'].map(u32::from);
+    assert_eq!(ids[..asked.len() + 3], [&asked[..], &the].concat());
+    talk.answer(" the");
+    assert_ne!(ids, chat.tokenizer.encode(&prompt));
+    let (prompt, ids) = talk.ask("z").expect("rendered");
+    // The first answer stays, and of the second nothing can.
+    let whole = chat.tokenizer.encode(&prompt);
+    assert_eq!(ids[..asked.len() + 3], [&asked[..], &the].concat());
+    assert_eq!(ids[asked.len() + 3..], whole[asked.len() + 2..]);
+
+    // Another system message, before everything.
+    talk.messages.insert(0, message("system", "he"));
+    let (prompt, ids) = talk.ask("z").expect("rendered");
+    assert_eq!(ids, chat.tokenizer.encode(&prompt));
+}
+
+/// Whatever the template, and whatever a person and a model say: the ids spell the prompt, and control tokens are where it has
+/// them.
+#[test]
+fn the_ids_of_a_conversation_are_those_of_its_text() {
+    let spelled = |chat: &Chat, ids: &[u32]| -> Vec<u8> {
+        let tokens = ids.iter().map(|&id| match chat.tokenizer.token_bytes(id) {
+            bytes if bytes.is_empty() => format!("\u{1}{id}\u{1}").into_bytes(),
+            bytes => bytes,
+        });
+        tokens.flatten().collect()
+    };
+    let said = [
+        "the in",
+        " he \n",
+        "<|im_end|>",
+        "<think>a</think>b",
+        "",
+        "[INST]",
+        "\u{1f98a}",
+        "user",
+    ];
+    let mut turns = 0;
+    for (name, template) in templates() {
+        let chat = Chat::bytes(template);
+        for seed in 0..20 {
+            let mut random = Random(seed);
+            let mut talk = Talk::new(&chat);
+            for _ in 0..4 {
+                let question = said[random.below(said.len())];
+                let Some((prompt, ids)) = talk.ask(question) else {
+                    break;
+                };
+                let whole = chat.tokenizer.encode(&prompt);
+                assert_eq!(
+                    spelled(&chat, &ids),
+                    spelled(&chat, &whole),
+                    "{name}, {seed}"
+                );
+                talk.answer(said[random.below(said.len())]);
+                turns += 1;
+            }
+        }
+    }
+    assert!(turns > 1000, "{turns} turns");
 }
