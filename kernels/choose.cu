@@ -1,7 +1,7 @@
 // The next token, chosen from a vocabulary's logits: `choose_best`, then `choose_token`. In what order which filter
 // applies, and each rounding, is as in the host's sampler (src/engine/sampling.rs), so that both choose the same token.
 //
-//   logits   penalized by the counts of recent tokens, those of banned ones -inf
+//   logits   penalized by the counts of recent tokens; banned ones, and those that are not allowed, are none
 //   greedy   the largest, the first of equals
 //   else     the top_k largest, sorted; of these the likeliest up to a probability of top_p; of these those at least
 //            min_p times as likely as the likeliest; of these one, drawn at the temperature with the host's number
@@ -24,6 +24,7 @@ constexpr int MAX_CANDIDATES = MAX_TOP_K * MAX_TOP_K;
 
 constexpr uint32_t BANNED = 0x80000000;
 constexpr uint64_t NOT_FINITE = ~0ull;  // above every finite logit's key
+constexpr uint64_t NONE = 0;            // below
 
 // Larger for a larger logit, and for the smaller of two tokens with the same; above 0.
 __device__ __forceinline__ uint64_t key_of(float logit, uint32_t token) {
@@ -83,7 +84,6 @@ __device__ __forceinline__ uint64_t block_max(uint64_t key) {
 }
 
 __device__ __forceinline__ float adjusted(float logit, uint32_t count, const ChoiceSettings &settings) {
-    if (count & BANNED) return -INFINITY;
     if (count == 0) return logit;
     const float repeated =
         logit > 0.f ? __fdiv_rn(logit, settings.repeat_penalty) : __fmul_rn(logit, settings.repeat_penalty);
@@ -124,15 +124,20 @@ extern "C" __global__ void __launch_bounds__(BEST_THREADS) choose_best(const __g
     launch_dependents();
     wait_for_predecessor();
     const ChoiceSettings settings = *p.settings;
-    uint64_t largest = 0;
+    uint64_t largest = NONE;
 #pragma unroll
     for (int i = threadIdx.x; i < BLOCK_LOGITS; i += BEST_THREADS) {
         const int token = blockIdx.x * BLOCK_LOGITS + i;
-        uint64_t key = 0;
+        uint64_t key = NONE;
         if (token < p.vocabulary) {
             const float logit = p.logits[token];
             const uint32_t count = settings.adjusts ? p.counts[token] : 0;
-            key = isfinite(logit) ? key_of(adjusted(logit, count, settings), token) : NOT_FINITE;
+            const bool allowed = p.allowed == nullptr || p.allowed[token / 32] >> token % 32 & 1;
+            if (!isfinite(logit)) {
+                key = NOT_FINITE;
+            } else if (allowed && !(count & BANNED)) {
+                key = key_of(adjusted(logit, count, settings), token);
+            }
         }
         keys[i] = key;
         largest = max(largest, key);
@@ -155,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(TOKEN_THREADS) choose_token(const _
     wait_for_predecessor();
     const ChoiceSettings settings = *p.settings;
     const int lists = (p.vocabulary + BLOCK_LOGITS - 1) / BLOCK_LOGITS;
-    const auto head = [&](int list) { return list < lists ? p.lists[size_t(list) * MAX_TOP_K] : 0; };
+    const auto head = [&](int list) { return list < lists ? p.lists[size_t(list) * MAX_TOP_K] : NONE; };
     const int index = p.inputs[1] + 1;  // of the chosen token in the text
 
     uint64_t chosen;
@@ -184,10 +189,11 @@ extern "C" __global__ void __launch_bounds__(TOKEN_THREADS) choose_token(const _
         __syncthreads();
         const int filled = min(found, MAX_CANDIDATES);
         for (count = MAX_TOP_K; count < filled;) count *= 2;
-        for (int i = filled + threadIdx.x; i < count; i += TOKEN_THREADS) keys[i] = 0;
+        for (int i = filled + threadIdx.x; i < count; i += TOKEN_THREADS) keys[i] = NONE;
         sort(keys, count);
-        const int candidates = min(min(settings.top_k, p.vocabulary), MAX_TOP_K);
-        if (threadIdx.x < candidates) {
+        const bool candidate = threadIdx.x < min(settings.top_k, MAX_TOP_K) && keys[threadIdx.x] != NONE;
+        const int candidates = __syncthreads_count(candidate);
+        if (candidate) {
             const float below = __fsub_rn(logit_of(keys[threadIdx.x]), logit_of(keys[0]));
             weight[threadIdx.x] = exponential(below);
             heated[threadIdx.x] = exponential(__fdiv_rn(below, settings.temperature));

@@ -571,10 +571,12 @@ struct ChooseParams {
     int *inputs;             // the token that was computed, its position and place; then the chosen one and its own
     const double *uniforms;  // (context + 1), in the host's memory: from 0 to below 1, by place in the text
     int *text;               // (context + 1), in the host's memory: tokens; -1 where logits are no numbers
-    int vocabulary;          // at most 1024 * 1024
+    const uint32_t
+        *allowed;    // (vocabulary / 32 rounded up), in the host's memory, or null: a bit for each token that may be
+    int vocabulary;  // at most 1024 * 1024
     int unused;
 };
-static_assert(sizeof(ChooseParams) == 64, "ChooseParams");
+static_assert(sizeof(ChooseParams) == 72, "ChooseParams");
 FIELD(ChooseParams, logits, 0);
 FIELD(ChooseParams, settings, 8);
 FIELD(ChooseParams, counts, 16);
@@ -582,8 +584,9 @@ FIELD(ChooseParams, lists, 24);
 FIELD(ChooseParams, inputs, 32);
 FIELD(ChooseParams, uniforms, 40);
 FIELD(ChooseParams, text, 48);
-FIELD(ChooseParams, vocabulary, 56);
-FIELD(ChooseParams, unused, 60);
+FIELD(ChooseParams, allowed, 56);
+FIELD(ChooseParams, vocabulary, 64);
+FIELD(ChooseParams, unused, 68);
 
 // A block's share of a matrix in a product of the step kernel: row pairs, one after another. Their tiles are entries of
 // the ring, `entry_tiles` at a time.

@@ -275,6 +275,7 @@ fn generated(
         ignore_eos: true,
         logprobs,
         sampling: sampling.clone(),
+        constraint: None,
     };
     let mut observer = Ids {
         ids: vec![],

@@ -80,6 +80,16 @@ pub trait TokenStream {
     /// # Errors
     /// Logits that are not numbers, and whatever the device meets.
     fn next_token(&mut self) -> Result<u32>;
+
+    /// The next token, one of those that are allowed: bit `i % 32` of word `i / 32` for token `i`, none beyond the
+    /// last word, or all. `allowed` is asked while the device computes.
+    ///
+    /// # Errors
+    /// As [`TokenStream::next_token`], what `allowed` meets, and where all that it allows are banned.
+    fn next_allowed(
+        &mut self,
+        allowed: &mut dyn FnMut() -> Result<Option<Vec<u32>>>,
+    ) -> Result<u32>;
 }
 
 /// The error of logits among which nothing can be chosen.

@@ -207,6 +207,7 @@ impl Writer {
             ignore_eos: task.ignore_eos,
             logprobs: None,
             sampling: task.sampling.resolve(&self.vocabulary.gguf, context_len)?,
+            constraint: None,
         };
         Ok((prompt, options))
     }

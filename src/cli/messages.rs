@@ -4,8 +4,8 @@
 //! have some.
 
 use std::{
-    fmt,
-    io::{self, Write},
+    env, fmt,
+    io::{self, IsTerminal, Write},
 };
 
 use clap::builder::styling::{AnsiColor, Style, Styles};
@@ -19,7 +19,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::{args::VerbosityArgs, progress};
+use super::{args::VerbosityArgs, escape::escaped_lines, progress};
 
 /// Sends this crate's events to standard error from here on; those of other crates would be noise.
 pub fn init(verbosity: &VerbosityArgs) {
@@ -86,4 +86,17 @@ where
         context.format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }
+}
+
+/// Shows a piece of a model's reasoning, as it comes: dimmed on a terminal with colours. What it would do to the terminal is
+/// escaped.
+pub fn reasoning(text: &str) {
+    let mut err = io::stderr();
+    let colour = err.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let text = escaped_lines(text);
+    // A standard error that cannot be written to is no reason to end.
+    let _ = match colour {
+        true => write!(err, "\x1b[2m{text}\x1b[22m"),
+        false => write!(err, "{text}"),
+    };
 }

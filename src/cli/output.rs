@@ -7,6 +7,7 @@ use std::{
 
 use serde::Serialize;
 
+use super::{args::ReasoningPlace, messages};
 use crate::{
     backend::{GraphReport, StepReport},
     engine::{FinishReason, Generation, TokenEvent},
@@ -71,18 +72,57 @@ pub struct RunFacts<'a> {
     pub step_kernel: Option<&'a StepReport>,
 }
 
-/// The generated text and one newline at its end.
+/// The generated text and one newline at its end; its reasoning where that is wanted.
 pub struct TextOutput<W> {
     out: W,
-    /// Whether the last character written was something else than a newline.
-    in_line: bool,
+    /// The last character written, if there is one.
+    last: Option<char>,
+    place: ReasoningPlace,
+    /// Whether the answer must match something, so that its white space counts.
+    exact: bool,
+    aside: Aside,
+}
+
+/// Where a text is whose reasoning is kept apart from its answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aside {
+    /// Not in reasoning, nor behind it.
+    No,
+    Reasoning,
+    /// Behind it, with no character of the answer yet: white space is none of it.
+    Behind,
 }
 
 impl<W: Write> TextOutput<W> {
-    pub fn new(out: W) -> Self {
+    /// `exact`: whether the answer must match something.
+    pub fn new(out: W, reasoning: ReasoningPlace, exact: bool) -> Self {
         Self {
             out,
-            in_line: false,
+            last: None,
+            place: reasoning,
+            exact,
+            aside: Aside::No,
+        }
+    }
+
+    fn write(&mut self, text: &str) -> io::Result<()> {
+        self.last = text.chars().last().or(self.last);
+        self.out.write_all(text.as_bytes())?;
+        self.out.flush()
+    }
+
+    /// Writes reasoning to standard error, where that is its place.
+    fn put_aside(&mut self, text: &str) {
+        self.aside = Aside::Reasoning;
+        if self.place == ReasoningPlace::Stderr {
+            messages::reasoning(text);
+        }
+    }
+
+    /// Ends the line of reasoning that was written to standard error.
+    fn end_aside(&mut self) {
+        if self.aside == Aside::Reasoning && self.place == ReasoningPlace::Stderr {
+            messages::reasoning("\n");
         }
     }
 }
@@ -93,22 +133,38 @@ impl<W: Write + Send> Output for TextOutput<W> {
     }
 
     fn token(&mut self, token: &TokenEvent) -> io::Result<()> {
-        if let Some(last) = token.text.chars().last() {
-            self.in_line = last != '\n';
+        if self.place == ReasoningPlace::Show {
+            return self.write(token.text);
         }
-        self.out.write_all(token.text.as_bytes())?;
-        self.out.flush()
+        if !token.reasoning && self.aside == Aside::Reasoning {
+            self.end_aside();
+            self.aside = Aside::Behind;
+        }
+        let answer = match self.aside {
+            Aside::Behind if !self.exact => token.answer.trim_start(),
+            _ => token.answer,
+        };
+        if !answer.is_empty() {
+            self.aside = Aside::No;
+        }
+        self.write(answer)?;
+        if token.reasoning {
+            self.put_aside(&token.text[token.answer.len()..]);
+        }
+        Ok(())
     }
 
-    fn done(&mut self, generation: &Generation, _run: &RunFacts) -> io::Result<()> {
-        if self.in_line || generation.text.is_empty() {
+    fn done(&mut self, _generation: &Generation, _run: &RunFacts) -> io::Result<()> {
+        self.end_aside();
+        if self.last != Some('\n') {
             self.out.write_all(b"\n")?;
         }
         self.out.flush()
     }
 
     fn failed(&mut self) -> io::Result<()> {
-        if self.in_line {
+        self.end_aside();
+        if self.last.is_some_and(|last| last != '\n') {
             self.out.write_all(b"\n")?;
         }
         self.out.flush()

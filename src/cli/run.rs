@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::{
     backend::Loaded,
@@ -19,7 +19,9 @@ use super::{
 };
 use crate::{
     backend::Backend,
-    engine::{FinishReason, GenerateOptions, Generation, Observer, TokenEvent, generate},
+    engine::{
+        Constraint, FinishReason, GenerateOptions, Generation, Observer, TokenEvent, generate,
+    },
     model::{Decoder, Gguf},
 };
 
@@ -27,10 +29,14 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
     request.model.download()?;
     let loading = Instant::now();
-    let input = request.input;
-    let (loaded, prompt) = request
-        .compute
-        .load(&request.model, move |vocabulary| input.tokens(vocabulary))?;
+    let (input, grammar) = (request.input, request.grammar);
+    let form = grammar.as_ref().map(|grammar| grammar.name);
+    let (loaded, (prompt, constraint)) =
+        request.compute.load(&request.model, move |vocabulary| {
+            let constraint =
+                grammar.map(|grammar| Constraint::new(&grammar, &vocabulary.tokenizer));
+            Ok((input.tokens(vocabulary)?, constraint.transpose()?))
+        })?;
     let Loaded {
         decoder,
         mut session,
@@ -49,7 +55,9 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
 
     let stdout = io::stdout();
     let mut output: Box<dyn Output> = match request.format {
-        Format::Text => Box::new(TextOutput::new(stdout)),
+        Format::Text(reasoning) => {
+            Box::new(TextOutput::new(stdout, reasoning, constraint.is_some()))
+        }
         Format::Json { .. } => Box::new(JsonOutput::new(stdout)),
     };
     output
@@ -66,10 +74,11 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
         stop: request.stop,
         ignore_eos: request.ignore_eos,
         logprobs: match request.format {
-            Format::Text => None,
+            Format::Text(_) => None,
             Format::Json { top_logprobs } => Some(top_logprobs.unwrap_or(0)),
         },
         sampling,
+        constraint,
     };
     interrupt.generation_starts();
     let mut observer = Stream {
@@ -121,13 +130,20 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
             }
         }
     }
-    report(&generation, load, seed, max_tokens);
+    let why = ending(&generation, max_tokens);
+    report(&generation, load, seed, why);
     // The process ends, and the system takes everything back at once: sooner than we could give it back piece by piece.
     mem::forget((session, vocabulary));
-    Ok(match generation.finish_reason {
-        FinishReason::Interrupted => Outcome::Interrupted,
-        _ => Outcome::Done,
-    })
+    let interrupted = generation.finish_reason == FinishReason::Interrupted;
+    match form.filter(|_| !generation.whole) {
+        Some(form) if interrupted => {
+            tracing::warn!("what was printed is only the beginning of {form}");
+            Ok(Outcome::Interrupted)
+        }
+        Some(form) => bail!("what was printed is only the beginning of {form}: {why}"),
+        None if interrupted => Ok(Outcome::Interrupted),
+        None => Ok(Outcome::Done),
+    }
 }
 
 fn start<'a>(
@@ -155,7 +171,7 @@ fn start<'a>(
 }
 
 /// The closing line of statistics.
-fn report(generation: &Generation, load: Duration, seed: u64, max_tokens: Option<usize>) {
+fn report(generation: &Generation, load: Duration, seed: u64, why: &str) {
     // Fewer than all where reading was interrupted.
     let read = match generation.prefilled_tokens {
         read if read < generation.prompt_tokens => format!("{read} of "),
@@ -174,12 +190,11 @@ fn report(generation: &Generation, load: Duration, seed: u64, max_tokens: Option
         _ => format!(", {} tokens/s", three_digits(rate)),
     };
     tracing::info!(
-        "prompt: {read}{} tokens{}; generated: {} tokens{}; {first}loaded in {load:.1?}; {}; seed {seed}",
+        "prompt: {read}{} tokens{}; generated: {} tokens{}; {first}loaded in {load:.1?}; {why}; seed {seed}",
         generation.prompt_tokens,
         rate(generation.prefill_tokens_per_second()),
         generation.generated_tokens,
         rate(generation.decode_tokens_per_second()),
-        ending(generation, max_tokens)
     );
 }
 

@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
-use cudarc::driver::CudaEvent;
+use cudarc::driver::{CudaEvent, sys::CUdeviceptr};
 
 use super::{
     device::{Device, Launch, PinnedBuffer, explain},
@@ -26,6 +26,8 @@ pub struct Choice {
     uniforms: PinnedBuffer,
     /// i32 (context_len + 1): the text, as far as the device has to know it, and what it chose
     text: PinnedBuffer,
+    /// u32 (vocab_size / 32): a bit for each token that may be chosen, where not all may
+    allowed: PinnedBuffer,
     /// One for each token that is queued at a time.
     events: Vec<CudaEvent>,
 }
@@ -38,14 +40,24 @@ impl Choice {
             vocab_size,
             uniforms: device.allocate_pinned(places * size_of::<f64>())?,
             text: device.allocate_pinned(places * size_of::<i32>())?,
+            allowed: device.allocate_pinned(vocab_size.div_ceil(32) * size_of::<u32>())?,
             events: (0..AHEAD)
                 .map(|_| device.new_event())
                 .collect::<Result<_>>()?,
         })
     }
 
-    /// The launches behind those of a decoded token.
+    /// The launches behind those of a decoded token, which choose among all tokens.
     pub fn launches(&self, scratch: &Scratch) -> Result<[Launch; 2]> {
+        self.launches_among(0, scratch)
+    }
+
+    /// Likewise, among those that are allowed.
+    pub fn launches_among_allowed(&self, scratch: &Scratch) -> Result<[Launch; 2]> {
+        self.launches_among(self.allowed.device_address(), scratch)
+    }
+
+    fn launches_among(&self, allowed: CUdeviceptr, scratch: &Scratch) -> Result<[Launch; 2]> {
         launches::choose(
             &self.device,
             ChooseParams {
@@ -56,6 +68,7 @@ impl Choice {
                 inputs: scratch.inputs,
                 uniforms: self.uniforms.device_address(),
                 text: self.text.device_address(),
+                allowed,
                 vocabulary: self.vocab_size as i32,
                 unused: 0,
             },
@@ -132,6 +145,11 @@ impl<'a> Stream<'a> {
 
     fn queue(&mut self) -> Result<()> {
         self.region.run_and_choose()?;
+        self.note()
+    }
+
+    /// Takes note of a token that was queued.
+    fn note(&mut self) -> Result<()> {
         self.written.add(self.next - 1..self.next);
         self.choice.events[self.next % AHEAD]
             .record(self.choice.device.stream())
@@ -141,13 +159,9 @@ impl<'a> Stream<'a> {
         self.next += 1;
         Ok(())
     }
-}
 
-impl TokenStream for Stream<'_> {
-    fn next_token(&mut self) -> Result<u32> {
-        while self.queued.len() < AHEAD && self.next < self.end {
-            self.queue().map_err(|error| self.region.explain(error))?;
-        }
+    /// The token that was queued first, once it is chosen.
+    fn oldest(&mut self) -> Result<u32> {
         let place = self.queued.pop_front();
         let place = place.context("every token of the stream was taken")?;
         self.choice.events[place % AHEAD]
@@ -162,6 +176,42 @@ impl TokenStream for Stream<'_> {
             })?;
         let token = self.choice.text.read_i32(place);
         u32::try_from(token).map_err(|_| not_finite())
+    }
+}
+
+impl TokenStream for Stream<'_> {
+    fn next_token(&mut self) -> Result<u32> {
+        while self.queued.len() < AHEAD && self.next < self.end {
+            self.queue().map_err(|error| self.region.explain(error))?;
+        }
+        self.oldest()
+    }
+
+    fn next_allowed(
+        &mut self,
+        allowed: &mut dyn FnMut() -> Result<Option<Vec<u32>>>,
+    ) -> Result<u32> {
+        ensure!(
+            self.queued.is_empty(),
+            "what may be chosen is asked for before a token is queued"
+        );
+        if self.next < self.end {
+            self.region
+                .run()
+                .map_err(|error| self.region.explain(error))?;
+            match allowed()? {
+                None => self.choice.allowed.fill(0xff),
+                Some(words) => {
+                    let bytes: &[u8] = bytemuck::cast_slice(&words);
+                    let len = bytes.len().min(self.choice.allowed.len());
+                    self.choice.allowed[..len].copy_from_slice(&bytes[..len]);
+                    self.choice.allowed[len..].fill(0);
+                }
+            }
+            self.region.choose_allowed()?;
+            self.note()?;
+        }
+        self.oldest()
     }
 }
 

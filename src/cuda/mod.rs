@@ -193,10 +193,12 @@ impl CudaBackend {
         let chunk_scratch = ChunkScratch::new(&device, &decoder, chunk)?;
         let choice = Choice::new(&device, decoder.vocab_size, context_len)?;
         let choosing = choice.launches(&scratch)?;
+        let choosing_allowed = choice.launches_among_allowed(&scratch)?;
         let inputs = device.allocate_pinned((INPUTS + chunk.tokens) * size_of::<i32>())?;
         let logits = device.allocate_pinned(LOGITS_LEN * decoder.vocab_size * size_of::<f32>())?;
         // SAFETY: each kernel was given its own parameter, and the backend drops the region before the memory.
-        let mut region = unsafe { Region::new(&device, launches, step, choosing) };
+        let mut region =
+            unsafe { Region::new(&device, launches, step, choosing, choosing_allowed) };
         region.set_step(None);
         region.set_graph(options.graph_disabled.clone());
         Ok(Self {

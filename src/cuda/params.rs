@@ -334,7 +334,7 @@ params! {
     }
 
     /// `choose_best` and `choose_token`.
-    ChooseParams: 64 {
+    ChooseParams: 72 {
         0 logits: CUdeviceptr,
         8 settings: CUdeviceptr,
         16 counts: CUdeviceptr,
@@ -342,8 +342,9 @@ params! {
         32 inputs: CUdeviceptr,
         40 uniforms: CUdeviceptr,
         48 text: CUdeviceptr,
-        56 vocabulary: i32,
-        60 unused: i32,
+        56 allowed: CUdeviceptr,
+        64 vocabulary: i32,
+        68 unused: i32,
     }
 
     /// A block's share of a matrix, in the step kernel.

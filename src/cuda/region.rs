@@ -24,6 +24,7 @@ pub struct Region {
     /// The one that does the same, or nearly all of it, or why there is none.
     step: Result<Step, String>,
     choosing: Vec<Launch>,
+    choosing_allowed: Vec<Launch>,
     report: GraphReport,
     step_report: StepReport,
 }
@@ -49,13 +50,15 @@ impl Region {
         device: &Arc<Device>,
         separate: Vec<Launch>,
         step: Result<Step, String>,
-        choosing: impl IntoIterator<Item = Launch>,
+        choosing: [Launch; 2],
+        choosing_allowed: [Launch; 2],
     ) -> Self {
         Self {
             device: device.clone(),
             separate,
             step,
-            choosing: choosing.into_iter().collect(),
+            choosing: choosing.into(),
+            choosing_allowed: choosing_allowed.into(),
             states: [State::Direct, State::Direct],
             report: GraphReport::default(),
             step_report: StepReport::default(),
@@ -120,6 +123,11 @@ impl Region {
     /// Queues what computes a token, and chooses the next.
     pub fn run_and_choose(&mut self) -> Result<()> {
         self.queue(true)
+    }
+
+    /// Queues what chooses the next token among those that are allowed, behind what computed its logits.
+    pub fn choose_allowed(&self) -> Result<()> {
+        self.launch_all(self.choosing_allowed.iter())
     }
 
     fn queue(&mut self, choosing: bool) -> Result<()> {

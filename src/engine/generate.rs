@@ -8,8 +8,8 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    Sampler, SamplingParams, Session, SessionStream, TextStream, log_softmax_denominator,
-    reasoning::Reasoning,
+    Constraint, Sampler, SamplingParams, Session, SessionStream, TextStream, answer::Answer,
+    log_softmax_denominator,
 };
 use crate::{backend::StreamStart, model::Tokenizer};
 
@@ -25,6 +25,8 @@ pub struct GenerateOptions {
     /// Report log-probabilities, and those of this many of the likeliest tokens.
     pub logprobs: Option<usize>,
     pub sampling: SamplingParams,
+    /// What the answer must match.
+    pub constraint: Option<Constraint>,
 }
 
 /// Why the text ended.
@@ -47,6 +49,8 @@ pub struct TokenEvent<'a> {
     pub text: &'a str,
     /// Whether it is part of the model's reasoning, marks included, and not of its answer.
     pub reasoning: bool,
+    /// The beginning of `text` that is part of the answer: all of it, or what was held back where reasoning begins.
+    pub answer: &'a str,
     /// Natural logarithms of probabilities, from the raw logits.
     pub logprobs: Option<Logprobs>,
 }
@@ -88,6 +92,8 @@ pub struct Generation {
     pub finish_reason: FinishReason,
     /// All tokens' text.
     pub text: String,
+    /// Whether the answer matches what it must, if anything, and is not only the beginning of it.
+    pub whole: bool,
     pub prompt_tokens: usize,
     /// Of these, the tokens that had to be computed: not those that the session held already, nor those after an
     /// interruption.
@@ -132,6 +138,7 @@ pub fn generate(
     let mut generation = Generation {
         finish_reason: FinishReason::Length,
         text: String::new(),
+        whole: options.constraint.is_none(),
         prompt_tokens: prompt.len(),
         prefilled_tokens: 0,
         generated_tokens: 0,
@@ -161,8 +168,8 @@ pub fn generate(
     }
     let mut sampler = Sampler::new(options.sampling.clone(), prompt, banned);
     let mut stream = TextStream::new(&options.stop);
-    let mut reasoning = Reasoning::new(tokenizer, prompt);
-    let mut id = sampler.sample(logits)?;
+    let mut answer = Answer::new(tokenizer, prompt, options.constraint.as_ref());
+    let mut id = sampler.sample_among(logits, answer.allowed()?.as_deref())?;
     let mut logprobs = options.logprobs.map(|top| Logprobs::new(logits, id, top));
     // The last token is not computed, so a full context gives one more than it holds.
     let room = context_len + 1 - prompt.len();
@@ -171,11 +178,24 @@ pub fn generate(
     loop {
         generation.generated_tokens += 1;
         let ended = tokenizer.is_end_of_generation(id);
-        let (mut text, stopped) = match ended {
-            true => (String::new(), false),
-            false => stream.push(&tokenizer.token_bytes(id)),
+        let was_reasoning = answer.is_reasoning();
+        let reasoning = answer.push(id)?;
+        // What was held back for a stop string belongs to where it was written: none reaches over an end of reasoning.
+        let mut text = match reasoning && !was_reasoning {
+            true => stream.finish(),
+            false => String::new(),
         };
-        let finish_reason = if ended {
+        let held = text.len();
+        let mut stopped = false;
+        if !ended {
+            let (certain, met) = stream.push(&tokenizer.token_bytes(id));
+            text += &certain;
+            stopped = met;
+        }
+        if reasoning && !answer.is_reasoning() {
+            text += &stream.finish();
+        }
+        let finish_reason = if ended || answer.is_over() {
             Some(FinishReason::Stop)
         } else if stopped {
             Some(FinishReason::StopString)
@@ -192,7 +212,11 @@ pub fn generate(
         observer.token(&TokenEvent {
             id,
             text: &text,
-            reasoning: reasoning.includes(id),
+            reasoning,
+            answer: match reasoning {
+                true => &text[..held],
+                false => &text,
+            },
             logprobs: logprobs.take(),
         })?;
         generation.text += &text;
@@ -201,12 +225,14 @@ pub fn generate(
         }
         if let Some(finish_reason) = finish_reason {
             generation.finish_reason = finish_reason;
+            generation.whole = answer.is_whole();
             generation.timings.decode = start.elapsed() - generation.timings.prefill;
             return Ok(generation);
         }
-        let Some(next) = following.next(id, options.logprobs, observer)? else {
+        let Some(next) = following.next(id, options.logprobs, &mut answer, observer)? else {
             // What is not certain of the text yet, a piece of a character or of a stop string, goes with the token.
             generation.finish_reason = FinishReason::Interrupted;
+            generation.whole = answer.is_whole();
             generation.timings.decode = start.elapsed() - generation.timings.prefill;
             return Ok(generation);
         };
@@ -264,16 +290,20 @@ impl<'a> Following<'a> {
         &mut self,
         last: u32,
         top: Option<usize>,
+        answer: &mut Answer,
         observer: &mut dyn Observer,
     ) -> Result<Option<(u32, Option<Logprobs>)>> {
         match self {
+            Self::OnDevice(stream) if answer.is_constrained() => {
+                Ok(Some((stream.next_allowed(&mut || answer.allowed())?, None)))
+            }
             Self::OnDevice(stream) => Ok(Some((stream.next_token()?, None))),
             Self::OnHost { session, sampler } => {
                 let mut watch = move |_| go_on(observer);
                 let Some(logits) = session.decode_watched(last, &mut watch)? else {
                     return Ok(None);
                 };
-                let id = sampler.sample(logits)?;
+                let id = sampler.sample_among(logits, answer.allowed()?.as_deref())?;
                 Ok(Some((id, top.map(|top| Logprobs::new(logits, id, top)))))
             }
         }

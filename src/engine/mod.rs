@@ -1,8 +1,11 @@
 //! From a prompt to a stream of tokens: the session over a backend, the generation loop and sampling.
 
+mod answer;
 mod bench;
+mod constraint;
 mod evaluate;
 mod generate;
+mod json_schema;
 mod reasoning;
 mod sampling;
 mod session;
@@ -11,6 +14,7 @@ mod verify;
 
 pub use crate::backend::SamplingParams;
 pub use bench::{Kind, Workload, made_up_tokens, measure};
+pub use constraint::{Allowed, Constraint, Grammar, Guide};
 pub use evaluate::{Divergence, Evaluation, evaluate};
 pub use generate::{
     FinishReason, GenerateOptions, Generation, Logprobs, Observer, Timings, TokenEvent, generate,

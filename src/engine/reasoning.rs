@@ -23,7 +23,12 @@ pub struct Reasoning<'a> {
     tokenizer: &'a Tokenizer,
     /// What will close the reasoning that the text is in.
     until: Option<&'static str>,
+    /// Tokens since it was closed, if it was.
+    since: Option<usize>,
 }
+
+/// Tokens that a template may put behind reasoning that it closes at once, so that there is none: line breaks.
+const GAP: usize = 2;
 
 impl<'a> Reasoning<'a> {
     /// At the end of `prompt`, which may have opened it.
@@ -31,6 +36,7 @@ impl<'a> Reasoning<'a> {
         let mut reasoning = Self {
             tokenizer,
             until: None,
+            since: None,
         };
         for &token in prompt {
             reasoning.includes(token);
@@ -38,13 +44,35 @@ impl<'a> Reasoning<'a> {
         reasoning
     }
 
+    /// Whether the text is in it.
+    pub fn is_open(&self) -> bool {
+        self.until.is_some()
+    }
+
+    /// Whether it has just been closed, so that the answer follows.
+    pub fn is_behind(&self) -> bool {
+        self.since.is_some_and(|tokens| tokens <= GAP)
+    }
+
+    /// The tokens of the vocabulary that open it.
+    pub fn openings(&self) -> Vec<u32> {
+        let ids = 0..self.tokenizer.vocab_size() as u32;
+        let opens = |id: &u32| {
+            let piece = self.tokenizer.piece(*id);
+            MARKS.iter().any(|(start, _)| *start == piece)
+        };
+        ids.filter(opens).collect()
+    }
+
     /// Whether the text's next token is part of it.
     pub fn includes(&mut self, token: u32) -> bool {
         let piece = self.tokenizer.piece(token);
+        self.since = self.since.map(|tokens| tokens + 1);
         match self.until {
             Some(end) => {
                 if piece == end {
                     self.until = None;
+                    self.since = Some(0);
                 }
                 true
             }

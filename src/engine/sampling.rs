@@ -1,6 +1,8 @@
 //! Choosing the next token from logits.
 
-use anyhow::Result;
+use std::iter;
+
+use anyhow::{Result, ensure};
 use rand_chacha::{
     ChaCha12Rng,
     rand_core::{Rng, SeedableRng},
@@ -73,15 +75,32 @@ impl Sampler {
     /// # Errors
     /// Logits that are not numbers.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        self.sample_among(logits, None)
+    }
+
+    /// Likewise, among the tokens whose bit is set in `allowed`, if not among all: bit `i % 32` of word `i / 32` for
+    /// token `i`.
+    ///
+    /// # Errors
+    /// Likewise, and where every allowed token is banned.
+    pub fn sample_among(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<u32> {
         let largest_logit = largest_logit(logits)?;
+        let adjusts = self.params.has_penalties() || !self.banned.is_empty() || allowed.is_some();
         // A vocabulary is copied only where something changes its logits.
-        let (logits, max) = match self.params.has_penalties() || !self.banned.is_empty() {
+        let (logits, max) = match adjusts {
             true => {
                 self.adjust(logits);
+                if let Some(allowed) = allowed {
+                    restrict(&mut self.logits, allowed);
+                }
                 (&self.logits[..], largest(&self.logits))
             }
             false => (logits, largest_logit),
         };
+        ensure!(
+            max > f32::NEG_INFINITY,
+            "every token that may follow is one that is never chosen"
+        );
         let id = if self.params.temperature == 0.0 {
             first_equal(logits, max)
         } else {
@@ -146,6 +165,18 @@ impl Sampler {
             }
         }
         self.candidates[self.candidates.len() - 1].id()
+    }
+}
+
+/// Takes all chance from the tokens that are not allowed.
+fn restrict(logits: &mut [f32], allowed: &[u32]) {
+    let words = allowed.iter().chain(iter::repeat(&0));
+    for (logits, word) in logits.chunks_mut(32).zip(words) {
+        for (i, logit) in logits.iter_mut().enumerate() {
+            if word >> i & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
     }
 }
 

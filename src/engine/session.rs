@@ -31,9 +31,25 @@ impl SessionStream<'_> {
     /// As [`TokenStream::next_token`].
     pub fn next_token(&mut self) -> Result<u32> {
         let chosen = self.stream.next_token()?;
+        Ok(self.follow(chosen))
+    }
+
+    /// The next token, one of those that are allowed.
+    ///
+    /// # Errors
+    /// As [`TokenStream::next_allowed`].
+    pub fn next_allowed(
+        &mut self,
+        allowed: &mut dyn FnMut() -> Result<Option<Vec<u32>>>,
+    ) -> Result<u32> {
+        let chosen = self.stream.next_allowed(allowed)?;
+        Ok(self.follow(chosen))
+    }
+
+    fn follow(&mut self, chosen: u32) -> u32 {
         self.tokens.push(self.chosen);
         self.chosen = chosen;
-        Ok(chosen)
+        chosen
     }
 }
 

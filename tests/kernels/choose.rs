@@ -44,6 +44,7 @@ fn choose(
     logits: &[f32],
     text: &[u32],
     banned: &[u32],
+    allowed: Option<&[u32]>,
     uniform: f64,
 ) -> anyhow::Result<Chosen> {
     let settings = launches::choice_settings(params, banned);
@@ -59,6 +60,7 @@ fn choose(
     let inputs = Buffer::new(&[0, text.len() as i32 - 1, PLACE])?;
     let uniforms = Buffer::new(&uniforms)?;
     let places = Buffer::new(&places)?;
+    let allowed = allowed.map(Buffer::new).transpose()?;
     let params = ChooseParams {
         logits: logits_buffer.address(),
         settings: settings.address(),
@@ -67,6 +69,7 @@ fn choose(
         inputs: inputs.address(),
         uniforms: uniforms.address(),
         text: places.address(),
+        allowed: allowed.as_ref().map_or(0, Buffer::address),
         vocabulary: logits.len() as i32,
         ..ChooseParams::zeroed()
     };
@@ -130,10 +133,25 @@ pub fn the_device_chooses_as_the_host_does() -> TestResult {
                 0 if vocab_size > 4 => vec![best[0], best[2]],
                 _ => vec![],
             };
+            // At times fewer than there can be candidates, and never none.
+            let one_in = [1, 2, 50, 5_000][random.below(4)];
+            let may = |random: &mut Random, token| {
+                !banned.contains(&token)
+                    && (token == best[3.min(vocab_size - 1)] || random.below(one_in) == 0)
+            };
+            let (mut allowed, mut excluded) = (vec![0; vocab_size.div_ceil(32)], banned.clone());
+            for token in 0..vocab_size as u32 {
+                match may(&mut random, token) {
+                    true => allowed[token as usize / 32] |= 1 << (token % 32),
+                    false => excluded.push(token),
+                }
+            }
+            let allowed = (case % 2 == 0).then_some(&allowed[..]);
+            let excluded = allowed.map_or(banned.clone(), |_| excluded);
             let uniform = Sampler::new(params.clone(), &text, vec![]).take_uniforms(1)[0];
-            let mut sampler = Sampler::new(params.clone(), &text, banned.clone());
+            let mut sampler = Sampler::new(params.clone(), &text, excluded);
             let expected = sampler.sample(&logits)? as i32;
-            let chosen = choose(&params, &logits, &text, &banned, uniform)?;
+            let chosen = choose(&params, &logits, &text, &banned, allowed, uniform)?;
             let name = || format!("{vocab_size} tokens, case {case}, {params:?}");
             kept += usize::from(expected as u32 == best[0]);
             findings.holds(chosen.token == expected, || {
@@ -176,7 +194,7 @@ pub fn logits_that_are_no_numbers_are_reported() -> TestResult {
             for &place in &places {
                 logits[place] = bad;
             }
-            let chosen = choose(&params, &logits, &[3], &[], 0.5)?;
+            let chosen = choose(&params, &logits, &[3], &[], None, 0.5)?;
             check(
                 chosen.token == -1 && chosen.inputs == [0, 1, PLACE + 1],
                 format!(

@@ -25,7 +25,7 @@ pub use machine::{Device, MachineArgs};
 pub use measure::{BenchArgs, PerplexityArgs, VerifyArgs};
 pub use model::{ModelArgs, OneModelArgs, RopeArgs, RopeScaling};
 pub use prompt::{GenerationArgs, PromptArgs, SamplingArgs, TemplateArgs};
-pub use run::RunArgs;
+pub use run::{ReasoningPlace, RunArgs};
 pub use values::{count, date};
 
 /// The longest context that a flag can ask for: a GPU counts positions in 32 bits.

@@ -1,8 +1,8 @@
 //! `sharpi run`.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{
     GenerationArgs, MachineArgs, ModelArgs, PromptArgs, RopeArgs, SamplingArgs,
@@ -48,6 +48,40 @@ pub struct RunArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
+    /// Print one JSON document that the schema accepts, on one line: a file's, or the one given
+    #[arg(
+        long,
+        value_name = "FILE|JSON",
+        help_heading = "Output",
+        conflicts_with_all = ["regex", "grammar", "stop", "ignore_eos"]
+    )]
+    pub json_schema: Option<String>,
+
+    /// Print a text that the regular expression matches as a whole
+    #[arg(
+        long,
+        value_name = "REGEX",
+        help_heading = "Output",
+        allow_hyphen_values = true,
+        conflicts_with_all = ["grammar", "stop", "ignore_eos"]
+    )]
+    pub regex: Option<String>,
+
+    /// Print a text of the grammar in FILE (Lark)
+    #[arg(long, value_name = "FILE", help_heading = "Output", conflicts_with_all = ["stop", "ignore_eos"])]
+    pub grammar: Option<PathBuf>,
+
+    /// Where the model's reasoning goes: with the answer, nowhere, or to standard error [default: show; stderr where the
+    /// answer is held to a schema, an expression or a grammar]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE",
+        help_heading = "Output",
+        conflicts_with = "json"
+    )]
+    pub reasoning: Option<ReasoningPlace>,
+
     /// Print one JSON object a line, as in docs/json.md
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -61,4 +95,12 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+/// What `--reasoning` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReasoningPlace {
+    Show,
+    Hide,
+    Stderr,
 }

@@ -83,6 +83,7 @@ pub fn run(mut request: ChatRequest) -> Result<Outcome> {
             ignore_eos: request.ignore_eos,
             logprobs: None,
             sampling,
+            constraint: None,
         },
         reasoning: request.reasoning,
         show_progress: request.compute.show_progress,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cli::{
-        args::{ChatArgs, PromptArgs, ReasoningDisplay, RunArgs, VerbosityArgs},
+        args::{ChatArgs, PromptArgs, ReasoningDisplay, ReasoningPlace, RunArgs, VerbosityArgs},
         backend::Compute,
     },
     model::TemplateOptions,
@@ -80,6 +80,10 @@ pub fn instead_of_run(args: Box<RunArgs>) -> Result<ChatArgs, Box<RunArgs>> {
             raw: false,
             generation,
             sampling,
+            json_schema: None,
+            regex: None,
+            grammar: None,
+            reasoning: reasoning @ (None | Some(ReasoningPlace::Show | ReasoningPlace::Hide)),
             json: false,
             logprobs: None,
             rope,
@@ -89,7 +93,10 @@ pub fn instead_of_run(args: Box<RunArgs>) -> Result<ChatArgs, Box<RunArgs>> {
             template,
             generation,
             sampling,
-            reasoning: ReasoningDisplay::Show,
+            reasoning: match reasoning {
+                Some(ReasoningPlace::Hide) => ReasoningDisplay::Hide,
+                _ => ReasoningDisplay::Show,
+            },
             rope,
             machine,
         }),

@@ -125,6 +125,14 @@ pub fn is_stdin(name: &Path) -> bool {
     name.as_os_str() == "-"
 }
 
+/// Whether the prompt, or what belongs to it, is read from standard input.
+pub fn reads_stdin(args: &PromptArgs) -> bool {
+    let files = [&args.file, &args.messages, &args.template.tools];
+    let mut named = files.into_iter().flatten();
+    let nowhere = args.prompt.is_none() && args.file.is_none() && args.messages.is_none();
+    nowhere || named.any(|name| is_stdin(name))
+}
+
 /// The prompt, the file, or both with a blank line between them.
 pub fn text(args: &PromptArgs) -> Result<String> {
     match (&args.prompt, &args.file) {

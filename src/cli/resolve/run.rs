@@ -6,16 +6,17 @@ use anyhow::Result;
 
 use super::{
     Input, ModelSource, SamplingFlags,
-    input::{chat, text},
+    input::{chat, is_stdin, read_text, reads_stdin, text},
     machine::compute,
     model::model,
     usage,
 };
 use crate::{
     cli::{
-        args::{RunArgs, VerbosityArgs},
+        args::{ReasoningPlace, RunArgs, VerbosityArgs},
         backend::Compute,
     },
+    engine::Grammar,
     hub::Reference,
 };
 
@@ -27,6 +28,8 @@ pub struct RunRequest {
     pub stop: Vec<String>,
     pub ignore_eos: bool,
     pub sampling: SamplingFlags,
+    /// What the answer must match.
+    pub grammar: Option<Grammar>,
     pub format: Format,
     pub compute: Compute,
 }
@@ -34,7 +37,7 @@ pub struct RunRequest {
 /// What goes to standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    Text,
+    Text(ReasoningPlace),
     /// With the `top_logprobs` likeliest tokens at every step.
     Json {
         top_logprobs: Option<usize>,
@@ -43,6 +46,12 @@ pub enum Format {
 
 /// `args` without its short form.
 pub fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
+    let grammar = grammar(&args)?;
+    let place = match grammar {
+        Some(_) if verbosity.quiet => ReasoningPlace::Hide,
+        Some(_) => ReasoningPlace::Stderr,
+        None => ReasoningPlace::Show,
+    };
     Ok(RunRequest {
         input: if args.raw {
             Input::Raw(text(&args.prompt)?)
@@ -60,13 +69,53 @@ pub fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
         stop: args.generation.stop,
         ignore_eos: args.generation.ignore_eos,
         sampling: SamplingFlags(args.sampling),
+        grammar,
         format: match args.json {
             true => Format::Json {
                 top_logprobs: args.logprobs,
             },
-            false => Format::Text,
+            false => Format::Text(args.reasoning.unwrap_or(place)),
         },
     })
+}
+
+/// What the answer must match.
+fn grammar(args: &RunArgs) -> Result<Option<Grammar>> {
+    let file = args.json_schema.as_deref().map(Path::new);
+    let file = file.or(args.grammar.as_deref());
+    if file.is_some_and(is_stdin) && reads_stdin(&args.prompt) {
+        return Err(usage(
+            "standard input can be read once: give --json-schema or --grammar, or the prompt, a file",
+        ));
+    }
+    let (what, grammar) = if let Some(schema) = &args.json_schema {
+        let typed = schema.trim();
+        let (what, json) = match typed.starts_with('{') || matches!(typed, "true" | "false") {
+            true => ("--json-schema".to_owned(), schema.clone()),
+            false => (
+                format!("--json-schema {schema}"),
+                read_text("--json-schema", Path::new(schema))?,
+            ),
+        };
+        let json = json.trim_start_matches('\u{feff}');
+        let schema =
+            serde_json::from_str(json).map_err(|error| usage(&format!("{what}: {error}")))?;
+        (what, Grammar::json_schema(&schema))
+    } else if let Some(regex) = &args.regex {
+        ("--regex".to_owned(), Grammar::regex(regex))
+    } else if let Some(file) = &args.grammar {
+        let what = format!("--grammar {}", file.display());
+        (what, Grammar::lark(&read_text("--grammar", file)?))
+    } else {
+        return Ok(None);
+    };
+    if args.reasoning == Some(ReasoningPlace::Show) {
+        return Err(usage(
+            "--reasoning show would put reasoning into the answer that has a form to keep to: use stderr or hide",
+        ));
+    }
+    let grammar = grammar.map_err(|error| usage(&format!("{what}: {error:#}")))?;
+    Ok(Some(grammar))
 }
 
 /// Takes `[MODEL] [PROMPT]` for what `--model` and `--prompt` give.
