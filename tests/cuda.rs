@@ -13,8 +13,8 @@ use sharpi::{
     cpu::CpuBackend,
     cuda::{self, CudaBackend, Device, Options, StepKernel},
     engine::{
-        GenerateOptions, Observer, Sampler, SamplingParams, Session, TokenEvent, Trace, evaluate,
-        generate, made_up_tokens,
+        Constraint, GenerateOptions, Grammar, Observer, Sampler, SamplingParams, Session,
+        TokenEvent, Trace, evaluate, generate, made_up_tokens,
     },
     model::{Gguf, Model},
     quant::TensorType,
@@ -33,6 +33,10 @@ fn main() {
         (
             "a_device_that_chooses_writes_the_hosts_text",
             a_device_that_chooses_writes_the_hosts_text,
+        ),
+        (
+            "a_device_that_is_told_what_may_follow_writes_the_hosts_text",
+            a_device_that_is_told_what_may_follow_writes_the_hosts_text,
         ),
         (
             "a_stream_that_is_left_leaves_nothing_behind",
@@ -359,6 +363,51 @@ fn a_device_that_chooses_writes_the_hosts_text() -> TestResult {
         !backend(&model, false).chooses(&all),
         "the device has no room for all tokens as candidates",
     )
+}
+
+/// With a grammar, of which the device is told while it computes, and which the host alone follows.
+fn a_device_that_is_told_what_may_follow_writes_the_hosts_text() -> TestResult {
+    let model = demo();
+    let schema = serde_json::json!({"type": "array", "items": {"type": "string"}, "minItems": 40});
+    let constraint = Constraint::new(&Grammar::json_schema(&schema)?, &model.tokenizer)?;
+    let prompt = made_up_tokens(9, model.decoder.vocab_size);
+    for no_graph in [false, true] {
+        let mut session = Session::new(Box::new(backend(&model, no_graph)));
+        for temperature in [0.0, 0.8, 1.5] {
+            let mut text = |logprobs| {
+                let options = GenerateOptions {
+                    max_tokens: Some(200),
+                    stop: vec![],
+                    ignore_eos: false,
+                    logprobs,
+                    sampling: SamplingParams {
+                        temperature,
+                        repeat_penalty: 1.1,
+                        ..SAMPLED
+                    },
+                    constraint: Some(constraint.clone()),
+                };
+                let mut observer = Ids {
+                    ids: vec![],
+                    stop_after: 301,
+                };
+                generate(
+                    &mut session,
+                    &model.tokenizer,
+                    &prompt,
+                    &options,
+                    &mut observer,
+                )?;
+                anyhow::Ok(observer.ids)
+            };
+            let (device, host) = (text(None)?, text(Some(0))?);
+            check(
+                device.len() == 200 && device == host,
+                format!("{temperature}: the device wrote {device:?}, the host {host:?}"),
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// Left at every token while others are queued behind it, a session goes on as one that the host led.
