@@ -21,7 +21,7 @@ use sharpi::{
 };
 
 fn main() {
-    let tests: [Test; 23] = [
+    let tests: [Test; 24] = [
         (
             "graph_and_direct_logits_are_the_same_bits",
             graph_and_direct_logits_are_the_same_bits,

@@ -70,7 +70,7 @@ pub struct GenerationArgs {
     )]
     pub max_tokens: Option<usize>,
 
-    /// Room for N tokens in all; 0: the model's
+    /// Room for N tokens; 0: the model's
     ///
     /// Prompt and text together; by default what the model was trained for, as far as memory allows
     #[arg(

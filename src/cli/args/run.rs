@@ -48,10 +48,12 @@ pub struct RunArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
-    /// Print one JSON document that the schema accepts, on one line: a file's, or the one given
+    /// Print one JSON document of a schema
+    ///
+    /// Standard output is a document that the schema accepts, on one line. JSON is the schema, or the name of its file.
     #[arg(
         long,
-        value_name = "FILE|JSON",
+        value_name = "JSON",
         help_heading = "Output",
         conflicts_with_all = ["regex", "grammar", "stop", "ignore_eos"]
     )]
@@ -63,12 +65,13 @@ pub struct RunArgs {
         value_name = "REGEX",
         help_heading = "Output",
         allow_hyphen_values = true,
+        hide_short_help = true,
         conflicts_with_all = ["grammar", "stop", "ignore_eos"]
     )]
     pub regex: Option<String>,
 
     /// Print a text of the grammar in FILE (Lark)
-    #[arg(long, value_name = "FILE", help_heading = "Output", conflicts_with_all = ["stop", "ignore_eos"])]
+    #[arg(long, value_name = "FILE", help_heading = "Output", hide_short_help = true, conflicts_with_all = ["stop", "ignore_eos"])]
     pub grammar: Option<PathBuf>,
 
     /// Where the model's reasoning goes: with the answer, nowhere, or to standard error [default: show; stderr where the
@@ -78,6 +81,7 @@ pub struct RunArgs {
         value_enum,
         value_name = "WHERE",
         help_heading = "Output",
+        hide_short_help = true,
         conflicts_with = "json"
     )]
     pub reasoning: Option<ReasoningPlace>,
