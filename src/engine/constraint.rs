@@ -46,9 +46,13 @@ impl Grammar {
     /// # Errors
     /// An expression that is none, or one with something beyond regular languages, such as look-ahead.
     pub fn regex(expression: &str) -> Result<Self> {
+        // Its messages do not speak of the grammar that llguidance makes of an expression.
+        if let Err(error @ regex::Error::Syntax(_)) = regex::Regex::new(expression) {
+            return Err(error.into());
+        }
         Ok(Self {
             name: "what the regular expression matches",
-            compiled: compile(TopLevelGrammar::from_regex(expression))?,
+            compiled: compile(TopLevelGrammar::from_regex(expression)).map_err(without_place)?,
             is_json: false,
         })
     }
@@ -61,6 +65,10 @@ impl Grammar {
         ensure!(
             !grammar.contains("%json"),
             "%json is not supported within a grammar: a JSON schema alone can be enforced exactly"
+        );
+        ensure!(
+            !grammar.contains("allow_invalid_utf8"),
+            "allow_invalid_utf8 is not supported within a grammar: an answer is text"
         );
         Ok(Self {
             name: "a text of the grammar",
@@ -112,10 +120,22 @@ fn limits() -> ParserLimits {
 
 /// llguidance's message without what is for its developers.
 fn readable(error: Error) -> Error {
-    let message = format!("{error:#}").replace("NoExtensionBias", "nothing can come next");
+    let mut message = format!("{error:#}").replace("NoExtensionBias", "nothing can come next");
+    // It lists the tokens of a vocabulary that is none.
+    if let Some(list) = message.find("; following special tokens are available") {
+        message.truncate(list);
+    }
     let ends = ["\n<", ":  (And", ":  (SearchRegex"];
     let end = ends.iter().filter_map(|end| message.find(end)).min();
     anyhow!("{}", message[..end.unwrap_or(message.len())].trim_end())
+}
+
+/// The message of an expression, without its place in the grammar that llguidance made of it.
+fn without_place(error: Error) -> Error {
+    let message = error.to_string();
+    let first = message.lines().next().unwrap_or_default();
+    let (_, what) = first.split_once("): ").unwrap_or(("", first));
+    anyhow!("{what}")
 }
 
 /// A grammar over the tokens of a model.
@@ -137,6 +157,7 @@ impl Constraint {
         let beginning = Guide {
             matcher: Matcher::new(Ok(parser.map_err(readable)?)),
             vocabulary,
+            text: Vec::new(),
             numbers: grammar.is_json.then(Numbers::default),
         };
         Ok(Self {
@@ -187,6 +208,8 @@ fn token_trie(tokenizer: &Tokenizer) -> Result<TokTrie> {
 pub struct Guide {
     matcher: Matcher,
     vocabulary: TokEnv,
+    /// The answer so far.
+    text: Vec<u8>,
     /// Of a JSON document.
     numbers: Option<Numbers>,
 }
@@ -223,17 +246,19 @@ impl Guide {
     /// # Errors
     /// A token that is not allowed, and a grammar that took too long.
     pub fn accept(&mut self, token: u32) -> Result<()> {
+        let bytes = self.vocabulary.tok_trie().token(token);
+        self.text.extend_from_slice(bytes);
         if let Some(numbers) = &mut self.numbers {
-            numbers.push(self.vocabulary.tok_trie().token(token));
+            numbers.push(bytes);
         }
         self.matcher
             .consume_token(token)
             .map_err(|error| readable(error).context("following the grammar"))
     }
 
-    /// Whether the text matches as it is.
+    /// Whether the text matches as it is. What Lark's `~` comes to need be no text.
     pub fn matches(&mut self) -> bool {
-        self.matcher.is_accepting().unwrap_or(false)
+        self.matcher.is_accepting().unwrap_or(false) && str::from_utf8(&self.text).is_ok()
     }
 
     /// Whether the text matches and nothing can follow.
