@@ -182,8 +182,8 @@ fn check_documents(model: &Arc<Model>, name: &str, schema: &Value) {
         if let Some(error) = validator.iter_errors(&document).next() {
             panic!("{name}: {error}: {text:?}");
         }
-        let outside = text.chars().all(|character| !character.is_control());
-        assert!(outside && text == text.trim(), "{name}: {text:?}");
+        let one_line = text.chars().all(|character| !character.is_ascii_control());
+        assert!(one_line && text == text.trim(), "{name}: {text:?}");
     }
     documents.sort();
     documents.dedup();

@@ -70,6 +70,11 @@ impl Grammar {
             !grammar.contains("allow_invalid_utf8"),
             "allow_invalid_utf8 is not supported within a grammar: an answer is text"
         );
+        let sets_temperature = regex::Regex::new(r"(?m)^\s*[?!]?\w+\s*\[[^\]]*\btemperature\s*=")?;
+        ensure!(
+            !sets_temperature.is_match(grammar),
+            "temperature= is not supported within a grammar: --temp is for the whole answer"
+        );
         Ok(Self {
             name: "a text of the grammar",
             compiled: compile(TopLevelGrammar::from_lark(grammar.to_owned()))?,
@@ -90,8 +95,8 @@ fn compile(grammar: TopLevelGrammar) -> Result<GrammarInit> {
         "tokens, such as <|im_end|> or <[5]>, are not supported within a grammar: it describes the text alone"
     );
     ensure!(
-        !spec.has_stop && !spec.has_temperature,
-        "stop= and temperature= are not supported within a grammar"
+        !spec.has_stop,
+        "stop= is not supported within a grammar: suffix= is"
     );
     if let Some(warning) = spec.render_warnings().first() {
         bail!("{warning}");
