@@ -162,18 +162,18 @@ impl Preparation<'_> {
         if let Some(Value::String(pattern)) = schema.get_mut("pattern") {
             *pattern = pattern::translate(pattern)?;
         }
-        if let Some(name) = schema.get("format").and_then(Value::as_str) {
-            if let Some(exact) = format::exact(name)? {
-                let r#type = schema.get("type").cloned();
-                let exact = exact.into_iter().map(|mut exact| {
-                    if let (Value::Object(exact), Some(r#type)) = (&mut exact, &r#type) {
-                        exact.insert("type".to_owned(), r#type.clone());
-                    }
-                    exact
-                });
-                add_to_all_of(schema, exact);
-                schema.remove("format");
-            }
+        if let Some(name) = schema.get("format").and_then(Value::as_str)
+            && let Some(exact) = format::exact(name)?
+        {
+            let r#type = schema.get("type").cloned();
+            let exact = exact.into_iter().map(|mut exact| {
+                if let (Value::Object(exact), Some(r#type)) = (&mut exact, &r#type) {
+                    exact.insert("type".to_owned(), r#type.clone());
+                }
+                exact
+            });
+            add_to_all_of(schema, exact);
+            schema.remove("format");
         }
         check_properties(schema)?;
         if let Some(options) = schema.remove("oneOf") {
