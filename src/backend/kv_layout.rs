@@ -2,6 +2,9 @@
 
 use std::{fmt, ops::Range};
 
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
 use crate::{
     model::decoder::{Decoder, KeyValues},
     quant::kv_tile::{CODES, Group, KEY_GROUP, TILE, packed_len},
@@ -90,8 +93,17 @@ pub struct KvLayer {
     pub evicts: bool,
 }
 
+/// A part of a cache's memory, by what becomes of it when a text goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvPart {
+    /// The slots of layers with rings: what follows comes into them.
+    Rings,
+    /// Everything else: what follows leaves it as it is.
+    Rest,
+}
+
 /// What a cache was filled with since the last start at position 0.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
     /// The end of the positions.
     end: usize,
@@ -117,6 +129,14 @@ impl Written {
         self.places_end = kept;
         self.evicted = position - kept;
         self.evicted_at = position;
+    }
+
+    /// Whether a cache for `context_len` tokens can have been filled so when a text of `len` tokens was read.
+    pub fn is_behind(&self, len: usize, context_len: usize) -> bool {
+        self.evicted <= self.evicted_at
+            && self.evicted_at <= len
+            && (len..=context_len).contains(&self.end)
+            && (len - self.evicted..=context_len).contains(&self.places_end)
     }
 
     /// Tokens that layers that evict have lost: the place of a token among those that they have is its position less this.
@@ -236,6 +256,15 @@ impl KvLayout {
         }
     }
 
+    /// Refuses what another cache handed out where this one takes another number of bytes.
+    pub fn check_state(&self, bytes: usize, takes: usize) -> Result<()> {
+        ensure!(
+            bytes == takes,
+            "it holds {bytes} bytes of keys and values, and this KV cache takes {takes}"
+        );
+        Ok(())
+    }
+
     /// Bytes of so many keys' values, and of as many values'.
     fn bytes_of(&self, lens: impl Iterator<Item = usize>) -> usize {
         2 * lens.sum::<usize>() * self.format.bytes_per_value()
@@ -263,10 +292,7 @@ impl KvLayout {
     pub fn remembers(&self, position: usize, written: Written) -> bool {
         let remembers = |layer: &KvLayer| {
             let place = layer.place(position, written.evicted);
-            let end = match layer.evicts {
-                true => written.places_end,
-                false => written.end,
-            };
+            let end = layer.places_end(written);
             let first_seen = match layer.tiles {
                 None => (place + 1).saturating_sub(layer.window.unwrap_or(usize::MAX)),
                 Some(_) => Tiles::seen(place) * TILE,
@@ -285,6 +311,24 @@ impl KvLayer {
             true => position - evicted,
             false => position,
         }
+    }
+
+    /// The end of the places that were written.
+    fn places_end(&self, written: Written) -> usize {
+        match self.evicts {
+            true => written.places_end,
+            false => written.end,
+        }
+    }
+
+    /// Slots, from the first on, that hold something.
+    pub fn slots_in_use(&self, written: Written) -> usize {
+        self.places_end(written).min(self.capacity)
+    }
+
+    /// Tiles of each head, from the first on, that hold something.
+    pub fn tiles_in_use(&self, written: Written) -> usize {
+        self.tiles.map_or(0, |_| self.places_end(written) / TILE)
     }
 
     /// Where in the cache the token at `place` lies.

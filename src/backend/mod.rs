@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
 pub use eviction::{MIN_BUDGET, NEIGHBORS, NEWEST, output_grams};
-pub use kv_layout::{KvFormat, KvLayer, KvLayout, KvOptions, SINKS, Tiles, Written};
+pub use kv_layout::{KvFormat, KvLayer, KvLayout, KvOptions, KvPart, SINKS, Tiles, Written};
 pub use sampling::{SamplingParams, StreamStart, TokenStream, not_finite};
 
 /// Tokens to compute together.
@@ -118,6 +118,39 @@ pub trait Backend {
 
     /// Where its KV cache keeps what.
     fn kv_layout(&self) -> &KvLayout;
+
+    /// What the KV cache was filled with.
+    fn written(&self) -> Written {
+        Written::default()
+    }
+
+    /// What beside the model, the layout and the lengths of chunks decides about the bits of keys and values, as messages
+    /// name it.
+    fn arithmetic(&self) -> String {
+        self.name().to_owned()
+    }
+
+    /// Hands `take` a part of the KV cache as it lies in memory, as far as it was `written`, piece by piece.
+    ///
+    /// # Errors
+    /// What `take` and the device meet.
+    fn export_kv(
+        &mut self,
+        _part: KvPart,
+        _written: Written,
+        _take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        bail!("{} does not hand out its KV cache", self.device())
+    }
+
+    /// Fills the KV cache with both parts of another one that was `written` so, the rings first. Both were made with the same
+    /// model, layout and lengths of chunks, but not for the same context, which has room here for all that was written.
+    ///
+    /// # Errors
+    /// Another number of bytes than such a cache takes, and what the device meets.
+    fn import_kv(&mut self, _written: Written, _state: &[u8]) -> Result<()> {
+        bail!("{} does not take a KV cache", self.device())
+    }
 
     /// Bytes of weights and KV cache that decoding the token at `position` reads.
     fn bytes_per_token(&self, position: usize) -> u64;

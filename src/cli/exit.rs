@@ -77,7 +77,8 @@ pub fn code(result: Result<Outcome>) -> ExitCode {
     ExitCode::from(if usage { USAGE } else { FAILURE })
 }
 
-fn is_broken_pipe(error: &Error) -> bool {
+/// Whether the reader of a pipe has left.
+pub fn is_broken_pipe(error: &Error) -> bool {
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())

@@ -16,6 +16,8 @@ mod download;
 mod escape;
 mod exit;
 mod figures;
+#[cfg(unix)]
+mod file_limit;
 mod info;
 mod interrupt;
 mod messages;
@@ -23,6 +25,7 @@ mod models;
 mod output;
 mod perplexity;
 mod progress;
+mod prompt_cache;
 mod pull;
 mod resolve;
 mod run;
@@ -53,7 +56,10 @@ fn dispatch() -> Result<Outcome> {
     let request = resolve::resolve(cli.command, &cli.verbosity)?;
     stdout::check()?;
     #[cfg(unix)]
-    truncation::catch()?;
+    {
+        truncation::catch()?;
+        file_limit::survive();
+    }
     match request {
         Request::Run(request) => run::run(*request),
         Request::Chat(request) => chat::run(*request),

@@ -270,6 +270,7 @@ struct Done<'a> {
     finish_reason: &'static str,
     text: &'a str,
     prompt_tokens: usize,
+    cached_tokens: usize,
     generated_tokens: usize,
     seed: u64,
     timings: Timings,
@@ -303,6 +304,7 @@ impl<'a> Done<'a> {
             finish_reason: finish_reason(generation.finish_reason),
             text: &generation.text,
             prompt_tokens: generation.prompt_tokens,
+            cached_tokens: generation.cached_tokens,
             generated_tokens: generation.generated_tokens,
             seed: run.seed,
             timings: Timings {

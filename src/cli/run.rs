@@ -10,32 +10,43 @@ use anyhow::{Context, Result, bail};
 use super::{
     backend::Loaded,
     context,
-    exit::Outcome,
+    escape::escaped,
+    exit::{Outcome, is_broken_pipe},
     figures::three_digits,
     interrupt::Interrupt,
     output::{JsonOutput, KvFacts, ModelFacts, Output, RunFacts, Start, TextOutput, WRITING},
     progress::CountBar,
+    prompt_cache::PromptCacheFile,
     resolve::{Format, RunRequest},
 };
 use crate::{
     backend::Backend,
     engine::{
         Constraint, FinishReason, GenerateOptions, Generation, Observer, TokenEvent, generate,
+        model_id,
     },
     model::{Decoder, Gguf},
 };
 
 pub fn run(mut request: RunRequest) -> Result<Outcome> {
     let interrupt = Interrupt::catch()?;
+    let prompt_cache = request.prompt_cache.map(PromptCacheFile::read);
+    let prompt_cache = prompt_cache.transpose()?;
     request.model.download()?;
     let loading = Instant::now();
     let (input, grammar) = (request.input, request.grammar);
     let form = grammar.as_ref().map(|grammar| grammar.name);
-    let (loaded, (prompt, constraint)) =
+    let is_cached = prompt_cache.is_some();
+    let (loaded, (prompt, constraint, fingerprint)) =
         request.compute.load(&request.model, move |vocabulary| {
             let constraint =
                 grammar.map(|grammar| Constraint::new(&grammar, &vocabulary.tokenizer));
-            Ok((input.tokens(vocabulary)?, constraint.transpose()?))
+            let fingerprint = is_cached.then(|| vocabulary.gguf.fingerprint());
+            Ok((
+                input.tokens(vocabulary)?,
+                constraint.transpose()?,
+                fingerprint,
+            ))
         })?;
     let Loaded {
         decoder,
@@ -47,6 +58,11 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
     tracing::debug!("sampling: {sampling}");
     let seed = sampling.seed;
     context::check_prompt(&prompt, context_len)?;
+    let writing = prompt_cache
+        .zip(fingerprint)
+        .and_then(|(reading, fingerprint)| {
+            reading.restore(&mut session, &model_id(fingerprint, &decoder), &prompt)
+        });
     let load = loading.elapsed();
     tracing::debug!(
         "context: {context_len} tokens, of which the prompt takes {}",
@@ -60,6 +76,8 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
         }
         Format::Json { .. } => Box::new(JsonOutput::new(stdout)),
     };
+    // What has begun with a line ends with one.
+    interrupt.generation_starts();
     output
         .start(&start(
             &vocabulary.gguf,
@@ -80,7 +98,6 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
         sampling,
         constraint,
     };
-    interrupt.generation_starts();
     let mut observer = Stream {
         output: &mut *output,
         prompt_bar: CountBar::new(
@@ -98,23 +115,62 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
         &mut observer,
     );
     observer.prompt_bar.clear();
-    let generation = match generated {
-        Ok(generation) => generation,
+    let told = match generated {
+        Ok(generation) => {
+            let facts = RunFacts {
+                seed,
+                load,
+                backend: session.backend().name(),
+                device: session.backend().device(),
+                cuda_graph: session.backend().graph_report(),
+                step_kernel: session.backend().step_report(),
+            };
+            let done = output.done(&generation, &facts).context(WRITING);
+            done.and_then(|()| {
+                say_how(&facts);
+                let why = ending(&generation, max_tokens);
+                report(&generation, load, seed, why);
+                match form.filter(|_| !generation.whole) {
+                    Some(form) if generation.finish_reason == FinishReason::Interrupted => {
+                        tracing::warn!("what was printed is only the beginning of {form}");
+                    }
+                    Some(form) => {
+                        bail!("what was printed is only the beginning of {form}: {why}")
+                    }
+                    None => {}
+                }
+                Ok(generation.finish_reason)
+            })
+        }
         Err(error) => {
             // The text so far stays as it is; the first error is the one to report.
             let _ = output.failed();
-            return Err(error);
+            Err(error)
         }
     };
-    let facts = RunFacts {
-        seed,
-        load,
-        backend: session.backend().name(),
-        device: session.backend().device(),
-        cuda_graph: session.backend().graph_report(),
-        step_kernel: session.backend().step_report(),
+    // Nobody waits for it any more, and who has left the pipe may come again.
+    let written = match writing {
+        Some(writing) if told.as_ref().err().is_none_or(is_broken_pipe) => {
+            writing.write(&mut session, &interrupt, request.compute.show_progress)
+        }
+        _ => Ok(Outcome::Done),
     };
-    output.done(&generation, &facts).context(WRITING)?;
+    // The process ends, and the system takes everything back at once: sooner than we could give it back piece by piece.
+    mem::forget((session, vocabulary));
+    match (told, written) {
+        (Ok(FinishReason::Interrupted), written) => {
+            if let Err(error) = written {
+                tracing::warn!("{}", escaped(&format!("{error:#}")));
+            }
+            Ok(Outcome::Interrupted)
+        }
+        (Err(error), Ok(_)) => Err(error),
+        (_, written) => written,
+    }
+}
+
+/// Says under `-v` how tokens were computed.
+fn say_how(facts: &RunFacts) {
     if let Some(graph) = facts.cuda_graph {
         tracing::debug!(
             "CUDA graph: {} tokens by replay, {} by direct launches",
@@ -129,20 +185,6 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
                 tracing::debug!("separate kernels compute tokens, not the step kernel: {reason}")
             }
         }
-    }
-    let why = ending(&generation, max_tokens);
-    report(&generation, load, seed, why);
-    // The process ends, and the system takes everything back at once: sooner than we could give it back piece by piece.
-    mem::forget((session, vocabulary));
-    let interrupted = generation.finish_reason == FinishReason::Interrupted;
-    match form.filter(|_| !generation.whole) {
-        Some(form) if interrupted => {
-            tracing::warn!("what was printed is only the beginning of {form}");
-            Ok(Outcome::Interrupted)
-        }
-        Some(form) => bail!("what was printed is only the beginning of {form}: {why}"),
-        None if interrupted => Ok(Outcome::Interrupted),
-        None => Ok(Outcome::Done),
     }
 }
 
@@ -172,10 +214,16 @@ fn start<'a>(
 
 /// The closing line of statistics.
 fn report(generation: &Generation, load: Duration, seed: u64, why: &str) {
+    let (computed, cached) = (generation.prefilled_tokens, generation.cached_tokens);
     // Fewer than all where reading was interrupted.
-    let read = match generation.prefilled_tokens {
+    let read = match computed + cached {
         read if read < generation.prompt_tokens => format!("{read} of "),
         _ => String::new(),
+    };
+    let cached = match cached {
+        0 => String::new(),
+        cached if cached == generation.prompt_tokens => ", all from the prompt cache".to_owned(),
+        cached => format!(", {cached} from the prompt cache"),
     };
     let first = match generation.generated_tokens {
         0 => String::new(),
@@ -190,7 +238,7 @@ fn report(generation: &Generation, load: Duration, seed: u64, why: &str) {
         _ => format!(", {} tokens/s", three_digits(rate)),
     };
     tracing::info!(
-        "prompt: {read}{} tokens{}; generated: {} tokens{}; {first}loaded in {load:.1?}; {why}; seed {seed}",
+        "prompt: {read}{} tokens{cached}{}; generated: {} tokens{}; {first}loaded in {load:.1?}; {why}; seed {seed}",
         generation.prompt_tokens,
         rate(generation.prefill_tokens_per_second()),
         generation.generated_tokens,

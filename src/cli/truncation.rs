@@ -1,4 +1,4 @@
-//! A model file that is cut short while it is mapped: one message and an exit code where the kernel sends SIGBUS.
+//! A file that is cut short while it is mapped: one message and an exit code where the kernel sends SIGBUS.
 
 use std::{ffi, io, mem, ptr, sync::OnceLock};
 
@@ -10,7 +10,7 @@ use crate::model::gguf::mapped_file;
 /// What SIGBUS did before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Reports missing pages of model files from here on. A process does this once.
+/// Reports missing pages of mapped files from here on. A process does this once.
 pub fn catch() -> Result<()> {
     // SAFETY: all-zero bytes are a valid value of this plain C struct.
     let mut before: libc::sigaction = unsafe { mem::zeroed() };
@@ -56,7 +56,7 @@ extern "C" fn page_is_gone(
             // SAFETY: `_exit` may be called in a handler.
             unsafe { libc::_exit(exit::FAILURE.into()) }
         }
-        // No page of a model: the access is repeated, and meets what was there before.
+        // No page of a file: the access is repeated, and meets what was there before.
         None => {
             if let Some(before) = BEFORE.get() {
                 // SAFETY: `sigaction` may be called in a handler, and the action was the kernel's own.

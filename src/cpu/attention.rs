@@ -10,7 +10,7 @@ use super::{
     tiles::{ExactHead, HeadTiles, TileCache},
 };
 use crate::{
-    backend::{KvLayer, KvLayout, SINKS, Tiles, Written},
+    backend::{KvLayer, KvLayout, KvPart, SINKS, Tiles, Written},
     math::exp,
     model::decoder::Attention,
     quant::{
@@ -97,6 +97,23 @@ impl KvCache {
     /// Notes that tokens at `positions` come next.
     pub fn begin(&mut self, positions: Range<usize>) {
         self.written.add(positions);
+    }
+
+    /// Notes that the cache was filled from elsewhere, by [`memory`](Self::memory).
+    pub fn set_written(&mut self, written: Written) {
+        self.written = written;
+    }
+
+    /// The memory of a part of the cache, as far as it was `written`: pieces in an order, and of lengths, that do not depend on
+    /// how long the context is.
+    pub fn memory(&mut self, part: KvPart, written: Written) -> Vec<&mut [u8]> {
+        let mut pieces = Vec::new();
+        for (cache, layer) in self.layers.iter_mut().zip(&self.layout.layers) {
+            if let Some(cache) = cache {
+                cache.memory(layer, part, written, &mut pieces);
+            }
+        }
+        pieces
     }
 
     /// Stores the key and value (head_dim, head_count_kv) of the token at `position`.
@@ -268,6 +285,32 @@ impl LayerCache {
             })
         };
         allocate().ok_or(NoMemory)
+    }
+
+    /// Appends the memory of a part of the cache to `pieces`, as far as it was `written`.
+    fn memory<'a>(
+        &'a mut self,
+        layer: &KvLayer,
+        part: KvPart,
+        written: Written,
+        pieces: &mut Vec<&'a mut [u8]>,
+    ) {
+        if layer.is_ring == (part == KvPart::Rings) {
+            let used = layer.slots_in_use(written);
+            let lanes = |slots: usize| {
+                let keys = slots.div_ceil(LANES) * self.head_dim;
+                [keys, slots * self.head_dim.div_ceil(LANES)]
+            };
+            let lens = lanes(self.slots).into_iter().zip(lanes(used));
+            let planes = [&mut self.keys, &mut self.values].map(Buffer::lanes_mut);
+            for (plane, (head_len, used)) in planes.into_iter().zip(lens) {
+                let heads = plane.chunks_exact_mut(head_len);
+                pieces.extend(heads.map(|head| bytemuck::cast_slice_mut(&mut head[..used])));
+            }
+        }
+        if let (KvPart::Rest, Some(tiles)) = (part, &mut self.tiles) {
+            tiles.memory(layer.tiles_in_use(written), pieces);
+        }
     }
 
     /// Stores a key and a value, where there are tiles rotated and rounded, and makes a tile of those whose last one it is.

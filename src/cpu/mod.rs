@@ -19,6 +19,7 @@ pub use processor::describe_all as describe_processor;
 use std::{ops::ControlFlow, sync::Arc};
 
 use anyhow::{Context, Result};
+use rayon::prelude::*;
 
 use self::{
     attention::KvCache,
@@ -28,7 +29,10 @@ use self::{
     simd::{LANES, Lanes},
 };
 use crate::{
-    backend::{Backend, Batch, KvFormat, KvLayout, KvOptions, Limits, NEWEST, Results, Watch},
+    backend::{
+        Backend, Batch, KvFormat, KvLayout, KvOptions, KvPart, Limits, NEWEST, Results, Watch,
+        Written,
+    },
     model::Decoder,
 };
 
@@ -174,6 +178,45 @@ impl Backend for CpuBackend {
 
     fn kv_layout(&self) -> &KvLayout {
         self.cache.layout()
+    }
+
+    fn written(&self) -> Written {
+        self.cache.written()
+    }
+
+    fn export_kv(
+        &mut self,
+        part: KvPart,
+        written: Written,
+        take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let pieces = self.cache.memory(part, written);
+        pieces.into_iter().try_for_each(|piece| take(piece))
+    }
+
+    fn import_kv(&mut self, written: Written, state: &[u8]) -> Result<()> {
+        let pieces = |cache: &mut KvCache, part| -> usize {
+            let pieces = cache.memory(part, written);
+            pieces.iter().map(|piece| piece.len()).sum()
+        };
+        let [rings, rest] = [KvPart::Rings, KvPart::Rest].map(|part| pieces(&mut self.cache, part));
+        self.kv_layout().check_state(state.len(), rings + rest)?;
+        let mut state = state;
+        for part in [KvPart::Rings, KvPart::Rest] {
+            let pieces = self.cache.memory(part, written).into_iter();
+            let copies: Vec<_> = pieces
+                .map(|piece| {
+                    let source = state.split_off(..piece.len());
+                    (piece, source.expect("as many bytes as all pieces have"))
+                })
+                .collect();
+            self.workers.install(|| {
+                let copies = copies.into_par_iter();
+                copies.for_each(|(piece, source)| piece.copy_from_slice(source));
+            });
+        }
+        self.cache.set_written(written);
+        Ok(())
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {

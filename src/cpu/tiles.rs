@@ -82,6 +82,25 @@ impl TileCache {
         })
     }
 
+    /// Appends the memory of the sinks and of the first `tiles` tiles of each head to `pieces`.
+    pub fn memory<'a>(&'a mut self, tiles: usize, pieces: &mut Vec<&'a mut [u8]>) {
+        pieces.push(bytemuck::cast_slice_mut(&mut self.sink_keys));
+        pieces.push(bytemuck::cast_slice_mut(&mut self.sink_values));
+        let heads = self.value_groups.len() / (self.tiles * TILE);
+        let all: [&mut [u8]; 4] = [
+            &mut self.key_codes,
+            bytemuck::cast_slice_mut(&mut self.key_groups),
+            &mut self.value_codes,
+            bytemuck::cast_slice_mut(&mut self.value_groups),
+        ];
+        for of_heads in all {
+            let head_len = of_heads.len() / heads;
+            let used = head_len / self.tiles * tiles;
+            let heads = of_heads.chunks_exact_mut(head_len);
+            pieces.extend(heads.map(|head| &mut head[..used]));
+        }
+    }
+
     /// Keeps the first tokens of a text as they are.
     pub fn store_sink(&mut self, head: usize, position: usize, key: &[f32], value: &[f32]) {
         let at = (head * SINKS + position) * self.head_dim;

@@ -1,9 +1,9 @@
 //! Keys and values of all tokens so far in device memory. `kernels/kv_cache.cuh` reads and writes them, and
 //! `kernels/kv_tiles.cuh` those that are kept in tiles.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::CUdeviceptr;
 use half::f16;
@@ -13,9 +13,10 @@ use super::{
     launches::{compress_tiles, copy_tokens},
     params::{CompressTilesParams, CompressedLayer, CopyTokensParams, KvTiles},
     scratch::Whereabouts,
+    transfer::{SLOT_BYTES, Staged, download, upload},
 };
 use crate::{
-    backend::{KvFormat, KvLayer, KvLayout, KvOptions, SINKS, Tiles},
+    backend::{KvFormat, KvLayer, KvLayout, KvOptions, KvPart, SINKS, Tiles, Written},
     model::Decoder,
     quant::kv_tile::TILE,
 };
@@ -326,6 +327,65 @@ impl KvCache {
             tokens: tokens as i32,
         };
         copy_tokens(device, layer.head_count_kv, params)
+    }
+
+    /// Where in memory a part of the cache lies, as far as it was `written`: pieces of up to [`SLOT_BYTES`], in an order, and of
+    /// lengths, that do not depend on how long the context is.
+    fn pieces(&self, part: KvPart, written: Written) -> Vec<Range<usize>> {
+        let mut runs = Vec::new();
+        for (index, layer) in self.layout.owners() {
+            let (start, plane) = (self.offsets[index], self.layout.plane_bytes(index));
+            if layer.is_ring == (part == KvPart::Rings) {
+                let row = layer.head_dim * size_of::<f16>();
+                let heads = (0..2 * layer.head_count_kv).map(|head| head * layer.capacity * row);
+                runs.extend(heads.map(|head| (start + head, layer.slots_in_use(written) * row)));
+            }
+            if part == KvPart::Rest && layer.tiles.is_some() {
+                let sinks = start + 2 * plane;
+                let records = sinks + sinks_bytes(layer);
+                let record = layer.tile_bytes() / layer.head_count_kv;
+                runs.push((sinks, sinks_bytes(layer)));
+                let heads = (0..layer.head_count_kv).map(|head| head * self.tiles * record);
+                let used = layer.tiles_in_use(written) * record;
+                runs.extend(heads.map(|head| (records + head, used)));
+            }
+        }
+        let cut = runs.into_iter().flat_map(|(start, len)| {
+            let starts = (start..start + len).step_by(SLOT_BYTES);
+            starts.map(move |at| at..(at + SLOT_BYTES).min(start + len))
+        });
+        cut.collect()
+    }
+
+    /// Hands `take` a part of the cache, as far as it was `written`.
+    pub fn export(
+        &self,
+        device: &Arc<Device>,
+        part: KvPart,
+        written: Written,
+        take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        download(device, &self.memory, &self.pieces(part, written), take)
+            .context("copying the KV cache from the GPU")
+    }
+
+    /// Fills the cache with what both parts of one that was `written` so held, the rings first.
+    pub fn import(&self, device: &Arc<Device>, written: Written, state: &[u8]) -> Result<()> {
+        let parts = [KvPart::Rings, KvPart::Rest];
+        let pieces = parts.map(|part| self.pieces(part, written)).concat();
+        let takes = pieces.iter().map(Range::len).sum();
+        self.layout.check_state(state.len(), takes)?;
+        let mut rest = state;
+        let sources: Vec<&[u8]> = pieces
+            .iter()
+            .map(|piece| rest.split_off(..piece.len()))
+            .map(|source| source.expect("as many bytes as all pieces have"))
+            .collect();
+        upload(device, &sources, &mut |Staged { source, bytes, .. }| {
+            // SAFETY: `upload` leaves the bytes alone until the stream has passed the copy.
+            unsafe { self.memory.upload_later(pieces[source].start, bytes) }
+        })
+        .context("copying the KV cache to the GPU")
     }
 
     /// All keys and values, as they lie on the device.

@@ -22,6 +22,7 @@ mod scratch;
 mod sizing;
 mod step;
 pub mod tensor_types;
+mod transfer;
 mod upload;
 mod weights;
 
@@ -45,7 +46,7 @@ use self::{
 };
 use crate::{
     backend::{
-        Backend, Batch, GraphReport, KvLayout, KvOptions, Limits, NEWEST, Phase, Results,
+        Backend, Batch, GraphReport, KvLayout, KvOptions, KvPart, Limits, NEWEST, Phase, Results,
         SamplingParams, StepReport, StreamStart, TokenStream, Written,
     },
     model::Decoder,
@@ -388,6 +389,29 @@ impl Backend for CudaBackend {
 
     fn kv_layout(&self) -> &KvLayout {
         self.cache.layout()
+    }
+
+    fn written(&self) -> Written {
+        self.written
+    }
+
+    fn arithmetic(&self) -> String {
+        format!("{} on {}", self.name(), self.device())
+    }
+
+    fn export_kv(
+        &mut self,
+        part: KvPart,
+        written: Written,
+        take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.cache.export(&self.device, part, written, take)
+    }
+
+    fn import_kv(&mut self, written: Written, state: &[u8]) -> Result<()> {
+        self.cache.import(&self.device, written, state)?;
+        self.written = written;
+        Ok(())
     }
 
     fn bytes_per_token(&self, position: usize) -> u64 {

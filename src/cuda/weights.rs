@@ -13,7 +13,8 @@ use super::{
     launches::Linear,
     lowering::KeyValueProducts,
     tensor_types::KernelType,
-    upload::{Piece, SLOT_BYTES, upload},
+    transfer::SLOT_BYTES,
+    upload::{Piece, upload},
 };
 use crate::{
     model::{

@@ -98,6 +98,8 @@ pub struct Generation {
     /// Of these, the tokens that had to be computed: not those that the session held already, nor those after an
     /// interruption.
     pub prefilled_tokens: usize,
+    /// Those that the session held.
+    pub cached_tokens: usize,
     /// An end-of-generation token included.
     pub generated_tokens: usize,
     pub timings: Timings,
@@ -141,6 +143,7 @@ pub fn generate(
         whole: options.constraint.is_none(),
         prompt_tokens: prompt.len(),
         prefilled_tokens: 0,
+        cached_tokens: 0,
         generated_tokens: 0,
         timings: Timings::default(),
     };
@@ -152,6 +155,7 @@ pub fn generate(
     })?;
     generation.timings.prefill = start.elapsed();
     let held = first_done.unwrap_or(0);
+    generation.cached_tokens = held;
     let Some(logits) = logits else {
         generation.prefilled_tokens = session.len() - held;
         generation.finish_reason = FinishReason::Interrupted;
@@ -174,7 +178,8 @@ pub fn generate(
     // The last token is not computed, so a full context gives one more than it holds.
     let room = context_len + 1 - prompt.len();
     let most = options.max_tokens.map_or(room, |most| most.min(room));
-    let mut following = Following::new(session, sampler, prompt, id, most - 1, options)?;
+    let mut unstarted = Some((session, sampler));
+    let mut following = None;
     loop {
         generation.generated_tokens += 1;
         let ended = tokenizer.is_end_of_generation(id);
@@ -229,6 +234,18 @@ pub fn generate(
             generation.timings.decode = start.elapsed() - generation.timings.prefill;
             return Ok(generation);
         }
+        // Behind the first token, which does not wait for what this takes.
+        if let Some((session, sampler)) = unstarted.take() {
+            following = Some(Following::new(
+                session,
+                sampler,
+                prompt,
+                id,
+                most - 1,
+                options,
+            )?);
+        }
+        let following = following.as_mut().expect("it was started");
         let Some(next) = following.next(id, options.logprobs, &mut answer, observer)? else {
             // What is not certain of the text yet, a piece of a character or of a stop string, goes with the token.
             generation.finish_reason = FinishReason::Interrupted;

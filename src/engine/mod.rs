@@ -6,6 +6,7 @@ mod constraint;
 mod evaluate;
 mod generate;
 mod json_schema;
+mod prompt_cache;
 mod reasoning;
 mod sampling;
 mod session;
@@ -19,6 +20,7 @@ pub use evaluate::{Divergence, Evaluation, evaluate};
 pub use generate::{
     FinishReason, GenerateOptions, Generation, Logprobs, Observer, Timings, TokenEvent, generate,
 };
+pub use prompt_cache::{Identity, PromptCache, model_id};
 pub use reasoning::unmarked;
 pub use sampling::{Sampler, log_softmax_denominator};
 pub use session::{Session, SessionStream};

@@ -7,13 +7,35 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::backend::{Backend, Batch, StreamStart, TokenStream, Want, Watch};
+use crate::backend::{Backend, Batch, KvPart, StreamStart, TokenStream, Want, Watch, Written};
 
 /// A backend and the tokens in its KV cache.
 pub struct Session {
     backend: Box<dyn Backend>,
     /// Token `i` is at position `i`.
     tokens: Vec<u32>,
+    /// Of the prompt that was read last and to its end, as long as its tokens are the session's.
+    prompt_end: Option<PromptEnd>,
+    /// Whether to have one.
+    keeps_prompts: bool,
+}
+
+/// What a session was when it had just read a prompt.
+struct PromptEnd {
+    /// Tokens of the prompt.
+    len: usize,
+    /// Behind the last one, (vocab_size)
+    logits: Vec<f32>,
+    /// What the cache was filled with, and its [`KvPart::Rings`], where tokens have followed.
+    before: Option<(Written, Vec<u8>)>,
+}
+
+/// A prompt, and what is known behind it.
+pub(super) struct ReadPrompt<'a> {
+    pub tokens: &'a [u32],
+    /// (vocab_size)
+    pub logits: &'a [f32],
+    pub written: Written,
 }
 
 /// A session that goes on by itself: the device chooses what follows.
@@ -58,7 +80,91 @@ impl Session {
         Self {
             backend,
             tokens: Vec::new(),
+            prompt_end: None,
+            keeps_prompts: false,
         }
+    }
+
+    /// From here on, the state behind a prompt can still be had when a text has followed it. It takes memory for the logits and
+    /// for the rings of layers with windows, and time to copy these behind the first token.
+    pub fn keep_prompts(&mut self) {
+        self.keeps_prompts = true;
+        // What followed was not kept from it.
+        if self
+            .prompt_end
+            .as_ref()
+            .is_some_and(|end| end.len < self.len())
+        {
+            self.prompt_end = None;
+        }
+    }
+
+    /// Makes the session what one was that had just read `tokens`. `state` are both parts of its KV cache, the rings first.
+    pub(super) fn restore(
+        &mut self,
+        tokens: &[u32],
+        logits: Vec<f32>,
+        written: Written,
+        state: &[u8],
+    ) -> Result<()> {
+        self.rewind(0);
+        self.backend.import_kv(written, state)?;
+        self.tokens = tokens.to_vec();
+        self.prompt_end = Some(PromptEnd {
+            len: tokens.len(),
+            logits,
+            before: None,
+        });
+        Ok(())
+    }
+
+    /// The prompt that was read last, and what the session was behind it; `None` where it was not to be kept, was not read to its
+    /// end, or was left again.
+    pub(super) fn prompt(&self) -> Option<ReadPrompt<'_>> {
+        let end = self.prompt_end.as_ref()?;
+        let before = end.before.as_ref();
+        Some(ReadPrompt {
+            tokens: &self.tokens[..end.len],
+            logits: &end.logits,
+            written: before.map_or(self.backend.written(), |(written, _)| *written),
+        })
+    }
+
+    /// Hands `take` both parts of the KV cache as it was behind that prompt, the rings first.
+    pub(super) fn export_prompt(
+        &mut self,
+        take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let end = self.prompt_end.as_ref().context("no prompt was kept")?;
+        let written = match &end.before {
+            Some((written, rings)) => {
+                take(rings)?;
+                *written
+            }
+            None => {
+                let written = self.backend.written();
+                self.backend.export_kv(KvPart::Rings, written, take)?;
+                written
+            }
+        };
+        self.backend.export_kv(KvPart::Rest, written, take)
+    }
+
+    /// Keeps of the prompt's end what the token that follows it overwrites.
+    fn keep_rings(&mut self) -> Result<()> {
+        let len = self.tokens.len();
+        let end = self.prompt_end.as_mut().filter(|end| end.len == len);
+        let Some(end) = end.filter(|end| self.keeps_prompts && end.before.is_none()) else {
+            return Ok(());
+        };
+        let (written, mut rings) = (self.backend.written(), Vec::new());
+        self.backend
+            .export_kv(KvPart::Rings, written, &mut |bytes| {
+                rings.extend_from_slice(bytes);
+                Ok(())
+            })?;
+        end.before = Some((written, rings));
+        Ok(())
     }
 
     pub fn backend(&self) -> &dyn Backend {
@@ -77,6 +183,7 @@ impl Session {
     /// Goes back to the first `len` tokens; the session is as if the others had never been computed.
     pub fn rewind(&mut self, len: usize) {
         self.tokens.truncate(len);
+        self.prompt_end = self.prompt_end.take().filter(|end| end.len <= len);
     }
 
     /// Reads all tokens again, where the cache has forgotten what the next one sees of them.
@@ -84,6 +191,7 @@ impl Session {
         let len = self.tokens.len();
         if !self.backend.remembers(len) {
             let start = Instant::now();
+            self.prompt_end = None;
             read_prompt(&mut *self.backend, &self.tokens, 0, &mut |_| ())?;
             say_read_again(self.backend.kv_layout().budget, len, len, start.elapsed());
         }
@@ -91,7 +199,7 @@ impl Session {
     }
 
     /// Makes the KV cache hold exactly `prompt` and returns the logits after its last token. What the cache already
-    /// shares with the prompt is not computed again.
+    /// shares with the prompt is not computed again, but for the last token where its logits are not known.
     ///
     /// `progress` hears how many tokens of the prompt are done, and of how many: before each chunk, after the last, and while
     /// the backend computes one, of which as many count then as are part of the work that is done. Where it breaks, reading
@@ -116,8 +224,17 @@ impl Session {
             limits.context_len
         );
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b);
-        // The last token is always computed: its logits are the result.
-        let shared = shared.count().min(prompt.len() - 1);
+        let shared = shared.count();
+        let known = self.prompt_end.as_ref().map(|end| end.len) == Some(prompt.len());
+        if known && shared == prompt.len() && self.backend.remembers(shared) {
+            self.rewind(shared);
+            // There is nothing to stop.
+            let _ = progress(shared, shared);
+            return Ok(self.prompt_end.as_ref().map(|end| &end.logits[..]));
+        }
+        self.prompt_end = None;
+        // The last token is computed: its logits are the result.
+        let shared = shared.min(prompt.len() - 1);
         let again = match self.backend.remembers(shared) {
             true => 0,
             false => shared,
@@ -156,7 +273,15 @@ impl Session {
         }
         // Too late to stop: the work is done.
         let _ = progress(prompt.len(), prompt.len());
-        Ok(Some(results.logits))
+        if !self.keeps_prompts {
+            return Ok(Some(results.logits));
+        }
+        let end = PromptEnd {
+            len: prompt.len(),
+            logits: results.logits.to_vec(),
+            before: None,
+        };
+        Ok(Some(&self.prompt_end.insert(end).logits))
     }
 
     /// Begins a stream whose text is the session's tokens and one more.
@@ -170,6 +295,7 @@ impl Session {
             "a stream goes on behind the tokens of its session"
         );
         self.recall()?;
+        self.keep_rings()?;
         Ok(SessionStream {
             stream: self.backend.stream(start)?,
             tokens: &mut self.tokens,
@@ -197,6 +323,7 @@ impl Session {
             "the context of {position} tokens is full"
         );
         self.recall()?;
+        self.keep_rings()?;
         let batch = Batch::decode(&token, position);
         let Some(results) = self.backend.compute_watched(batch, watch)? else {
             return Ok(None);

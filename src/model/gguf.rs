@@ -3,6 +3,7 @@
 //! [`Inspection`] reads what a file has to say, whole or not; a [`Gguf`] is one without a fault.
 
 mod file_type;
+mod fingerprint;
 mod header;
 mod inspection;
 mod mapping;
@@ -20,13 +21,12 @@ use anyhow::{Context, Result, bail, ensure};
 use gguf_rs::GGUFModel;
 use serde_json::Value;
 
-use self::mapping::Mapping;
 use crate::quant::TensorType;
 
 pub use file_type::FileType;
 pub use header::ValueType;
 pub use inspection::{Inspection, ListedTensor, Part};
-pub use mapping::mapped_file;
+pub use mapping::{Mapping, mapped_file};
 pub use split_name::SplitName;
 
 /// A parsed and checked GGUF file (all parts of a split one).
@@ -35,6 +35,8 @@ pub struct Gguf {
     file_bytes: u64,
     /// The header of the first part; the others carry no metadata of the model.
     header: GGUFModel,
+    /// Of each part, its bytes, and how many of them come before the tensors' data.
+    parts: Vec<(FileBytes, usize)>,
     tensors: BTreeMap<String, Tensor>,
 }
 

@@ -17,6 +17,7 @@ mod logits;
 mod measure;
 mod model;
 mod pipes;
+mod prompt_cache;
 mod templates;
 #[cfg(unix)]
 mod terminal;

@@ -3,6 +3,7 @@
 
 pub mod gguf_writer;
 pub mod gpu;
+pub mod prompt_cache;
 pub mod textbook;
 
 use std::path::{Path, PathBuf};

@@ -16,6 +16,7 @@ Examples:
   git diff | sharpi run -m m.gguf -p \"Write a commit message for:\" -f -
   sharpi run -m m.gguf --messages turns.json --no-think --temp 0
   sharpi run -m m.gguf --raw -p \"Once upon a time\" --stop \"The end\" -n 200
+  sharpi run -m m.gguf -f report.txt --prompt-cache report.kv
   sharpi run -m m.gguf -p \"Yes or no?\" -n 1 --json --logprobs 5 | jq .
 
 Only the generated text goes to standard output; messages and statistics go to standard error.
@@ -47,6 +48,24 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
+
+    /// Go on behind what FILE holds of the prompt, and leave the whole prompt there for the next run
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Prompt",
+        hide_short_help = true
+    )]
+    pub prompt_cache: Option<PathBuf>,
+
+    /// With --prompt-cache: never write the file
+    #[arg(
+        long,
+        requires = "prompt_cache",
+        help_heading = "Prompt",
+        hide_short_help = true
+    )]
+    pub prompt_cache_ro: bool,
 
     /// Print one JSON document of a schema
     ///

@@ -83,6 +83,8 @@ pub fn instead_of_run(args: Box<RunArgs>) -> Result<ChatArgs, Box<RunArgs>> {
             json_schema: None,
             regex: None,
             grammar: None,
+            prompt_cache: None,
+            prompt_cache_ro: false,
             reasoning: reasoning @ (None | Some(ReasoningPlace::Show | ReasoningPlace::Hide)),
             json: false,
             logprobs: None,

@@ -15,6 +15,7 @@ use crate::{
     cli::{
         args::{ReasoningPlace, RunArgs, VerbosityArgs},
         backend::Compute,
+        prompt_cache::PromptCacheFile,
     },
     engine::Grammar,
     hub::Reference,
@@ -31,6 +32,7 @@ pub struct RunRequest {
     /// What the answer must match.
     pub grammar: Option<Grammar>,
     pub format: Format,
+    pub prompt_cache: Option<PromptCacheFile>,
     pub compute: Compute,
 }
 
@@ -76,6 +78,10 @@ pub fn run(args: RunArgs, verbosity: &VerbosityArgs) -> Result<RunRequest> {
             },
             false => Format::Text(args.reasoning.unwrap_or(place)),
         },
+        prompt_cache: args.prompt_cache.map(|path| PromptCacheFile {
+            path,
+            read_only: args.prompt_cache_ro,
+        }),
     })
 }
 

@@ -131,6 +131,7 @@ impl Inspection {
                 name: name.to_owned(),
                 file_bytes: bytes.as_ref().len() as u64,
                 header: header.values(&bytes)?,
+                parts: vec![(bytes.clone(), header.end.unwrap_or_default())],
                 tensors: BTreeMap::new(),
             },
             version: header.version,
@@ -279,6 +280,7 @@ impl Inspection {
         let part = Self::open_file(path)?;
         part.check_part(number, count)?;
         self.gguf.file_bytes += part.gguf.file_bytes;
+        self.gguf.parts.extend(part.gguf.parts);
         self.missing_bytes += part.missing_bytes;
         self.tensor_count += part.tensor_count;
         self.tensors.extend(part.tensors);

@@ -34,7 +34,7 @@ impl Mapping {
     /// Maps `file`; `name` is what [`mapped_file`] is to call it.
     pub fn new(file: &File, name: String) -> io::Result<Self> {
         // SAFETY: the mapping is private and read-only. What is left is the limit that every mapping has: someone else
-        // who changes the file meanwhile changes the weights, and where they truncate it, touching it raises SIGBUS.
+        // who changes the file meanwhile changes what is read, and where they truncate it, touching it raises SIGBUS.
         let bytes = unsafe { Mmap::map(file)? };
         let start = bytes.as_ptr() as usize;
         let mut entry = Box::new(Entry {
@@ -69,7 +69,7 @@ impl Drop for Mapping {
     }
 }
 
-/// The mapped model file that the byte at `address` belongs to, by its path, quoted. It takes no lock and no memory, and
+/// The mapped file that the byte at `address` belongs to, by its path, quoted. It takes no lock and no memory, and
 /// may be called in a signal handler.
 pub fn mapped_file(address: usize) -> Option<&'static str> {
     let mut slot = &FIRST;
