@@ -48,7 +48,7 @@ impl Grammar {
     pub fn regex(expression: &str) -> Result<Self> {
         // Its messages do not speak of the grammar that llguidance makes of an expression.
         if let Err(error @ regex::Error::Syntax(_)) = regex::Regex::new(expression) {
-            return Err(error.into());
+            return Err(readable(error.into()));
         }
         Ok(Self {
             name: "what the regular expression matches",
@@ -125,7 +125,10 @@ fn limits() -> ParserLimits {
 
 /// llguidance's message without what is for its developers.
 fn readable(error: Error) -> Error {
-    let mut message = format!("{error:#}").replace("NoExtensionBias", "nothing can come next");
+    // The crate `regex` has a line of its own that begins as an error does.
+    let mut message = format!("{error:#}")
+        .replace("\nerror: ", "\n")
+        .replace("NoExtensionBias", "nothing can come next");
     // It lists the tokens of a vocabulary that is none.
     if let Some(list) = message.find("; following special tokens are available") {
         message.truncate(list);

@@ -18,6 +18,7 @@ mod measure;
 mod model;
 mod pipes;
 mod prompt_cache;
+mod structured;
 mod templates;
 #[cfg(unix)]
 mod terminal;

@@ -111,6 +111,17 @@ fn ctrl_c_ends_json_with_a_done_event() {
     assert_eq!(lines.done["text"], lines.token_text());
 }
 
+#[test]
+fn ctrl_c_before_the_answer_matches_says_that_it_does_not() {
+    let ran = interrupt(endless(&Dir::new(), &["--regex", "[bc]*d"], 4));
+    assert_eq!(ran.code, Some(130), "{}", ran.stderr);
+    let last = ran.stderr.lines().last().expect("a message");
+    assert!(last.contains("only the beginning of"), "{last}");
+    let ran = interrupt(endless(&Dir::new(), &["--regex", "[bc]*"], 4));
+    assert_eq!(ran.code, Some(130), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("beginning"), "{}", ran.stderr);
+}
+
 /// Every command that writes, with the files of [`dir`] beside it.
 const WRITERS: &[&[&str]] = &[
     &["run", "-p", "x", "-n", "3"],
