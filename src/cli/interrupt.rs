@@ -1,6 +1,6 @@
-//! Ctrl-C: a request to end the text early. Where no text is on its way, and the second time, it ends the process, which is
-//! said where the first takes effect only after a while. Where the
-//! parent process has SIGINT ignored, as for a job in a script's background, it stays ignored.
+//! Ctrl-C: a request to end the text early. Where no text is on its way, and the second time, it ends the process; that there is
+//! a second time is said where the first takes long. Where the parent process has SIGINT ignored, as for a job in a script's
+//! background, it stays ignored.
 
 use std::{
     process,
