@@ -520,6 +520,17 @@ fn a_run_without_a_prompt_opens_a_conversation_on_a_terminal() {
 }
 
 #[test]
+fn what_the_template_makes_no_use_of_is_said_once() {
+    let dir = polite();
+    let mut terminal = chat(&dir, &["--no-think"]);
+    terminal.enter("a");
+    terminal.enter("b");
+    let text = terminal.text();
+    assert_eq!(text.matches("has no effect").count(), 1, "{text}");
+    assert!(text.contains("warning: --no-think has no effect"), "{text}");
+}
+
+#[test]
 fn without_a_terminal_or_a_template_there_is_no_conversation() {
     let ran = sharpi(&["chat"]);
     assert!(ran.error(2).contains("standard input is none"));

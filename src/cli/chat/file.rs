@@ -1,0 +1,64 @@
+//! Conversations in files.
+
+use std::{fs, io::Write, path::Path};
+
+use anyhow::{Context, Result};
+use tempfile::NamedTempFile;
+
+use super::{Chat, say, say_error};
+use crate::{
+    cli::{escape::escaped, resolve::read_turns},
+    model::Message,
+};
+
+impl Chat {
+    pub fn save(&mut self, path: &Path) -> Result<()> {
+        let name = path.display();
+        if path.exists()
+            && !self
+                .editor
+                .confirm(&format!("overwrite {}?", escaped(&name.to_string())))?
+        {
+            say("not saved");
+            return Ok(());
+        }
+        let messages = self.conversation.messages();
+        match write_messages(path, messages).with_context(|| format!("/save {name}")) {
+            Ok(()) => say(&format!("{} messages are in {name}", messages.len())),
+            Err(error) => say_error(&error),
+        }
+        Ok(())
+    }
+
+    pub fn load(&mut self, path: &Path) {
+        let messages = match read_turns("/load", path) {
+            Ok(messages) => messages,
+            Err(error) => return say_error(&error),
+        };
+        let answered = messages
+            .last()
+            .is_none_or(|last| last.role() == "assistant");
+        let next = if answered {
+            ""
+        } else {
+            "; /retry has the last one answered"
+        };
+        say(&format!("{} messages were read{next}", messages.len()));
+        self.conversation = messages.into();
+    }
+}
+
+/// Writes a file that is there as a whole or not at all, readable for its owner alone.
+fn write_messages(path: &Path, messages: &[Message]) -> Result<()> {
+    // A link stays one.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let mut file = NamedTempFile::new_in(directory)?;
+    serde_json::to_writer_pretty(&mut file, messages)?;
+    file.write_all(b"\n")?;
+    file.persist(&path)?;
+    Ok(())
+}
