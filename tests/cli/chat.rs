@@ -42,10 +42,8 @@ fn polite() -> Dir {
 }
 
 fn chat(dir: &Dir, args: &[&str]) -> Terminal {
-    Terminal::start(
-        dir,
-        &[&["chat", "-m", "m.gguf", "--temp", "0"], args].concat(),
-    )
+    let fixed = ["chat", "-m", "m.gguf", "--temp", "0"];
+    Terminal::start(dir, &[&fixed, args].concat(), 100, &[])
 }
 
 /// The conversation so far.
@@ -135,7 +133,7 @@ fn what_was_typed_can_be_had_again_in_later_conversations_too() {
     terminal.press(CTRL_C);
     terminal.wait_for_prompt();
     terminal.press(CTRL_D);
-    assert_eq!(terminal.end(), 0);
+    assert_eq!(terminal.end().0, 0);
     let history = dir.path().join("sharpi/history");
     let mode = fs::metadata(&history)
         .expect("a history")
@@ -160,7 +158,7 @@ fn a_history_that_cannot_be_used_is_said_once() {
         let state = dir.path().join(state);
         let state = state.to_str().expect("a path in UTF-8");
         let args = ["chat", "-m", "m.gguf", "--temp", "0"];
-        let mut terminal = Terminal::with(&dir, &args, 200, &[("XDG_STATE_HOME", state)]);
+        let mut terminal = Terminal::start(&dir, &args, 200, &[("XDG_STATE_HOME", state)]);
         terminal.enter("a");
         terminal.enter("b");
         let text = terminal.text();
@@ -210,7 +208,7 @@ fn commands_change_the_conversation() {
     terminal.wait_for("there is no /sawe: /save?");
     terminal.wait_for_prompt();
     terminal.press(&format!("/exit{ENTER}"));
-    assert_eq!(terminal.end(), 0);
+    assert_eq!(terminal.end().0, 0);
 }
 
 #[test]
@@ -222,9 +220,7 @@ fn the_last_message_can_be_edited() {
     let edit = |terminal: &mut Terminal, keys: &str| {
         terminal.wait_for_prompt();
         terminal.press(&format!("/edit{ENTER}"));
-        terminal.wait("the message", |screen| {
-            screen.contents().trim_end().ends_with("> x\ny")
-        });
+        terminal.wait_for_last("> x\ny");
         terminal.enter_more(keys);
     };
     edit(&mut terminal, CTRL_C);
@@ -239,7 +235,7 @@ fn the_last_message_can_be_edited() {
 #[test]
 fn another_answer_takes_the_place_of_the_last() {
     let dir = Dir::new();
-    let mut terminal = Terminal::start(&dir, &["chat", "--seed", "1", "-n", "24"]);
+    let mut terminal = Terminal::start(&dir, &["chat", "--seed", "1", "-n", "24"], 100, &[]);
     terminal.enter("A fox");
     terminal.wait_for("cut off by --max-tokens");
     let first = saved(&dir, &mut terminal);
@@ -259,12 +255,7 @@ fn conversations_are_saved_and_loaded() {
     for (answer, overwritten) in [("n", false), ("", false), ("y", true)] {
         terminal.wait_for_prompt();
         terminal.press(&format!("/save there.json{ENTER}"));
-        terminal.wait("a question", |screen| {
-            screen
-                .contents()
-                .trim_end()
-                .ends_with("overwrite there.json? [y/N]")
-        });
+        terminal.wait_for_last("overwrite there.json? [y/N]");
         terminal.enter_more(&format!("{answer}{ENTER}"));
         let saved = fs::read_to_string(&there).expect("it is there");
         assert_eq!(saved != "[]", overwritten, "{answer:?}: {saved}");
@@ -326,7 +317,7 @@ fn ctrl_c_stops_an_answer_and_not_the_conversation() {
     terminal.wait_for("/exit or Ctrl-D ends the conversation");
     terminal.wait_for_prompt();
     terminal.press(CTRL_D);
-    assert_eq!(terminal.end(), 0);
+    assert_eq!(terminal.end().0, 0);
 }
 
 #[test]
@@ -340,13 +331,7 @@ fn the_oldest_turns_make_room_for_a_message() {
     let refused = |terminal: &mut Terminal, message: &str, answer: &str| {
         terminal.wait_for_prompt();
         terminal.press(&format!("{message}{ENTER}"));
-        terminal.wait("a question", |screen| {
-            screen
-                .contents()
-                .replace('\n', "")
-                .trim_end()
-                .ends_with("turns? [y/N]")
-        });
+        terminal.wait_for_last("turns? [y/N]");
         terminal.enter_more(&format!("{answer}{ENTER}"));
     };
     let both = json!([user("a"), assistant("Hi"), user("b"), assistant("Hi")]);
@@ -431,7 +416,7 @@ fn reasoning_is_dimmed_and_no_part_of_the_answer() {
         format!("{} of {len}", len - TURN)
     );
 
-    let mut terminal = Terminal::with(&dir, &["chat", "m.gguf"], 100, &[("NO_COLOR", "1")]);
+    let mut terminal = Terminal::start(&dir, &["chat", "m.gguf"], 100, &[("NO_COLOR", "1")]);
     terminal.enter("a");
     assert!(!is_dim(&terminal, "<think>hm"));
 
@@ -459,7 +444,7 @@ fn a_model_commands_no_terminal() {
 #[test]
 fn a_narrow_terminal_wraps_what_is_typed() {
     let dir = polite();
-    let mut terminal = Terminal::with(
+    let mut terminal = Terminal::start(
         &dir,
         &["chat", "-q", "-m", "m.gguf", "--temp", "0"],
         20,
@@ -481,14 +466,12 @@ fn a_narrow_terminal_wraps_what_is_typed() {
 #[test]
 fn answers_alone_go_to_an_output_that_is_no_terminal() {
     let dir = polite();
-    let mut terminal = Terminal::shell(&dir, "\"$binary\" chat m.gguf --temp 0 > answers.txt");
+    let mut terminal = Terminal::shell(&dir, "\"$sharpi\" chat m.gguf --temp 0 > answers.txt");
     terminal.wait_for_prompt();
     terminal.press(&format!("a{ENTER}"));
-    terminal.wait("the next prompt", |screen| {
-        screen.contents().ends_with("> a\n> ")
-    });
+    terminal.wait_for_last("> a\n>");
     terminal.press(CTRL_D);
-    assert_eq!(terminal.end(), 0);
+    assert_eq!(terminal.end().0, 0);
     let answers = fs::read_to_string(dir.path().join("answers.txt")).expect("answers");
     assert_eq!(answers, "Hi\n");
 }
@@ -500,7 +483,7 @@ fn a_run_without_a_prompt_opens_a_conversation_on_a_terminal() {
         &["run", "m.gguf"][..],
         &["run", "-m", "m.gguf", "--system", "s"],
     ] {
-        let mut terminal = Terminal::start(&dir, &[args, &["--temp", "0"]].concat());
+        let mut terminal = Terminal::start(&dir, &[args, &["--temp", "0"]].concat(), 100, &[]);
         terminal.enter("a");
         assert!(
             terminal.text().contains("> a\nHi\n> "),
@@ -510,13 +493,13 @@ fn a_run_without_a_prompt_opens_a_conversation_on_a_terminal() {
     }
     // What asks for something else gets it, or hears what is missing.
     for flag in ["--raw", "--json"] {
-        let terminal = Terminal::start(&dir, &["run", "m.gguf", flag]);
+        let terminal = Terminal::start(&dir, &["run", "m.gguf", flag], 100, &[]);
         terminal.wait_for("error: no prompt");
-        assert_eq!(terminal.end(), 2);
+        assert_eq!(terminal.end().0, 2);
     }
-    let terminal = Terminal::start(&dir, &["run", "m.gguf", "a", "--temp", "0"]);
+    let terminal = Terminal::start(&dir, &["run", "m.gguf", "a", "--temp", "0"], 100, &[]);
     terminal.wait_for("Hi\n");
-    assert_eq!(terminal.end(), 0);
+    assert_eq!(terminal.end().0, 0);
 }
 
 #[test]
@@ -542,5 +525,5 @@ fn without_a_terminal_or_a_template_there_is_no_conversation() {
     let terminal = chat(&dir, &[]);
     terminal.wait_for("m.gguf has no chat template");
     terminal.wait_for("sharpi run --raw");
-    assert_eq!(terminal.end(), 1);
+    assert_eq!(terminal.end().0, 1);
 }

@@ -3,139 +3,19 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Write},
-    num::NonZeroU16,
+    io::{BufRead, BufReader, Write},
     process::{Child as Process, Command, Stdio},
-    sync::{Arc, Mutex},
-    thread,
-    time::{Duration, Instant},
 };
 
-use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
 use sharpi::quant::TensorType;
-use vt100::{Parser, Screen};
+use vt100::Screen;
 
 use crate::{
     Dir,
     common::gguf_writer::{Format, RandomModel},
     model,
+    terminal::{CTRL_C, Terminal},
 };
-
-/// What no test may take, on the slowest of machines.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-const CTRL_C: &str = "\x03";
-const LINES: u16 = 24;
-
-/// A terminal in which `sharpi` runs.
-struct Terminal {
-    shown: Arc<Mutex<Shown>>,
-    keys: Box<dyn Write + Send>,
-    child: Box<dyn Child + Send + Sync>,
-    master: Box<dyn MasterPty + Send>,
-    reader: thread::JoinHandle<()>,
-}
-
-struct Shown {
-    parser: Parser,
-    bytes: Vec<u8>,
-}
-
-impl Terminal {
-    fn start(dir: &Dir, args: &[&str], columns: u16, variables: &[(&str, &str)]) -> Self {
-        let pty = native_pty_system();
-        let pty = pty.openpty(size(columns)).expect("a terminal");
-        let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_sharpi"));
-        command.args(args);
-        command.cwd(dir.path());
-        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "SHARPI_MODEL"] {
-            command.env_remove(name);
-        }
-        for (name, value) in [&[("TERM", "xterm-256color")], variables].concat() {
-            command.env(name, value);
-        }
-        let child = pty.slave.spawn_command(command).expect("starting sharpi");
-        drop(pty.slave);
-        let shown = Arc::new(Mutex::new(Shown {
-            parser: Parser::new(cells(LINES), cells(columns), 0),
-            bytes: Vec::new(),
-        }));
-        let mut output = pty.master.try_clone_reader().expect("its output");
-        let reader = thread::spawn({
-            let shown = Arc::clone(&shown);
-            move || {
-                let mut bytes = [0; 4096];
-                // An error is the end, too: the command has gone.
-                while let Ok(len @ 1..) = output.read(&mut bytes) {
-                    let mut shown = shown.lock().expect("the screen");
-                    shown.parser.process(&bytes[..len]);
-                    shown.bytes.extend(&bytes[..len]);
-                }
-            }
-        });
-        Self {
-            shown,
-            keys: pty.master.take_writer().expect("its keys"),
-            child,
-            master: pty.master,
-            reader,
-        }
-    }
-
-    fn press(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).expect("typing");
-        self.keys.flush().expect("typing");
-    }
-
-    fn resize(&self, columns: u16) {
-        let mut shown = self.shown.lock().expect("the screen");
-        self.master.resize(size(columns)).expect("another size");
-        let screen = shown.parser.screen_mut();
-        screen.set_size(cells(LINES), cells(columns));
-    }
-
-    /// Waits until `look` finds on the screen what it looks for.
-    #[track_caller]
-    fn wait<T>(&self, mut look: impl FnMut(&Screen) -> Option<T>) -> T {
-        let start = Instant::now();
-        loop {
-            let shown = self.shown.lock().expect("the screen");
-            let screen = shown.parser.screen();
-            if let Some(found) = look(screen) {
-                return found;
-            }
-            let text = screen.contents();
-            assert!(
-                start.elapsed() < PATIENCE,
-                "not what was looked for:\n{text}"
-            );
-            drop(shown);
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Waits for the end, and returns the exit code, the screen and all bytes that were sent to it.
-    fn end(mut self) -> (u32, String, Vec<u8>) {
-        let status = self.child.wait().expect("its end");
-        drop((self.keys, self.master));
-        self.reader.join().expect("reading to the end");
-        let shown = self.shown.lock().expect("the screen");
-        let bytes = shown.bytes.clone();
-        (status.exit_code(), shown.parser.screen().contents(), bytes)
-    }
-}
-
-fn size(columns: u16) -> PtySize {
-    PtySize {
-        rows: LINES,
-        cols: columns,
-        ..PtySize::default()
-    }
-}
-
-fn cells(count: u16) -> NonZeroU16 {
-    count.try_into().expect("one or more")
-}
 
 /// A file of a billion weights, all zero, which take no place on a disk: a thread reads a chunk of a prompt in seconds.
 fn write_slow_model(dir: &Dir) {

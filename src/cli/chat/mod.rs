@@ -25,6 +25,7 @@ use super::{
     backend::Loaded,
     escape::{escaped, escaped_layout, escaped_lines},
     exit::Outcome,
+    figures::three_digits,
     interrupt::Interrupt,
     resolve::ChatRequest,
 };
@@ -230,12 +231,12 @@ impl Chat {
 /// What an answer took.
 fn speed(generation: &Generation) -> String {
     format!(
-        "{} of {} tokens read, {:.1} tokens/s; {} generated, {:.1} tokens/s",
+        "{} of {} tokens read, {} tokens/s; {} generated, {} tokens/s",
         generation.prefilled_tokens,
         generation.prompt_tokens,
-        generation.prefill_tokens_per_second(),
+        three_digits(generation.prefill_tokens_per_second()),
         generation.generated_tokens,
-        generation.decode_tokens_per_second()
+        three_digits(generation.decode_tokens_per_second())
     )
 }
 
