@@ -1,5 +1,5 @@
-//! Ctrl-C: a request to end the text early. Where no text is on its way, and the second time, it ends the process; that there is
-//! a second time is said where the first takes long. Where the parent process has SIGINT ignored, as for a job in a script's
+//! Ctrl-C: a request to end the text early. Where no text is on its way, it ends the process, and so does the second one
+//! where the first takes a while, which is said. Where the parent process has SIGINT ignored, as for a job in a script's
 //! background, it stays ignored.
 
 use std::{
@@ -19,9 +19,12 @@ use super::{exit, progress};
 /// Nothing to end in good order yet.
 const PREPARING: u8 = 0;
 const GENERATING: u8 = 1;
+/// What comes now is the same press of a nervous finger.
 const REQUESTED: u8 = 2;
+/// Requested, and a person was told of a faster way.
+const SLOW: u8 = 3;
 /// Nothing to end at all: a person types, or is about to.
-const RESTING: u8 = 3;
+const RESTING: u8 = 4;
 
 /// Who has waited so long is told of a faster way.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -42,17 +45,13 @@ impl Interrupt {
                 Ordering::Relaxed,
             );
             match asked {
-                Ok(_) => {}
-                Err(RESTING) => return,
+                Ok(_) => watch(&shared),
+                Err(REQUESTED | RESTING) => {}
                 Err(_) => {
                     progress::end();
                     process::exit(exit::INTERRUPTED.into());
                 }
             }
-            // The next Ctrl-C comes to this thread.
-            let state = Arc::clone(&shared);
-            let say = thread::Builder::new().spawn(move || say_if_slow(&state));
-            drop(say);
         });
         match caught {
             // Some disposition other than the default was inherited, and only ignoring is.
@@ -80,13 +79,27 @@ impl Interrupt {
     }
 
     pub fn requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == REQUESTED
+        matches!(self.0.load(Ordering::Relaxed), REQUESTED | SLOW)
     }
 }
 
-fn say_if_slow(state: &AtomicU8) {
-    thread::sleep(PATIENCE);
-    if state.load(Ordering::Relaxed) == REQUESTED {
-        tracing::info!("stopping; press Ctrl-C again to quit at once");
+/// Tells of a faster way in a while, on a thread of its own: the next Ctrl-C comes to this one.
+fn watch(state: &Arc<AtomicU8>) {
+    let shared = Arc::clone(state);
+    let watching = thread::Builder::new().spawn(move || {
+        thread::sleep(PATIENCE);
+        if is_slow(&shared) {
+            tracing::info!("stopping; press Ctrl-C again to quit at once");
+        }
+    });
+    if watching.is_err() {
+        is_slow(state);
     }
+}
+
+/// Lets the next Ctrl-C end the process, where a request has not had its effect yet.
+fn is_slow(state: &AtomicU8) -> bool {
+    state
+        .compare_exchange(REQUESTED, SLOW, Ordering::Relaxed, Ordering::Relaxed)
+        .is_ok()
 }

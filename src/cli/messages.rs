@@ -19,7 +19,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::{args::VerbosityArgs, escape::escaped_lines, progress};
+use super::{args::VerbosityArgs, escape::escaped_layout, progress};
 
 /// Sends this crate's events to standard error from here on; those of other crates would be noise.
 pub fn init(verbosity: &VerbosityArgs) {
@@ -93,7 +93,7 @@ where
 pub fn reasoning(text: &str) {
     let mut err = io::stderr();
     let colour = err.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let text = escaped_lines(text);
+    let text = escaped_layout(text);
     // A standard error that cannot be written to is no reason to end.
     let _ = match colour {
         true => write!(err, "\x1b[2m{text}\x1b[22m"),

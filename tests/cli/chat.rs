@@ -298,6 +298,8 @@ fn ctrl_c_stops_an_answer_and_not_the_conversation() {
         terminal.wait_for_prompt();
         terminal.press(&format!("{message}{ENTER}"));
         terminal.wait_for(&format!("> {message}\nabab"));
+        // A finger that presses twice means the same.
+        terminal.press(CTRL_C);
         terminal.press(CTRL_C);
         terminal.wait_for_prompt();
     }
@@ -419,6 +421,11 @@ fn reasoning_is_dimmed_and_no_part_of_the_answer() {
     let mut terminal = Terminal::start(&dir, &["chat", "m.gguf"], 100, &[("NO_COLOR", "1")]);
     terminal.enter("a");
     assert!(!is_dim(&terminal, "<think>hm"));
+
+    let mut terminal = chat(&dir, &["--reasoning", "stderr"]);
+    terminal.enter("a");
+    terminal.wait_for("> a\n<think>hm</think>\nYo\n> ");
+    assert!(is_dim(&terminal, "<think>hm") && !is_dim(&terminal, "Yo"));
 
     let mut terminal = chat(&dir, &["--reasoning", "hide"]);
     terminal.enter("a");

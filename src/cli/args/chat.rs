@@ -1,8 +1,10 @@
 //! `sharpi chat`.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::{GenerationArgs, MachineArgs, OneModelArgs, RopeArgs, SamplingArgs, TemplateArgs};
+use super::{
+    GenerationArgs, MachineArgs, OneModelArgs, ReasoningPlace, RopeArgs, SamplingArgs, TemplateArgs,
+};
 
 const CHAT_EXAMPLES: &str = "\
 Examples:
@@ -28,22 +30,15 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
-    /// What becomes of the model's reasoning
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t = ReasoningDisplay::Show, help_heading = "Output")]
-    pub reasoning: ReasoningDisplay,
+    /// Where the model's reasoning goes
+    ///
+    /// Before the answer, dimmed on a terminal; nowhere; or to standard error
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = ReasoningPlace::Show, help_heading = "Output")]
+    pub reasoning: ReasoningPlace,
 
     #[command(flatten)]
     pub rope: RopeArgs,
 
     #[command(flatten)]
     pub machine: MachineArgs,
-}
-
-/// What `--reasoning` names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ReasoningDisplay {
-    /// It is shown before the answer, dimmed on a terminal
-    Show,
-    /// The answer alone is shown
-    Hide,
 }

@@ -17,7 +17,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use batch::BatchArgs;
-pub use chat::{ChatArgs, ReasoningDisplay};
+pub use chat::ChatArgs;
 pub use help::on_a_screen;
 pub use hub::{ModelsArgs, PullArgs};
 pub use inspect::{InfoArgs, TokenizeArgs};

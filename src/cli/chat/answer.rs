@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 
 use crate::{
     cli::{
-        args::ReasoningDisplay,
+        args::ReasoningPlace,
         escape::escaped_layout,
         interrupt::Interrupt,
+        messages,
         output::WRITING,
         progress::{CountBar, Spinner},
     },
@@ -27,24 +28,25 @@ pub struct Answer<'a> {
     pub reasoning: String,
     pub text: String,
     page: Page,
-    display: ReasoningDisplay,
+    place: ReasoningPlace,
     show_progress: bool,
     reading: CountBar,
-    thinking: Option<Spinner>,
+    /// While there is reasoning that is not before the answer: what says so.
+    aside: Option<Spinner>,
     interrupt: &'a Interrupt,
 }
 
 impl<'a> Answer<'a> {
-    pub fn new(display: ReasoningDisplay, show_progress: bool, interrupt: &'a Interrupt) -> Self {
+    pub fn new(place: ReasoningPlace, show_progress: bool, interrupt: &'a Interrupt) -> Self {
         Self {
             ids: Vec::new(),
             reasoning: String::new(),
             text: String::new(),
             page: Page::new(),
-            display,
+            place,
             show_progress,
             reading: CountBar::new(show_progress, "reading", "tokens"),
-            thinking: None,
+            aside: None,
             interrupt,
         }
     }
@@ -52,30 +54,39 @@ impl<'a> Answer<'a> {
     /// Leaves the screen in good order, however the answer ended.
     pub fn finish(&mut self) -> Result<()> {
         self.reading.clear();
-        self.thinking = None;
+        self.end_aside();
         // The terminal shows ^C where the text stopped.
         self.page.in_line |= self.interrupt.requested();
         self.page.finish().context(WRITING)
     }
 
-    fn show(&mut self, event: &TokenEvent) -> io::Result<()> {
-        match (event.reasoning, self.display) {
-            (false, _) => {
-                self.thinking = None;
-                let begins = self.text.trim_start().is_empty();
-                // Reasoning is followed by blank lines, or by none.
-                let text = match begins && !self.reasoning.is_empty() {
-                    true => event.text.trim_start(),
-                    false => event.text,
-                };
-                self.page.write(text, false)
-            }
-            (true, ReasoningDisplay::Show) => self.page.write(event.text, true),
-            (true, ReasoningDisplay::Hide) => {
-                self.thinking
-                    .get_or_insert_with(|| Spinner::new(self.show_progress, "thinking"));
-                Ok(())
-            }
+    fn show_answer(&mut self, text: &str) -> io::Result<()> {
+        // Reasoning is followed by blank lines, or by none.
+        let begins = self.text.trim_start().is_empty() && !self.reasoning.is_empty();
+        let shown = if begins { text.trim_start() } else { text };
+        if !shown.is_empty() {
+            self.end_aside();
+        }
+        self.page.write(shown, false)
+    }
+
+    fn show_reasoning(&mut self, text: &str) -> io::Result<()> {
+        match self.place {
+            ReasoningPlace::Show => return self.page.write(text, true),
+            ReasoningPlace::Stderr => messages::reasoning(text),
+            ReasoningPlace::Hide => {}
+        }
+        // A line on standard error, too, would be in its way.
+        let wanted = self.show_progress && self.place == ReasoningPlace::Hide;
+        self.aside
+            .get_or_insert_with(|| Spinner::new(wanted, "thinking"));
+        Ok(())
+    }
+
+    /// Ends reasoning that is not before the answer.
+    fn end_aside(&mut self) {
+        if self.aside.take().is_some() && self.place == ReasoningPlace::Stderr {
+            messages::reasoning("\n");
         }
     }
 }
@@ -90,12 +101,14 @@ impl Observer for Answer<'_> {
     }
 
     fn token(&mut self, event: &TokenEvent) -> Result<()> {
-        self.show(event).context(WRITING)?;
-        self.ids.push(event.id);
-        match event.reasoning {
-            true => self.reasoning.push_str(event.text),
-            false => self.text.push_str(event.text),
+        let reasoning = &event.text[event.answer.len()..];
+        self.show_answer(event.answer).context(WRITING)?;
+        self.text += event.answer;
+        if event.reasoning {
+            self.show_reasoning(reasoning).context(WRITING)?;
+            self.reasoning += reasoning;
         }
+        self.ids.push(event.id);
         Ok(())
     }
 }

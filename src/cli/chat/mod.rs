@@ -21,7 +21,7 @@ use self::{
     typed::{HELP, Typed, to_type},
 };
 use super::{
-    args::ReasoningDisplay,
+    args::ReasoningPlace,
     backend::Loaded,
     escape::{escaped, escaped_layout, escaped_lines},
     exit::Outcome,
@@ -105,7 +105,7 @@ struct Chat {
     vocabulary: Vocabulary,
     template: TemplateOptions,
     options: GenerateOptions,
-    reasoning: ReasoningDisplay,
+    reasoning: ReasoningPlace,
     show_progress: bool,
     conversation: Conversation,
     /// What the model has seen of it.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cli::{
-        args::{ChatArgs, PromptArgs, ReasoningDisplay, ReasoningPlace, RunArgs, VerbosityArgs},
+        args::{ChatArgs, PromptArgs, ReasoningPlace, RunArgs, VerbosityArgs},
         backend::Compute,
     },
     model::TemplateOptions,
@@ -28,7 +28,7 @@ pub struct ChatRequest {
     pub stop: Vec<String>,
     pub ignore_eos: bool,
     pub sampling: SamplingFlags,
-    pub reasoning: ReasoningDisplay,
+    pub reasoning: ReasoningPlace,
     pub compute: Compute,
 }
 
@@ -85,7 +85,7 @@ pub fn instead_of_run(args: Box<RunArgs>) -> Result<ChatArgs, Box<RunArgs>> {
             grammar: None,
             prompt_cache: None,
             prompt_cache_ro: false,
-            reasoning: reasoning @ (None | Some(ReasoningPlace::Show | ReasoningPlace::Hide)),
+            reasoning,
             json: false,
             logprobs: None,
             rope,
@@ -95,10 +95,7 @@ pub fn instead_of_run(args: Box<RunArgs>) -> Result<ChatArgs, Box<RunArgs>> {
             template,
             generation,
             sampling,
-            reasoning: match reasoning {
-                Some(ReasoningPlace::Hide) => ReasoningDisplay::Hide,
-                _ => ReasoningDisplay::Show,
-            },
+            reasoning: reasoning.unwrap_or(ReasoningPlace::Show),
             rope,
             machine,
         }),
