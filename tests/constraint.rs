@@ -1,8 +1,17 @@
 //! Texts that are held to a grammar, chosen at random: every one matches it, by another implementation's judgement.
 
-use std::{collections::BTreeMap, fs, sync::Arc, thread};
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::{Command, ExitCode},
+    sync::Arc,
+    thread,
+};
 
 use anyhow::Result;
+use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 use sharpi::{
     backend::{Backend, Batch, KvFormat, KvLayout, Limits, Results},
@@ -13,6 +22,44 @@ use sharpi::{
     },
     model::{Model, Tokenizer},
 };
+
+const TESTS: [(&str, fn()); 5] = [
+    (
+        "a_thousand_documents_chosen_at_random_are_valid",
+        a_thousand_documents_chosen_at_random_are_valid,
+    ),
+    (
+        "texts_chosen_at_random_match_their_expression",
+        texts_chosen_at_random_match_their_expression,
+    ),
+    (
+        "bytes_that_are_no_text_do_not_match",
+        bytes_that_are_no_text_do_not_match,
+    ),
+    ("numbers_come_to_an_end", numbers_come_to_an_end),
+    (
+        "what_cannot_be_held_to_is_refused_by_name",
+        what_cannot_be_held_to_is_refused_by_name,
+    ),
+];
+
+fn main() -> ExitCode {
+    let trial = |(name, test): (_, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    let mut trials: Vec<_> = TESTS.into_iter().map(trial).collect();
+    let smollm2 = common::smollm2_path();
+    if smollm2.is_none() {
+        eprintln!("smollm2 is not here, its test is ignored: run tests/fetch-smollm2.sh");
+    }
+    let ignored = smollm2.is_none();
+    let document = trial(("smollm2_writes_documents", smollm2_writes_documents));
+    trials.push(document.with_ignored_flag(ignored));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
 
 const CONTEXT: usize = 512;
 
@@ -193,7 +240,6 @@ fn check_documents(model: &Arc<Model>, name: &str, schema: &Value) {
     );
 }
 
-#[test]
 fn a_thousand_documents_chosen_at_random_are_valid() {
     let model = demo();
     let schemas: Vec<_> = schemas().into_iter().collect();
@@ -210,7 +256,6 @@ fn a_thousand_documents_chosen_at_random_are_valid() {
     });
 }
 
-#[test]
 fn texts_chosen_at_random_match_their_expression() {
     let model = demo();
     let mut writer = Writer::ignorant(&model);
@@ -236,7 +281,6 @@ fn texts_chosen_at_random_match_their_expression() {
     }
 }
 
-#[test]
 fn bytes_that_are_no_text_do_not_match() {
     let model = demo();
     let grammar = Grammar::lark("start: X\nX: ~/a/").expect("a grammar");
@@ -253,7 +297,6 @@ fn bytes_that_are_no_text_do_not_match() {
     assert!(not_text > 10, "{not_text}");
 }
 
-#[test]
 fn numbers_come_to_an_end() {
     let model = demo();
     let grammar = Grammar::json_schema(&serde_json::json!({"type": "number"})).expect("a schema");
@@ -272,7 +315,6 @@ fn numbers_come_to_an_end() {
     assert!(guide.matches());
 }
 
-#[test]
 fn what_cannot_be_held_to_is_refused_by_name() {
     let cases = [
         (r#"{"type": "strin"}"#, "strin"),
@@ -379,5 +421,43 @@ fn what_cannot_be_held_to_is_refused_by_name() {
         let message = format!("{error:#}");
         assert!(message.contains(named), "{expression}: {message}");
         assert!(!message.contains("start:"), "{expression}: {message}");
+    }
+}
+
+/// The command, with a vocabulary of byte-level BPE.
+fn smollm2_writes_documents() {
+    let schema = serde_json::json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 20},
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        },
+        "required": ["name", "age"],
+        "additionalProperties": false,
+    });
+    let model = common::smollm2_path().expect("the test is ignored without it");
+    for sampling in [
+        &["--temp", "0"][..],
+        &["--temp", "1.5", "--top-k", "0", "--top-p", "1"],
+    ] {
+        let ran = Command::new(env!("CARGO_BIN_EXE_sharpi"))
+            .args([
+                "run",
+                "-p",
+                "Anna is 34. Give name and age as JSON.",
+                "--seed",
+                "1",
+            ])
+            .args(["--json-schema", &schema.to_string(), "-m"])
+            .arg(&model)
+            .args(sampling)
+            .output()
+            .expect("starting sharpi");
+        assert!(ran.status.success(), "{ran:?}");
+        let document = serde_json::from_slice(&ran.stdout).expect("a document");
+        jsonschema::validate(&schema, &document).expect("a document of the schema");
+        if sampling == ["--temp", "0"] {
+            assert_eq!(document, serde_json::json!({"name": "Anna", "age": 34}));
+        }
     }
 }
