@@ -19,14 +19,16 @@ fuzz_target!(|template: &str| {
     let gguf = Gguf::from_bytes("fuzz.gguf", file.to_bytes()).expect("a file of one key");
     let template = ChatTemplate::from_gguf(&gguf, &TOKENIZER).expect("a text");
     let tool = json!({"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}});
-    let options = TemplateOptions {
-        enable_thinking: Some(true),
-        tools: Some(vec![tool]),
-        date: Some("2026-01-31T18:30:05".parse().expect("a date")),
-    };
+    let template = template.expect("the file has one");
     let conversation = ["system", "user", "assistant", "user"]
         .map(|role| Message::new(role, "Na\u{ef}ve <|im_end|> 12\n"));
-    let _ = template
-        .expect("the file has one")
-        .render(&conversation, &options);
+    for continue_last in [false, true] {
+        let options = TemplateOptions {
+            enable_thinking: Some(true),
+            tools: Some(vec![tool.clone()]),
+            date: Some("2026-01-31T18:30:05".parse().expect("a date")),
+            continue_last,
+        };
+        let _ = template.render(&conversation, &options);
+    }
 });
