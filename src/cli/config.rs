@@ -10,7 +10,7 @@ use std::{
     fmt::{self, Display},
     fs,
     io::{self, ErrorKind, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -26,6 +26,7 @@ use toml::{
 
 use super::{
     args::{Cli, MachineArgs, ModelArgs, RopeArgs, VerbosityArgs, on_a_screen},
+    directories,
     escape::escaped,
     exit::Outcome,
     output::WRITING,
@@ -129,7 +130,7 @@ enum Origin {
 
 impl Settings {
     fn read() -> Result<Self> {
-        let path = path();
+        let path = directories::config("config.toml");
         let mut settings = Vec::new();
         let unknown_variables = read_environment(&mut settings)?;
         if let Some(path) = &path {
@@ -175,7 +176,7 @@ impl Settings {
             };
             let applies = match &setting.table {
                 Some(table) => table == name,
-                None => WRITERS.contains(&name) || is_shared(arg),
+                None => takes_from_top(name, arg),
             };
             if !applies
                 || taken
@@ -243,7 +244,7 @@ impl Settings {
                 let arg = find(&root, command, &setting.key);
                 let arg = arg.context("a setting is checked when it is read")?;
                 // A variable precedes the table.
-                let applies = WRITERS.contains(&table) || is_shared(arg);
+                let applies = takes_from_top(table, arg);
                 let variable = self.settings.iter().find(|other| {
                     other.key == setting.key && matches!(other.origin, Origin::Variable(_))
                 });
@@ -278,16 +279,6 @@ impl Display for Origin {
             Self::Line(line) => write!(f, "line {line}"),
         }
     }
-}
-
-/// `$XDG_CONFIG_HOME/sharpi/config.toml`, by default below `~/.config`.
-fn path() -> Option<PathBuf> {
-    let directory = match env::var_os("XDG_CONFIG_HOME") {
-        // The specification has relative ones ignored.
-        Some(directory) if Path::new(&directory).is_absolute() => PathBuf::from(directory),
-        _ => env::home_dir()?.join(".config"),
-    };
-    Some(directory.join("sharpi").join("config.toml"))
 }
 
 /// Adds the variables that are a flag's default, and returns the others with the program's prefix.
@@ -501,6 +492,11 @@ fn find_at_top<'a>(root: &'a Command, key: &str) -> Option<(&'a str, &'a Arg)> {
 /// The name under which a flag can have a default.
 fn key_of(arg: &Arg) -> Option<&str> {
     arg.get_long().filter(|key| !OF_ONE_CALL.contains(key))
+}
+
+/// Whether a key at the top, or a variable, is the default of this flag of `command`.
+fn takes_from_top(command: &str, arg: &Arg) -> bool {
+    WRITERS.contains(&command) || is_shared(arg)
 }
 
 /// Whether the flag says which model is computed and on what, or how much is said about it.

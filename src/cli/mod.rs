@@ -12,6 +12,7 @@ mod chat;
 mod config;
 mod context;
 mod devices;
+mod directories;
 mod download;
 mod escape;
 mod exit;

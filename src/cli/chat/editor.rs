@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    env, fs,
+    fs,
     io::{self, ErrorKind, IsTerminal},
     path::{Path, PathBuf},
 };
@@ -19,7 +19,7 @@ use rustyline::{
 };
 
 use super::typed::is_open;
-use crate::cli::escape::escaped;
+use crate::cli::{directories, escape::escaped};
 
 const PROMPT: &str = "> ";
 const NEXT_LINE: &str = ". ";
@@ -56,7 +56,7 @@ impl Editor {
             .build();
         let mut line = LineEditor::with_config(config).context("preparing the line editor")?;
         line.set_helper(Some(Typing));
-        let mut history = history_path();
+        let mut history = directories::state("history");
         if let Some(path) = &history
             && let Err(error) = line.load_history(path)
             && !is_not_found(&error)
@@ -117,16 +117,6 @@ impl Editor {
             }
         }
     }
-}
-
-/// `$XDG_STATE_HOME/sharpi/history`, by default below `~/.local/state`.
-fn history_path() -> Option<PathBuf> {
-    let directory = match env::var_os("XDG_STATE_HOME") {
-        // The specification has relative ones ignored.
-        Some(directory) if Path::new(&directory).is_absolute() => PathBuf::from(directory),
-        _ => env::home_dir()?.join(".local").join("state"),
-    };
-    Some(directory.join("sharpi").join("history"))
 }
 
 fn is_not_found(error: &ReadlineError) -> bool {
