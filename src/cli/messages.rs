@@ -4,12 +4,11 @@
 //! have some.
 
 use std::{
-    env, fmt,
-    io::{self, IsTerminal, Write},
+    fmt,
+    io::{self, Write},
 };
 
 use clap::builder::styling::{AnsiColor, Style, Styles};
-
 use tracing::{Event, Level, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
     filter::Targets,
@@ -91,12 +90,7 @@ where
 /// Shows a piece of a model's reasoning, as it comes: dimmed on a terminal with colours. What it would do to the terminal is
 /// escaped.
 pub fn reasoning(text: &str) {
-    let mut err = io::stderr();
-    let colour = err.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let text = escaped_layout(text);
+    let dimmed = styled(&escaped_layout(text), Style::new().dimmed());
     // A standard error that cannot be written to is no reason to end.
-    let _ = match colour {
-        true => write!(err, "\x1b[2m{text}\x1b[22m"),
-        false => write!(err, "{text}"),
-    };
+    let _ = StandardError.write_all(dimmed.as_bytes());
 }

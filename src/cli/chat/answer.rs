@@ -1,10 +1,8 @@
 //! An answer on its way to the screen.
 
-use std::{
-    env,
-    io::{self, IsTerminal, Write},
-};
+use std::io::{self, IsTerminal, Write};
 
+use anstream::{AutoStream, ColorChoice};
 use anyhow::{Context, Result};
 
 use crate::{
@@ -128,11 +126,11 @@ impl Page {
     fn new() -> Self {
         let out = io::stdout();
         let is_terminal = out.is_terminal();
-        let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let colours = AutoStream::choice(&out) != ColorChoice::Never;
         Self {
             out,
             is_terminal,
-            dims: is_terminal && !no_color,
+            dims: is_terminal && colours,
             in_reasoning: false,
             in_line: false,
             is_empty: true,
