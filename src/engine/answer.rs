@@ -18,15 +18,13 @@ impl<'a> Answer<'a> {
     /// At the end of `prompt`.
     pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], constraint: Option<&Constraint>) -> Self {
         let reasoning = Reasoning::new(tokenizer, prompt);
-        let openings = match constraint.is_some() && !reasoning.is_behind() {
-            true => reasoning.openings(),
-            false => Vec::new(),
-        };
+        let openings = constraint.filter(|_| !reasoning.is_behind());
+        let openings = openings.map_or(&[][..], Constraint::reasoning);
         Self {
             tokenizer,
             reasoning,
             guide: constraint.map(Constraint::begin),
-            openings,
+            openings: openings.to_vec(),
         }
     }
 
@@ -38,7 +36,7 @@ impl<'a> Answer<'a> {
         let Some(guide) = self.guide.as_mut().filter(|_| !self.reasoning.is_open()) else {
             return Ok(None);
         };
-        let mut words = guide.allowed()?.words().to_vec();
+        let mut words = guide.allowed()?;
         let bit = |id: &u32| (*id as usize / 32, 1 << (id % 32));
         for (word, bit) in self.openings.iter().map(bit) {
             words[word] |= bit;

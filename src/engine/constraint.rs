@@ -7,13 +7,14 @@ use llguidance::{
     Matcher, ParserFactory,
     api::{GrammarInit, ParserLimits, TopLevelGrammar},
     earley::SlicedBiasComputer,
-    toktrie::{
-        ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenId,
-    },
+    toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId},
 };
 use serde_json::Value;
 
-use super::json_schema::{self, Numbers};
+use super::{
+    json_schema::{self, Numbers},
+    reasoning,
+};
 use crate::model::Tokenizer;
 
 /// What a text must match, compiled without a vocabulary.
@@ -151,6 +152,8 @@ fn without_place(error: Error) -> Error {
 pub struct Constraint {
     /// At the beginning of a text.
     beginning: Arc<Guide>,
+    /// The tokens that open reasoning, which may come before it.
+    reasoning: Arc<[u32]>,
 }
 
 impl Constraint {
@@ -170,7 +173,13 @@ impl Constraint {
         };
         Ok(Self {
             beginning: Arc::new(beginning),
+            reasoning: reasoning::openings(tokenizer).into(),
         })
+    }
+
+    /// The tokens of the vocabulary that open reasoning.
+    pub(super) fn reasoning(&self) -> &[u32] {
+        &self.reasoning
     }
 
     /// Begins a text.
@@ -222,23 +231,13 @@ pub struct Guide {
     numbers: Option<Numbers>,
 }
 
-/// The tokens that may come next.
-pub struct Allowed(SimpleVob);
-
-impl Allowed {
-    /// Bit `i % 32` of word `i / 32` is token `i`'s. Tokens beyond the last word may not come.
-    pub fn words(&self) -> &[u32] {
-        self.0.as_slice()
-    }
-}
-
 impl Guide {
-    /// Which tokens may come next, those that end an answer included. It depends on the tokens so far alone, so that it can
-    /// be computed beside the logits.
+    /// Which tokens may come next, those that end an answer included: bit `i % 32` of word `i / 32` for token `i`, and none
+    /// beyond the last word. It depends on the tokens so far alone, so that it can be computed beside the logits.
     ///
     /// # Errors
     /// A grammar that took too long, and a vocabulary that cannot spell what must come.
-    pub fn allowed(&mut self) -> Result<Allowed> {
+    pub fn allowed(&mut self) -> Result<Vec<u32>> {
         let mask = self.matcher.compute_mask_or_eos();
         let mut mask = mask
             .map_err(readable)
@@ -246,7 +245,7 @@ impl Guide {
         if let Some(numbers) = &self.numbers {
             numbers.restrict(&mut mask, self.vocabulary.tok_trie());
         }
-        Ok(Allowed(mask))
+        Ok(mask.as_slice().to_vec())
     }
 
     /// Goes on with `token`, one of those allowed, which does not end the answer.

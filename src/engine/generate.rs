@@ -180,7 +180,7 @@ pub fn generate(
     let most = options.max_tokens.map_or(room, |most| most.min(room));
     let mut unstarted = Some((session, sampler));
     let mut following = None;
-    loop {
+    generation.finish_reason = loop {
         generation.generated_tokens += 1;
         let ended = tokenizer.is_end_of_generation(id);
         let was_reasoning = answer.is_reasoning();
@@ -229,10 +229,7 @@ pub fn generate(
             generation.timings.time_to_first_token = start.elapsed();
         }
         if let Some(finish_reason) = finish_reason {
-            generation.finish_reason = finish_reason;
-            generation.whole = answer.is_whole();
-            generation.timings.decode = start.elapsed() - generation.timings.prefill;
-            return Ok(generation);
+            break finish_reason;
         }
         // Behind the first token, which does not wait for what this takes.
         if let Some((session, sampler)) = unstarted.take() {
@@ -248,13 +245,13 @@ pub fn generate(
         let following = following.as_mut().expect("it was started");
         let Some(next) = following.next(id, options.logprobs, &mut answer, observer)? else {
             // What is not certain of the text yet, a piece of a character or of a stop string, goes with the token.
-            generation.finish_reason = FinishReason::Interrupted;
-            generation.whole = answer.is_whole();
-            generation.timings.decode = start.elapsed() - generation.timings.prefill;
-            return Ok(generation);
+            break FinishReason::Interrupted;
         };
         (id, logprobs) = next;
-    }
+    };
+    generation.whole = answer.is_whole();
+    generation.timings.decode = start.elapsed() - generation.timings.prefill;
+    Ok(generation)
 }
 
 fn go_on(observer: &dyn Observer) -> ControlFlow<()> {

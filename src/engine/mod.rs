@@ -15,7 +15,7 @@ mod verify;
 
 pub use crate::backend::SamplingParams;
 pub use bench::{Kind, Workload, made_up_tokens, measure};
-pub use constraint::{Allowed, Constraint, Grammar, Guide};
+pub use constraint::{Constraint, Grammar, Guide};
 pub use evaluate::{Divergence, Evaluation, evaluate};
 pub use generate::{
     FinishReason, GenerateOptions, Generation, Logprobs, Observer, Timings, TokenEvent, generate,

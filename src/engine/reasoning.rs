@@ -18,6 +18,16 @@ pub fn unmarked(reasoning: &str) -> &str {
     inner.strip_prefix(LABEL).unwrap_or(inner).trim()
 }
 
+/// The tokens of a vocabulary that open it.
+pub fn openings(tokenizer: &Tokenizer) -> Vec<u32> {
+    let ids = 0..tokenizer.vocab_size() as u32;
+    let opens = |id: &u32| {
+        let piece = tokenizer.piece(*id);
+        MARKS.iter().any(|(start, _)| *start == piece)
+    };
+    ids.filter(opens).collect()
+}
+
 /// Follows a text token by token.
 pub struct Reasoning<'a> {
     tokenizer: &'a Tokenizer,
@@ -52,16 +62,6 @@ impl<'a> Reasoning<'a> {
     /// Whether it has just been closed, so that the answer follows.
     pub fn is_behind(&self) -> bool {
         self.since.is_some_and(|tokens| tokens <= GAP)
-    }
-
-    /// The tokens of the vocabulary that open it.
-    pub fn openings(&self) -> Vec<u32> {
-        let ids = 0..self.tokenizer.vocab_size() as u32;
-        let opens = |id: &u32| {
-            let piece = self.tokenizer.piece(*id);
-            MARKS.iter().any(|(start, _)| *start == piece)
-        };
-        ids.filter(opens).collect()
     }
 
     /// Whether the text's next token is part of it.
