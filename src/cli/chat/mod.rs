@@ -53,7 +53,7 @@ pub fn run(mut request: ChatRequest) -> Result<Outcome> {
     } = loaded;
     let context_len = session.backend().limits().context_len;
     let sampling = request.sampling.resolve(&vocabulary.gguf, context_len)?;
-    tracing::debug!("{sampling:?}");
+    tracing::debug!("sampling: {sampling}");
     interrupt.rests();
     tracing::info!(
         "{} on {}, with a context of {context_len} tokens; /help lists what can be typed besides messages",
