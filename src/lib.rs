@@ -27,3 +27,4 @@ pub mod hub;
 mod math;
 pub mod model;
 pub mod quant;
+mod whole_file;

@@ -261,25 +261,20 @@ impl Observer for Texts<'_> {
     fn prefill_progress(&mut self, _done: usize, _total: usize) {}
 
     fn token(&mut self, event: &TokenEvent) -> Result<()> {
-        let text = match event.reasoning {
-            true => self.reasoning.get_or_insert_default(),
-            false => &mut self.answer,
-        };
-        text.push_str(event.text);
+        self.answer += event.answer;
+        if event.reasoning {
+            *self.reasoning.get_or_insert_default() += &event.text[event.answer.len()..];
+        }
         Ok(())
     }
 }
 
 impl<'a> Answer<'a> {
     fn new(id: Option<Value>, written: &'a Written, seed: u64) -> Self {
-        let reasoning = written.reasoning.as_deref();
         Self {
             id,
-            text: match reasoning {
-                Some(_) => written.answer.trim_start(),
-                None => &written.answer,
-            },
-            reasoning: reasoning.map(unmarked),
+            text: &written.answer,
+            reasoning: written.reasoning.as_deref().map(unmarked),
             finish_reason: finish_reason(written.generation.finish_reason),
             prompt_tokens: written.generation.prompt_tokens,
             generated_tokens: written.generation.generated_tokens,

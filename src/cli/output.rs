@@ -78,30 +78,17 @@ pub struct TextOutput<W> {
     /// The last character written, if there is one.
     last: Option<char>,
     place: ReasoningPlace,
-    /// Whether the answer must match something, so that its white space counts.
-    exact: bool,
-    aside: Aside,
-}
-
-/// Where a text is whose reasoning is kept apart from its answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Aside {
-    /// Not in reasoning, nor behind it.
-    No,
-    Reasoning,
-    /// Behind it, with no character of the answer yet: white space is none of it.
-    Behind,
+    /// Whether a line of reasoning on standard error has not ended.
+    aside: bool,
 }
 
 impl<W: Write> TextOutput<W> {
-    /// `exact`: whether the answer must match something.
-    pub fn new(out: W, reasoning: ReasoningPlace, exact: bool) -> Self {
+    pub fn new(out: W, reasoning: ReasoningPlace) -> Self {
         Self {
             out,
             last: None,
             place: reasoning,
-            exact,
-            aside: Aside::No,
+            aside: false,
         }
     }
 
@@ -111,17 +98,9 @@ impl<W: Write> TextOutput<W> {
         self.out.flush()
     }
 
-    /// Writes reasoning to standard error, where that is its place.
-    fn put_aside(&mut self, text: &str) {
-        self.aside = Aside::Reasoning;
-        if self.place == ReasoningPlace::Stderr {
-            messages::reasoning(text);
-        }
-    }
-
-    /// Ends the line of reasoning that was written to standard error.
+    /// Ends the line of reasoning on standard error.
     fn end_aside(&mut self) {
-        if self.aside == Aside::Reasoning && self.place == ReasoningPlace::Stderr {
+        if std::mem::take(&mut self.aside) {
             messages::reasoning("\n");
         }
     }
@@ -136,20 +115,13 @@ impl<W: Write + Send> Output for TextOutput<W> {
         if self.place == ReasoningPlace::Show {
             return self.write(token.text);
         }
-        if !token.reasoning && self.aside == Aside::Reasoning {
+        if !token.reasoning {
             self.end_aside();
-            self.aside = Aside::Behind;
         }
-        let answer = match self.aside {
-            Aside::Behind if !self.exact => token.answer.trim_start(),
-            _ => token.answer,
-        };
-        if !answer.is_empty() {
-            self.aside = Aside::No;
-        }
-        self.write(answer)?;
-        if token.reasoning {
-            self.put_aside(&token.text[token.answer.len()..]);
+        self.write(token.answer)?;
+        if token.reasoning && self.place == ReasoningPlace::Stderr {
+            self.aside = true;
+            messages::reasoning(&token.text[token.answer.len()..]);
         }
         Ok(())
     }
@@ -329,7 +301,7 @@ impl<'a> Done<'a> {
 pub fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
+        FinishReason::Length | FinishReason::ContextFull => "length",
         FinishReason::StopString => "stop_string",
         FinishReason::Interrupted => "interrupted",
     }

@@ -71,9 +71,7 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
 
     let stdout = io::stdout();
     let mut output: Box<dyn Output> = match request.format {
-        Format::Text(reasoning) => {
-            Box::new(TextOutput::new(stdout, reasoning, constraint.is_some()))
-        }
+        Format::Text(reasoning) => Box::new(TextOutput::new(stdout, reasoning)),
         Format::Json { .. } => Box::new(JsonOutput::new(stdout)),
     };
     // What has begun with a line ends with one.
@@ -128,7 +126,7 @@ pub fn run(mut request: RunRequest) -> Result<Outcome> {
             let done = output.done(&generation, &facts).context(WRITING);
             done.and_then(|()| {
                 say_how(&facts);
-                let why = ending(&generation, max_tokens);
+                let why = ending(generation.finish_reason);
                 report(&generation, load, seed, why);
                 match form.filter(|_| !generation.whole) {
                     Some(form) if generation.finish_reason == FinishReason::Interrupted => {
@@ -247,14 +245,12 @@ fn report(generation: &Generation, load: Duration, seed: u64, why: &str) {
 }
 
 /// Why the text ends where it does.
-fn ending(generation: &Generation, max_tokens: Option<usize>) -> &'static str {
-    match generation.finish_reason {
+fn ending(reason: FinishReason) -> &'static str {
+    match reason {
         FinishReason::Stop => "the model ended its answer",
         FinishReason::StopString => "ended at a stop string",
-        FinishReason::Length if max_tokens == Some(generation.generated_tokens) => {
-            "cut off by --max-tokens"
-        }
-        FinishReason::Length => "cut off: the context is full (--ctx-size)",
+        FinishReason::Length => "cut off by --max-tokens",
+        FinishReason::ContextFull => "cut off: the context is full (--ctx-size)",
         FinishReason::Interrupted => "interrupted",
     }
 }

@@ -34,8 +34,10 @@ pub struct GenerateOptions {
 pub enum FinishReason {
     /// The model chose an end-of-generation token.
     Stop,
-    /// `max_tokens` were generated, or the context is full.
+    /// `max_tokens` were generated.
     Length,
+    /// The context is full.
+    ContextFull,
     /// A stop string came up.
     StopString,
     /// The observer asked for it.
@@ -49,7 +51,8 @@ pub struct TokenEvent<'a> {
     pub text: &'a str,
     /// Whether it is part of the model's reasoning, marks included, and not of its answer.
     pub reasoning: bool,
-    /// The beginning of `text` that is part of the answer: all of it, or what was held back where reasoning begins.
+    /// The part of `text` that is part of the answer: what was held back where reasoning begins, or all of it, but for white
+    /// space between reasoning and an answer that need not match anything.
     pub answer: &'a str,
     /// Natural logarithms of probabilities, from the raw logits.
     pub logprobs: Option<Logprobs>,
@@ -178,6 +181,7 @@ pub fn generate(
     // The last token is not computed, so a full context gives one more than it holds.
     let room = context_len + 1 - prompt.len();
     let most = options.max_tokens.map_or(room, |most| most.min(room));
+    let mut in_gap = false;
     let mut unstarted = Some((session, sampler));
     let mut following = None;
     generation.finish_reason = loop {
@@ -199,6 +203,7 @@ pub fn generate(
         }
         if reasoning && !answer.is_reasoning() {
             text += &stream.finish();
+            in_gap = !answer.is_constrained();
         }
         let finish_reason = if ended || answer.is_over() {
             Some(FinishReason::Stop)
@@ -206,22 +211,27 @@ pub fn generate(
             Some(FinishReason::StopString)
         } else if observer.interrupted() {
             Some(FinishReason::Interrupted)
-        } else if generation.generated_tokens == most {
+        } else if options.max_tokens == Some(generation.generated_tokens) {
             Some(FinishReason::Length)
+        } else if generation.generated_tokens == room {
+            Some(FinishReason::ContextFull)
         } else {
             None
         };
         if finish_reason.is_some() {
             text += &stream.finish();
         }
+        let answered = match reasoning {
+            true => &text[..held],
+            false if in_gap => text.trim_start(),
+            false => &text,
+        };
+        in_gap &= answered.is_empty();
         observer.token(&TokenEvent {
             id,
             text: &text,
             reasoning,
-            answer: match reasoning {
-                true => &text[..held],
-                false => &text,
-            },
+            answer: answered,
             logprobs: logprobs.take(),
         })?;
         generation.text += &text;

@@ -32,6 +32,7 @@ use super::Session;
 use crate::{
     backend::{Backend, KvLayer, Written},
     model::{Decoder, gguf::Mapping},
+    whole_file,
 };
 
 const MAGIC: [u8; 16] = *b"\x89sharpi prompt\r\n";
@@ -159,7 +160,7 @@ impl PromptCache {
     pub fn is_at(path: &Path) -> Result<bool> {
         let kind = match fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let directory = directory_of(path);
+                let directory = whole_file::directory_of(path);
                 ensure!(
                     directory.is_dir(),
                     "there is no directory {}",
@@ -283,27 +284,7 @@ impl PromptCache {
         if session.prompt().is_none() {
             return Ok(None);
         }
-        // Where it is a link, what it leads to is replaced.
-        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mut file = tempfile::Builder::new()
-            .prefix(".sharpi-prompt-")
-            .tempfile_in(directory_of(&target))?;
-        if let Ok(old) = fs::metadata(&target) {
-            let permissions = old.permissions();
-            ensure!(!permissions.readonly(), "it is write-protected");
-            file.as_file().set_permissions(permissions)?;
-        }
-        let bytes = write_to(file.as_file_mut(), identity, session, go_on)?;
-        file.as_file().sync_all()?;
-        file.persist(&target)?;
-        Ok(Some(bytes))
-    }
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(directory) if directory != "" => directory,
-        _ => Path::new("."),
+        whole_file::replace(path, |file| write_to(file, identity, session, go_on)).map(Some)
     }
 }
 

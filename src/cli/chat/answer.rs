@@ -59,13 +59,10 @@ impl<'a> Answer<'a> {
     }
 
     fn show_answer(&mut self, text: &str) -> io::Result<()> {
-        // Reasoning is followed by blank lines, or by none.
-        let begins = self.text.trim_start().is_empty() && !self.reasoning.is_empty();
-        let shown = if begins { text.trim_start() } else { text };
-        if !shown.is_empty() {
+        if !text.is_empty() {
             self.end_aside();
         }
-        self.page.write(shown, false)
+        self.page.write(text, false)
     }
 
     fn show_reasoning(&mut self, text: &str) -> io::Result<()> {
@@ -99,10 +96,10 @@ impl Observer for Answer<'_> {
     }
 
     fn token(&mut self, event: &TokenEvent) -> Result<()> {
-        let reasoning = &event.text[event.answer.len()..];
         self.show_answer(event.answer).context(WRITING)?;
         self.text += event.answer;
         if event.reasoning {
+            let reasoning = &event.text[event.answer.len()..];
             self.show_reasoning(reasoning).context(WRITING)?;
             self.reasoning += reasoning;
         }

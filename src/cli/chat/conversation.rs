@@ -40,11 +40,11 @@ impl Conversation {
 
     /// Ends a turn with what the model wrote.
     pub fn answer(&mut self, reasoning: &str, text: &str) {
-        let answer = match unmarked(reasoning) {
-            "" => Message::new("assistant", text),
-            thought => Message::new("assistant", text.trim_start()).with_reasoning(thought),
-        };
-        self.0.push(answer);
+        let answer = Message::new("assistant", text);
+        self.0.push(match unmarked(reasoning) {
+            "" => answer,
+            thought => answer.with_reasoning(thought),
+        });
     }
 
     /// The user's message that begins the last turn.

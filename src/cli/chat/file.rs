@@ -1,14 +1,14 @@
 //! Conversations in files.
 
-use std::{fs, io::Write, path::Path};
+use std::{io::Write, path::Path};
 
 use anyhow::{Context, Result};
-use tempfile::NamedTempFile;
 
 use super::{Chat, say, say_error};
 use crate::{
     cli::{escape::escaped, resolve::read_turns},
     model::Message,
+    whole_file,
 };
 
 impl Chat {
@@ -48,17 +48,7 @@ impl Chat {
     }
 }
 
-/// Writes a file that is there as a whole or not at all, readable for its owner alone.
 fn write_messages(path: &Path, messages: &[Message]) -> Result<()> {
-    // A link stays one.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let mut file = NamedTempFile::new_in(directory)?;
-    serde_json::to_writer_pretty(&mut file, messages)?;
-    file.write_all(b"\n")?;
-    file.persist(&path)?;
-    Ok(())
+    let text = serde_json::to_string_pretty(messages)? + "\n";
+    whole_file::replace(path, |file| Ok(file.write_all(text.as_bytes())?))
 }

@@ -48,17 +48,14 @@ impl Chat {
         }
         asked.answer(&answer.reasoning, &answer.text);
         self.conversation = asked;
-        let cut_off = generation.finish_reason == FinishReason::Length;
-        let by_flag = self.options.max_tokens == Some(generation.generated_tokens);
+        let finish_reason = generation.finish_reason;
         self.last = Some(generation);
-        match (cut_off, by_flag) {
-            (false, _) => Ok(()),
-            (true, true) => {
-                say("cut off by --max-tokens");
-                Ok(())
-            }
-            (true, false) => self.continue_after_full_context(),
+        match finish_reason {
+            FinishReason::Length => say("cut off by --max-tokens"),
+            FinishReason::ContextFull => self.continue_after_full_context()?,
+            FinishReason::Stop | FinishReason::StopString | FinishReason::Interrupted => {}
         }
+        Ok(())
     }
 
     /// The ids of `asked`, behind which its answer comes. Where they leave no room for one, the oldest turns are dropped; `None`
