@@ -22,7 +22,7 @@ use rand_chacha::{
 };
 use sharpi::{
     backend::{Backend, Batch, KvOptions, MIN_BUDGET, Tiles, Want},
-    cpu::CpuBackend,
+    cpu::{self, CpuBackend},
     model::{Message, Model, Prompt, TemplateOptions},
 };
 
@@ -108,7 +108,14 @@ fn main() -> Result<()> {
             let options = KvOptions { tiles, budget };
             let room = args.tokens + 2 * QUESTION_ROOM;
             let decoder = Arc::clone(&model.decoder);
-            let mut backend = CpuBackend::with_kv(decoder, room, args.threads, options)?;
+            let mut backend = CpuBackend::with_options(
+                decoder,
+                room,
+                cpu::Options {
+                    kv: options,
+                    ..cpu::Options::exact(args.threads)
+                },
+            )?;
             let kept = budget.map_or("all".to_owned(), |budget| budget.to_string());
             print!("| `{kv_type}` | {kept} |");
             for texts in &tasks {

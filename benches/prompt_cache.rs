@@ -9,7 +9,7 @@ use std::{ops::ControlFlow, path::Path, time::Instant};
 use anyhow::{Context, Result, ensure};
 use sharpi::{
     backend::{Backend, KvOptions},
-    cpu::CpuBackend,
+    cpu::{self, CpuBackend},
     cuda::{self, CudaBackend, Device, Gpus},
     engine::{Identity, PromptCache, Session, made_up_tokens, model_id},
     model::Model,
@@ -78,7 +78,14 @@ fn main() -> Result<()> {
 fn open(model: &Model, context_len: usize, on_gpu: bool) -> Result<Box<dyn Backend>> {
     if !on_gpu {
         let kv = KvOptions::default();
-        let cpu = CpuBackend::with_kv(model.decoder.clone(), context_len, 0, kv)?;
+        let cpu = CpuBackend::with_options(
+            model.decoder.clone(),
+            context_len,
+            cpu::Options {
+                kv,
+                ..cpu::Options::exact(0)
+            },
+        )?;
         return Ok(Box::new(cpu));
     }
     let options = cuda::Options {

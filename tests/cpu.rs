@@ -10,7 +10,7 @@ use common::{
 };
 use sharpi::{
     backend::Backend,
-    cpu::CpuBackend,
+    cpu::{Arithmetic, CpuBackend, Options},
     engine::Session,
     model::{Gguf, Model, decoder::RopeScaling},
     quant::TensorType,
@@ -28,6 +28,8 @@ fn random_tokens(model: &Model, count: usize) -> Vec<u32> {
         .collect()
 }
 
+const WAYS: [Arithmetic; 2] = [Arithmetic::Exact, Arithmetic::EightBits];
+
 /// The logits after every token, read in chunks of the given lengths.
 fn logits(
     model: &Arc<Model>,
@@ -35,7 +37,17 @@ fn logits(
     tokens: &[u32],
     chunks: impl IntoIterator<Item = usize>,
 ) -> Vec<f32> {
-    let mut backend = CpuBackend::new(model.decoder.clone(), tokens.len(), threads).unwrap();
+    logits_by(Options::exact(threads), model, tokens, chunks)
+}
+
+fn logits_by(
+    options: Options,
+    model: &Arc<Model>,
+    tokens: &[u32],
+    chunks: impl IntoIterator<Item = usize>,
+) -> Vec<f32> {
+    let decoder = model.decoder.clone();
+    let mut backend = CpuBackend::with_options(decoder, tokens.len(), options).unwrap();
     let mut logits = Vec::new();
     let mut position = 0;
     for len in chunks {
@@ -137,29 +149,43 @@ fn yarn_scales_frequencies_and_scores() {
 fn the_number_of_threads_changes_no_bit() {
     let model = load(&RandomModel::new("qwen3", TensorType::Q4_K).file());
     let tokens = random_tokens(&model, 100);
-    let one = bits(&logits(&model, 1, &tokens, [64, 1, 35]));
-    for threads in [2, 3] {
-        assert!(
-            bits(&logits(&model, threads, &tokens, [64, 1, 35])) == one,
-            "{threads} threads"
-        );
+    for arithmetic in WAYS {
+        let by = |threads: usize| {
+            let options = Options {
+                threads,
+                arithmetic,
+                ..Options::exact(0)
+            };
+            bits(&logits_by(options, &model, &tokens, [64, 1, 35]))
+        };
+        let one = by(1);
+        for threads in [2, 3] {
+            assert!(by(threads) == one, "{threads} threads, {arithmetic:?}");
+        }
     }
 }
 
 #[test]
 fn the_way_a_prompt_is_cut_changes_no_bit() {
-    for tensor_type in [TensorType::F16, TensorType::Q6_K] {
+    for (tensor_type, arithmetic) in [
+        (TensorType::F16, Arithmetic::Exact),
+        (TensorType::Q6_K, Arithmetic::Exact),
+        (TensorType::Q6_K, Arithmetic::EightBits),
+        (TensorType::Q5_1, Arithmetic::EightBits),
+    ] {
         let model = load(&RandomModel::new("qwen2", tensor_type).file());
         let tokens = random_tokens(&model, 100);
-        let whole = bits(&logits(&model, 2, &tokens, [100]));
-        for len in [1, 7, 64] {
-            let cut = bits(&logits(
-                &model,
-                2,
-                &tokens,
-                std::iter::repeat_n(len, 100usize.div_ceil(len)),
-            ));
-            assert!(cut == whole, "chunks of {len}");
+        let in_chunks = |len: usize| {
+            let options = Options {
+                arithmetic,
+                ..Options::exact(2)
+            };
+            let chunks = std::iter::repeat_n(len, 100usize.div_ceil(len));
+            bits(&logits_by(options, &model, &tokens, chunks))
+        };
+        let whole = in_chunks(100);
+        for len in [1, 3, 7, 64] {
+            assert!(in_chunks(len) == whole, "chunks of {len}, {arithmetic:?}");
         }
     }
 }

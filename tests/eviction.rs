@@ -7,7 +7,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use common::{gguf_writer::RandomModel, textbook};
 use sharpi::{
     backend::{Backend, Batch, KvOptions, Tiles, Want},
-    cpu::CpuBackend,
+    cpu::{CpuBackend, Options},
     engine::Session,
     model::{Gguf, Model},
     quant::TensorType,
@@ -34,7 +34,15 @@ fn tokens(model: &Model) -> Vec<u32> {
 
 fn backend(model: &Model, tiles: Option<Tiles>, budget: Option<usize>) -> CpuBackend {
     let options = KvOptions { tiles, budget };
-    CpuBackend::with_kv(model.decoder.clone(), 1024, 2, options).unwrap()
+    CpuBackend::with_options(
+        model.decoder.clone(),
+        1024,
+        Options {
+            kv: options,
+            ..Options::exact(2)
+        },
+    )
+    .unwrap()
 }
 
 /// The logits after every token, of which the first [`PROMPT_LEN`] are a prompt; what follows is read in chunks of a length.

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use common::gguf_writer::RandomModel;
 use sharpi::{
     backend::{KvOptions, Tiles},
-    cpu::CpuBackend,
+    cpu::{CpuBackend, Options},
     engine::Session,
     model::{Gguf, Model},
     quant::TensorType,
@@ -40,7 +40,15 @@ fn model(window: Option<usize>) -> Model {
 }
 
 fn session(model: &Model, options: KvOptions) -> Session {
-    let backend = CpuBackend::with_kv(model.decoder.clone(), 1024, 2, options).unwrap();
+    let backend = CpuBackend::with_options(
+        model.decoder.clone(),
+        1024,
+        Options {
+            kv: options,
+            ..Options::exact(2)
+        },
+    )
+    .unwrap();
     Session::new(Box::new(backend))
 }
 

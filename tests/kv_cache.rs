@@ -11,7 +11,7 @@ use common::{
 };
 use sharpi::{
     backend::{Backend, KvOptions, MIN_BUDGET, SamplingParams, StreamStart, Tiles},
-    cpu::CpuBackend,
+    cpu::{self, CpuBackend},
     cuda::{Options, StepKernel},
     engine::{Divergence, Session, made_up_tokens},
     model::Model,
@@ -105,7 +105,14 @@ fn expected(model: &Model, tokens: &[u32], tiles: Option<Tiles>) -> anyhow::Resu
         tiles,
         budget: None,
     };
-    let mut cpu = CpuBackend::with_kv(model.decoder.clone(), CONTEXT_LEN, 0, options)?;
+    let mut cpu = CpuBackend::with_options(
+        model.decoder.clone(),
+        CONTEXT_LEN,
+        cpu::Options {
+            kv: options,
+            ..cpu::Options::exact(0)
+        },
+    )?;
     let chunk_len = cpu.limits().chunk_len;
     let mut logits = Vec::new();
     for (i, chunk) in tokens.chunks(chunk_len).enumerate() {
@@ -405,7 +412,14 @@ fn holds_evicting(
 ) -> TestResult {
     let tokens = made_up_tokens(LEN, model.decoder.vocab_size);
     let options = budgeted(tiles, budget, chunk_len);
-    let cpu = CpuBackend::with_kv(model.decoder.clone(), CONTEXT_LEN, 0, options.kv)?;
+    let cpu = CpuBackend::with_options(
+        model.decoder.clone(),
+        CONTEXT_LEN,
+        cpu::Options {
+            kv: options.kv,
+            ..cpu::Options::exact(0)
+        },
+    )?;
     let expected = follow(&mut Session::new(Box::new(cpu)), &tokens, ends)?;
     let cuda = gpu::open(model, &options)?;
     let logits = follow(&mut Session::new(Box::new(cuda)), &tokens, ends)?;

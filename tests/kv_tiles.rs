@@ -7,7 +7,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use common::{gguf_writer::RandomModel, textbook};
 use sharpi::{
     backend::{KvOptions, Tiles},
-    cpu::CpuBackend,
+    cpu::{CpuBackend, Options},
     engine::Session,
     model::{Gguf, Model},
     quant::TensorType,
@@ -33,7 +33,15 @@ fn backend(model: &Model, tiles: Option<Tiles>) -> CpuBackend {
         tiles,
         budget: None,
     };
-    CpuBackend::with_kv(model.decoder.clone(), 1024, 2, options).unwrap()
+    CpuBackend::with_options(
+        model.decoder.clone(),
+        1024,
+        Options {
+            kv: options,
+            ..Options::exact(2)
+        },
+    )
+    .unwrap()
 }
 
 /// The logits after every token, read in chunks of a length.

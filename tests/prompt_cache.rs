@@ -9,14 +9,22 @@ use common::prompt_cache::{
 };
 use sharpi::{
     backend::KvOptions,
-    cpu::CpuBackend,
+    cpu::{CpuBackend, Options},
     engine::{PromptCache, Session, made_up_tokens},
     model::Model,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
 fn session(model: &Model, context_len: usize, kv: KvOptions) -> Session {
-    let backend = CpuBackend::with_kv(model.decoder.clone(), context_len, 2, kv).unwrap();
+    let backend = CpuBackend::with_options(
+        model.decoder.clone(),
+        context_len,
+        Options {
+            kv,
+            ..Options::exact(2)
+        },
+    )
+    .unwrap();
     let mut session = Session::new(Box::new(backend));
     session.keep_prompts();
     session

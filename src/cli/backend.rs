@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, KvOptions},
-    cpu::CpuBackend,
+    cpu::{self, Arithmetic, CpuBackend},
     cuda::{self, CudaBackend, DoesNotFit, Gpus, StepKernel},
     engine::Session,
     model::{Decoder, Vocabulary},
@@ -24,6 +24,8 @@ pub struct Compute {
     pub device: Device,
     /// Worker threads on the CPU; 0: one per core.
     pub threads: usize,
+    /// Likewise.
+    pub arithmetic: Arithmetic,
     /// The flag or variable that forbids the CUDA graph, as messages name it; `None`: decoding is captured.
     pub graph_disabled: Option<String>,
     /// [`StepKernel::Never`] with the flag or variable that forbids it.
@@ -189,13 +191,13 @@ fn what_would_fit(does_not_fit: &DoesNotFit, compute: &Compute) -> String {
 /// Brings the model to the CPU.
 pub fn on_cpu(compute: &Compute, decoder: &Arc<Decoder>) -> Result<Box<dyn Backend>> {
     let context_len = context::choose(compute, decoder)?;
-    let backend = CpuBackend::with_kv(
-        Arc::clone(decoder),
-        context_len,
-        compute.threads,
-        compute.kv,
-    )
-    .with_context(|| {
+    let options = cpu::Options {
+        threads: compute.threads,
+        kv: compute.kv,
+        arithmetic: compute.arithmetic,
+    };
+    let backend = CpuBackend::with_options(Arc::clone(decoder), context_len, options);
+    let backend = backend.with_context(|| {
         let flags = compute.context_flags;
         format!("preparing the CPU (context: {flags}, threads: --threads)")
     })?;

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, KvOptions},
+    cpu::Arithmetic,
     engine::{Evaluation, evaluate},
     model::Prompt,
 };
@@ -55,6 +56,7 @@ pub fn run(request: &PerplexityRequest) -> Result<Outcome> {
         true => {
             let exact = Compute {
                 kv: KvOptions::default(),
+                arithmetic: Arithmetic::Exact,
                 ..request.compute.clone()
             };
             Some(backend::on_cpu(&exact, &model.decoder)?)

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     backend::Backend,
+    cpu::Arithmetic,
     cuda::{CudaBackend, StepKernel},
     engine::{Comparison, Trace},
     model::{Model, Prompt},
@@ -87,6 +88,10 @@ pub fn run(request: &VerifyRequest) -> Result<Outcome> {
     }
     if request.cpu || model.gguf.file_bytes() <= SMALL_BYTES {
         let spinner = Spinner::new(show_progress, "computing on the CPU");
+        let compute = Compute {
+            arithmetic: Arithmetic::Exact,
+            ..compute
+        };
         let mut cpu = backend::on_cpu(&compute, &model.decoder)?;
         let reference = Trace::record(&mut *cpu, &prompt, request.tokens, follow)?;
         drop(spinner);

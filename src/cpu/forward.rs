@@ -3,11 +3,12 @@
 use std::{mem, ops::Range, sync::Arc};
 
 use super::{
-    Scratch, Workers,
+    Arithmetic, Scratch, Workers,
     attention::{KvCache, Query, Scoring},
     elementwise,
     eviction::{Cut, Eviction},
-    matmul::{Product, matmul, matmul_gated},
+    integer::{Activations8, Detected},
+    matmul::{Input, Product, matmul, matmul_gated},
     rope::Rotations,
     simd::Matrix,
     workers::SharedMatrix,
@@ -15,6 +16,7 @@ use super::{
 use crate::{
     backend::{Batch, NEWEST, Watch},
     model::{
+        Tensor,
         decoder::{Activation, Attention, Decoder, Linear, Norm, Rope},
         ops::{Op, SUPPRESSED, Var, needs, products},
     },
@@ -24,6 +26,8 @@ use crate::{
 pub struct Activations {
     /// By variable: (its greatest length, tokens). [`Var::Logits`] has its own place.
     vars: [Matrix; Var::Logits as usize],
+    /// What quantized matrices are multiplied with next, where that is done in integers.
+    in_8_bits: Option<Activations8>,
     /// (vocab_size, tokens)
     logits: Vec<f32>,
     /// Of each rotation that the model has.
@@ -32,7 +36,7 @@ pub struct Activations {
 
 impl Activations {
     /// For chunks of up to `tokens` tokens, or `None` where there is no memory for them.
-    pub fn new(decoder: &Decoder, tokens: usize) -> Option<Self> {
+    pub fn new(decoder: &Decoder, tokens: usize, arithmetic: Arithmetic) -> Option<Self> {
         let mut rotations: Vec<(Arc<Rope>, Rotations)> = Vec::new();
         for layer in &decoder.layers {
             let Attention { rope, head_dim, .. } = &layer.attention;
@@ -44,12 +48,22 @@ impl Activations {
         for (matrix, len) in vars.iter_mut().zip(greatest_lengths(decoder)) {
             *matrix = Matrix::zeros(len, tokens)?;
         }
+        let in_8_bits = match (arithmetic, longest_row(decoder)) {
+            (Arithmetic::Exact, _) | (Arithmetic::EightBits, 0) => None,
+            (Arithmetic::EightBits, len) => Some(Activations8::new(Detected::best(), len, tokens)?),
+        };
         let logits = decoder.vocab_size.checked_mul(tokens)?;
         Some(Self {
             vars,
+            in_8_bits,
             logits: bytemuck::try_zeroed_vec(logits).ok()?,
             rotations,
         })
+    }
+
+    /// Whether quantized matrices are multiplied in integers.
+    pub fn are_in_8_bits(&self) -> bool {
+        self.in_8_bits.is_some()
     }
 
     fn get(&self, var: Var) -> &Matrix {
@@ -66,6 +80,13 @@ impl Activations {
     fn put(&mut self, var: Var, matrix: Matrix) {
         self.vars[var as usize] = matrix;
     }
+}
+
+/// Values of the longest row of a quantized matrix that is multiplied.
+pub fn longest_row(decoder: &Decoder) -> usize {
+    let matrices = decoder.ops.iter().filter_map(Op::weights);
+    let quantized = matrices.filter(|weights| !weights.tensor_type().is_float());
+    quantized.map(Tensor::row_len).max().unwrap_or(0)
 }
 
 /// The greatest length that each variable gets.
@@ -355,8 +376,28 @@ impl Pass<'_> {
         self.activations.put(out, matrix);
     }
 
+    /// Prepares `x` to be multiplied.
+    fn quantize(&mut self, x: Var) {
+        let Activations {
+            vars, in_8_bits, ..
+        } = &mut *self.activations;
+        if let Some(in_8_bits) = in_8_bits {
+            in_8_bits.quantize(&vars[x as usize], self.tokens.clone());
+        }
+    }
+
+    /// `x`, which was prepared last.
+    fn input(&self, x: Var) -> Input<'_> {
+        Input {
+            exact: self.activations.get(x),
+            in_8_bits: self.activations.in_8_bits.as_ref(),
+            tokens: &self.tokens,
+        }
+    }
+
     /// Linear operations on one `x`, all as one product.
     fn linears(&mut self, x: Var, linears: &[Op]) {
+        self.quantize(x);
         let mut outs: Vec<(&Linear, Var, Matrix)> = Vec::new();
         for op in linears {
             if let Op::Linear { linear, out, .. } = op {
@@ -371,10 +412,7 @@ impl Pass<'_> {
             first_row: self.tokens.start,
         });
         let products: Vec<Product> = products.collect();
-        let x = self.activations.get(x);
-        matmul(self.workers, &products, x, self.tokens.clone(), |out, x| {
-            *out = x
-        });
+        matmul(self.workers, &products, self.input(x), |out, x| *out = x);
         for (linear, out, mut matrix) in outs {
             if let Some(bias) = &linear.bias {
                 for i in self.tokens.clone() {
@@ -387,6 +425,7 @@ impl Pass<'_> {
 
     /// The logits lie close together, and only those of tokens that count.
     fn logits(&mut self, x: Var, linear: &Linear) {
+        self.quantize(x);
         let mut logits = mem::take(&mut self.activations.logits);
         let rows = linear.weights.rows();
         let product = Product {
@@ -394,14 +433,7 @@ impl Pass<'_> {
             out: SharedMatrix::new(&mut logits, rows),
             first_row: 0,
         };
-        let x = self.activations.get(x);
-        matmul(
-            self.workers,
-            &[product],
-            x,
-            self.tokens.clone(),
-            |out, x| *out = x,
-        );
+        matmul(self.workers, &[product], self.input(x), |out, x| *out = x);
         if let Some(bias) = &linear.bias {
             for logits in logits.chunks_exact_mut(rows).take(self.tokens.len()) {
                 elementwise::add(logits, bias);
@@ -412,6 +444,7 @@ impl Pass<'_> {
 
     /// `to += W x`
     fn linear_add(&mut self, x: Var, linear: &Linear, to: Var) {
+        self.quantize(x);
         let rows = linear.weights.rows();
         let mut matrix = self.activations.take(to, rows, &self.tokens);
         let product = Product {
@@ -420,22 +453,21 @@ impl Pass<'_> {
             first_row: self.tokens.start,
         };
         let add = |out: &mut f32, x| *out += x;
-        let x = self.activations.get(x);
-        matmul(self.workers, &[product], x, self.tokens.clone(), add);
+        matmul(self.workers, &[product], self.input(x), add);
         self.activations.put(to, matrix);
     }
 
     /// `out = activation(gate x) * (up x)`
     fn gated(&mut self, x: Var, gate: &Linear, up: &Linear, activation: Activation, out: Var) {
+        self.quantize(x);
         let rows = gate.weights.rows();
         let mut matrix = self.activations.take(out, rows, &self.tokens);
-        let x = self.activations.get(x);
+        let matrices = [&gate.weights, &up.weights];
         matmul_gated(
             self.workers,
             activation,
-            [&gate.weights, &up.weights],
-            x,
-            self.tokens.clone(),
+            matrices,
+            self.input(x),
             &mut matrix,
         );
         self.activations.put(out, matrix);

@@ -1,13 +1,14 @@
 //! Products of weight matrices and activations.
 //!
-//! Weights stay as they lie in the file. A worker reads a few rows at a time into a panel that fits the first-level
-//! cache and multiplies the panel with every token of the chunk. A result is summed in the same order whatever
-//! the number of tokens and workers.
+//! Weights stay as they lie in the file. Those that are multiplied in float32 a worker reads a few rows at a time into a panel
+//! that fits the first-level cache, and multiplies the panel with every token of the chunk; `integer` has the others. A result
+//! is summed in the same order whatever the number of tokens and workers.
 
 use std::ops::Range;
 
 use super::{
     Workers, elementwise,
+    integer::{self, Activations8, IntegerScratch},
     simd::{LANES, Lanes, Matrix, vectorized},
     workers::SharedMatrix,
 };
@@ -28,20 +29,28 @@ type PanelRow = [Lanes; PANEL_LANES];
 
 /// What a product needs of a worker's memory.
 pub struct MatmulScratch {
-    /// (PANEL_LEN, PANEL_ROWS): dequantized weights
-    panel: Vec<PanelRow>,
-    /// (PANEL_ROWS, tokens): partial sums
-    sums: Vec<Lanes>,
+    kernels: KernelScratch,
     /// (TASK_ROWS, tokens), for each of two matrices
     results: [Vec<f32>; 2],
 }
 
+struct KernelScratch {
+    /// (PANEL_LEN, PANEL_ROWS): dequantized weights
+    panel: Vec<PanelRow>,
+    /// (PANEL_ROWS, tokens): partial sums
+    sums: Vec<Lanes>,
+    integer: IntegerScratch,
+}
+
 impl MatmulScratch {
-    /// For chunks of up to `tokens` tokens.
-    pub fn new(tokens: usize) -> Self {
+    /// For chunks of up to `tokens` tokens, and rows of up to `longest_row` values that are multiplied in integers.
+    pub fn new(tokens: usize, longest_row: usize) -> Self {
         Self {
-            panel: vec![[Lanes::ZERO; PANEL_LANES]; PANEL_ROWS],
-            sums: vec![Lanes::ZERO; PANEL_ROWS * tokens],
+            kernels: KernelScratch {
+                panel: vec![[Lanes::ZERO; PANEL_LANES]; PANEL_ROWS],
+                sums: vec![Lanes::ZERO; PANEL_ROWS * tokens],
+                integer: IntegerScratch::new(longest_row),
+            },
             results: std::array::from_fn(|_| vec![0.0; TASK_ROWS * tokens]),
         }
     }
@@ -57,13 +66,22 @@ pub struct Product<'a> {
     pub first_row: usize,
 }
 
-/// Multiplies the matrices, of one row_len, with the rows `tokens` of `x` (row_len, tokens), and calls `store` with every
-/// place of their outputs and its result.
+/// What matrices are multiplied with.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// (row_len, tokens)
+    pub exact: &'a Matrix,
+    /// The same, for matrices that are quantized; `None`: these take `exact`, too.
+    pub in_8_bits: Option<&'a Activations8>,
+    /// Rows that count.
+    pub tokens: &'a Range<usize>,
+}
+
+/// Multiplies the matrices, of one row_len, with `x`, and calls `store` with every place of their outputs and its result.
 pub fn matmul(
     workers: &Workers,
     products: &[Product],
-    x: &Matrix,
-    tokens: Range<usize>,
+    x: Input,
     store: impl Fn(&mut f32, f32) + Sync,
 ) {
     let tasks: Vec<_> = products
@@ -73,43 +91,37 @@ pub fn matmul(
     workers.run(tasks.len(), |task, scratch| {
         let (product, rows) = &tasks[task];
         let MatmulScratch {
-            panel,
-            sums,
+            kernels,
             results: [results, _],
         } = &mut scratch.matmul;
-        let results = &mut results[..rows.len() * tokens.len()];
-        multiply_rows(product.weights, rows, x, &tokens, panel, sums, results);
+        let results = &mut results[..rows.len() * x.tokens.len()];
+        multiply_rows(product.weights, rows, x, kernels, results);
         // SAFETY: no other task has these rows of this matrix.
         unsafe { write(&product.out, product.first_row, rows, results, &store) };
     });
 }
 
-/// `out = activation(gate x) * (up x)` for `gate` and `up` of one shape (row_len, rows) and the rows `tokens` of `x`.
+/// `out = activation(gate x) * (up x)` for `gate` and `up` of one shape (row_len, rows).
 pub fn matmul_gated(
     workers: &Workers,
     activation: Activation,
     [gate, up]: [&Tensor; 2],
-    x: &Matrix,
-    tokens: Range<usize>,
+    x: Input,
     out: &mut Matrix,
 ) {
     let out = out.share();
     let tasks: Vec<_> = row_tasks(gate).collect();
     workers.run(tasks.len(), |task, scratch| {
         let rows = &tasks[task];
-        let MatmulScratch {
-            panel,
-            sums,
-            results,
-        } = &mut scratch.matmul;
+        let MatmulScratch { kernels, results } = &mut scratch.matmul;
         let [gated, upped] = results
             .each_mut()
-            .map(|results| &mut results[..rows.len() * tokens.len()]);
-        multiply_rows(gate, rows, x, &tokens, panel, sums, gated);
-        multiply_rows(up, rows, x, &tokens, panel, sums, upped);
+            .map(|results| &mut results[..rows.len() * x.tokens.len()]);
+        multiply_rows(gate, rows, x, kernels, gated);
+        multiply_rows(up, rows, x, kernels, upped);
         elementwise::gate(activation, gated, upped);
         // SAFETY: no other task has these rows.
-        unsafe { write(&out, tokens.start, rows, gated, |out, value| *out = value) };
+        unsafe { write(&out, x.tokens.start, rows, gated, |out, value| *out = value) };
     });
 }
 
@@ -142,23 +154,36 @@ unsafe fn write(
     }
 }
 
-/// Multiplies some rows of `matrix` with some rows of `x`: `results` is (rows, tokens).
+/// Multiplies some rows of `matrix` with `x`: `results` is (rows, tokens).
 fn multiply_rows(
     matrix: &Tensor,
     rows: &Range<usize>,
-    x: &Matrix,
-    tokens: &Range<usize>,
-    panel: &mut [PanelRow],
-    sums: &mut [Lanes],
+    x: Input,
+    kernels: &mut KernelScratch,
     results: &mut [f32],
 ) {
     let row_bytes = matrix.row_bytes();
     let blocks = &matrix.bytes()[rows.start * row_bytes..rows.end * row_bytes];
+    let (tensor_type, tokens) = (matrix.tensor_type(), x.tokens);
+    if let Some(x) = x.in_8_bits.filter(|_| !tensor_type.is_float()) {
+        let scratch = &mut kernels.integer;
+        integer::multiply(
+            tensor_type,
+            blocks,
+            rows.len(),
+            x,
+            tokens.clone(),
+            scratch,
+            results,
+        );
+        return;
+    }
+    let KernelScratch { panel, sums, .. } = kernels;
     multiply(
-        matrix.tensor_type(),
+        tensor_type,
         blocks,
         rows.len(),
-        x,
+        x.exact,
         tokens.start,
         tokens.len(),
         panel,
@@ -288,11 +313,11 @@ mod tests {
                     x.row_mut(token).copy_from_slice(&noise(LEN));
                 }
                 assert_same_bits(tensor_type.name(), || {
-                    let MatmulScratch {
+                    let KernelScratch {
                         mut panel,
                         mut sums,
                         ..
-                    } = MatmulScratch::new(tokens);
+                    } = MatmulScratch::new(tokens, 0).kernels;
                     let mut results = vec![0.0; ROWS * tokens];
                     multiply(
                         tensor_type,

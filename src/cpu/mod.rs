@@ -1,12 +1,13 @@
-//! The CPU backend: float32 activations on exactly dequantized weights.
+//! The CPU backend: activations of 8 bits, or float32 ones on exactly dequantized weights.
 //!
 //! `forward.rs` reads from token ids to logits; what it calls is in files of their own. The same bits come out for
-//! every number of threads, every vector width and every way of cutting a prompt into chunks.
+//! every number of threads, every instruction set and every way of cutting a prompt into chunks.
 
 mod attention;
 mod elementwise;
 mod eviction;
 mod forward;
+mod integer;
 mod matmul;
 mod processor;
 mod rope;
@@ -24,7 +25,8 @@ use rayon::prelude::*;
 use self::{
     attention::KvCache,
     eviction::Eviction,
-    forward::{Activations, forward},
+    forward::{Activations, forward, longest_row},
+    integer::Detected,
     matmul::MatmulScratch,
     simd::{LANES, Lanes},
 };
@@ -52,6 +54,35 @@ struct Scratch {
 
 type Workers = workers::Workers<Scratch>;
 
+/// How products with quantized weights are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Weights are dequantized, and multiplied in float32.
+    Exact,
+    /// Activations are quantized to 8 bits, and multiplied in integers.
+    EightBits,
+}
+
+/// How to compute.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Workers; 0: one per core.
+    pub threads: usize,
+    pub kv: KvOptions,
+    pub arithmetic: Arithmetic,
+}
+
+impl Options {
+    /// The reference.
+    pub fn exact(threads: usize) -> Self {
+        Self {
+            threads,
+            kv: KvOptions::default(),
+            arithmetic: Arithmetic::Exact,
+        }
+    }
+}
+
 /// Computes logits on the host.
 pub struct CpuBackend {
     decoder: Arc<Decoder>,
@@ -65,33 +96,36 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// Allocates the KV cache for `context_len` tokens (float32) and all scratch, and starts `threads` workers
-    /// (0: one per core).
+    /// With [`Options::exact`].
+    ///
+    /// # Errors
+    ///
+    /// As [`with_options`](Self::with_options).
+    pub fn new(decoder: Arc<Decoder>, context_len: usize, threads: usize) -> Result<Self> {
+        Self::with_options(decoder, context_len, Options::exact(threads))
+    }
+
+    /// Allocates the KV cache for `context_len` tokens and all scratch, and starts the workers.
     ///
     /// # Errors
     ///
     /// Where there is no memory for the context or the threads cannot be started.
-    pub fn new(decoder: Arc<Decoder>, context_len: usize, threads: usize) -> Result<Self> {
-        Self::with_kv(decoder, context_len, threads, KvOptions::default())
-    }
-
-    /// As [`new`](Self::new), with a KV cache as it is asked for.
-    ///
-    /// # Errors
-    ///
-    /// The same.
-    pub fn with_kv(
+    pub fn with_options(
         decoder: Arc<Decoder>,
         context_len: usize,
-        threads: usize,
-        options: KvOptions,
+        options: Options,
     ) -> Result<Self> {
+        let Options {
+            threads,
+            kv,
+            arithmetic,
+        } = options;
         let layout = KvLayout::new(
             &decoder,
             context_len,
             CHUNK_LEN,
             KvFormat::F32,
-            options,
+            kv,
             CHUNK_LEN,
         );
         let bytes_per_token = layout.bytes_per_token();
@@ -102,13 +136,18 @@ impl CpuBackend {
             )
         };
         let cache = KvCache::new(layout, context_len).with_context(no_memory)?;
-        let eviction = options
+        let eviction = kv
             .budget
             .map(|_| Eviction::new(&decoder, cache.layout(), context_len).with_context(no_memory))
             .transpose()?;
-        let activations = Activations::new(&decoder, CHUNK_LEN).with_context(no_memory)?;
+        let activations =
+            Activations::new(&decoder, CHUNK_LEN, arithmetic).with_context(no_memory)?;
+        let longest_row = match arithmetic {
+            Arithmetic::Exact => 0,
+            Arithmetic::EightBits => longest_row(&decoder),
+        };
         let workers = Workers::new(threads, || {
-            let matmul = MatmulScratch::new(CHUNK_LEN);
+            let matmul = MatmulScratch::new(CHUNK_LEN, longest_row);
             let scores = bytemuck::try_zeroed_vec(context_len.div_ceil(LANES));
             let widest = decoder.layers.iter().map(|layer| layer.attention.head_dim);
             let widest = widest.max().unwrap_or(0);
@@ -119,6 +158,10 @@ impl CpuBackend {
                 scores: scores.ok().with_context(no_memory)?,
             })
         })?;
+        if activations.are_in_8_bits() {
+            let instructions = Detected::best().name();
+            tracing::debug!("quantized weights are multiplied in 8 bits: {instructions}");
+        }
         let device = processor::describe(workers.threads());
         Ok(Self {
             context_len,
@@ -149,6 +192,15 @@ impl Backend for CpuBackend {
             last_len: self.eviction.as_ref().map_or(1, |_| NEWEST),
             vocab_size: self.decoder.vocab_size,
         }
+    }
+
+    fn arithmetic(&self) -> String {
+        let numbers = if self.activations.are_in_8_bits() {
+            "8 bits"
+        } else {
+            "float32"
+        };
+        format!("{} in {numbers}", self.name())
     }
 
     fn remembers(&self, position: usize) -> bool {

@@ -4,7 +4,7 @@ use std::{env::consts::ARCH, thread};
 
 use sysinfo::{CpuRefreshKind, RefreshKind, System};
 
-use super::simd::VectorInstructions;
+use super::{integer::Detected, simd::VectorInstructions};
 
 /// The processor and some of its threads, such as `AMD EPYC, 2 threads`.
 pub fn describe(threads: usize) -> String {
@@ -12,13 +12,15 @@ pub fn describe(threads: usize) -> String {
     format!("{}, {threads} thread{plural}", name())
 }
 
-/// Every thread that this process may use and the vector instructions, such as `AMD EPYC, 2 threads, AVX-512`.
+/// Every thread that this process may use and the vector instructions, such as `AMD EPYC, 2 threads, AVX-512, products in 8
+/// bits: AVX-512 VNNI`.
 pub fn describe_all() -> String {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     format!(
-        "{}, {}",
+        "{}, {}, products in 8 bits: {}",
         describe(threads),
-        VectorInstructions::available().name()
+        VectorInstructions::available().name(),
+        Detected::best().name()
     )
 }
 

@@ -5,7 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Block, float::F16};
+use super::{Quantized, Reader, eight, float::F16, put, words};
 
 const LEN: usize = 32;
 
@@ -18,19 +18,22 @@ pub struct Q4_0 {
 
 const _: () = assert!(size_of::<Q4_0>() == 18);
 
-impl Block for Q4_0 {
-    const LEN: usize = LEN;
+impl Quantized for Q4_0 {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = LEN;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        let (low, high) = out.split_at_mut(LEN / 2);
-        for (low, quants) in low.iter_mut().zip(&self.quants) {
-            *low = scale * (i32::from(quants & 15) - 8) as f32;
-        }
-        for (high, quants) in high.iter_mut().zip(&self.quants) {
-            *high = scale * (i32::from(quants >> 4) - 8) as f32;
-        }
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        scales[0] = reader.to_f32(self.scale);
+        four_bits(&self.quants, 8, codes);
     }
 }
 
@@ -44,19 +47,16 @@ pub struct Q4_1 {
 
 const _: () = assert!(size_of::<Q4_1>() == 20);
 
-impl Block for Q4_1 {
-    const LEN: usize = LEN;
+impl Quantized for Q4_1 {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = LEN;
+    const SIGNED: bool = false;
+    const HAS_MIN: bool = true;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let (scale, min) = (self.scale.to_f32(), self.min.to_f32());
-        let (low, high) = out.split_at_mut(LEN / 2);
-        for (low, quants) in low.iter_mut().zip(&self.quants) {
-            *low = scale * f32::from(quants & 15) + min;
-        }
-        for (high, quants) in high.iter_mut().zip(&self.quants) {
-            *high = scale * f32::from(quants >> 4) + min;
-        }
+    fn unpack<R: Reader>(&self, reader: R, codes: &mut [i8], scales: &mut [f32], mins: &mut [f32]) {
+        (scales[0], mins[0]) = (reader.to_f32(self.scale), -reader.to_f32(self.min));
+        four_bits(&self.quants, 0, codes);
     }
 }
 
@@ -71,15 +71,22 @@ pub struct Q5_0 {
 
 const _: () = assert!(size_of::<Q5_0>() == 22);
 
-impl Block for Q5_0 {
-    const LEN: usize = LEN;
+impl Quantized for Q5_0 {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = LEN;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        five_bits(&self.quants, self.fifth_bits, out, |q| {
-            scale * (q - 16) as f32
-        });
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        scales[0] = reader.to_f32(self.scale);
+        five_bits(&self.quants, self.fifth_bits, 16, codes);
     }
 }
 
@@ -95,33 +102,53 @@ pub struct Q5_1 {
 
 const _: () = assert!(size_of::<Q5_1>() == 24);
 
-impl Block for Q5_1 {
-    const LEN: usize = LEN;
+impl Quantized for Q5_1 {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = LEN;
+    const SIGNED: bool = false;
+    const HAS_MIN: bool = true;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let (scale, min) = (self.scale.to_f32(), self.min.to_f32());
-        five_bits(&self.quants, self.fifth_bits, out, |q| {
-            scale * q as f32 + min
-        });
+    fn unpack<R: Reader>(&self, reader: R, codes: &mut [i8], scales: &mut [f32], mins: &mut [f32]) {
+        (scales[0], mins[0]) = (reader.to_f32(self.scale), -reader.to_f32(self.min));
+        five_bits(&self.quants, self.fifth_bits, 0, codes);
     }
 }
 
-/// Puts five-bit quants together and writes what `value` makes of them.
+/// Writes quants of four bits, less `offset`.
 #[inline(always)]
-fn five_bits(
-    quants: &[u8; LEN / 2],
-    fifth_bits: [u8; LEN / 8],
-    out: &mut [f32],
-    value: impl Fn(i32) -> f32,
-) {
-    let fifth_bits = u32::from_le_bytes(fifth_bits);
-    let (low, high) = out.split_at_mut(LEN / 2);
-    for i in 0..LEN / 2 {
-        let fifth = |i: usize| ((fifth_bits >> i & 1) << 4) as i32;
-        low[i] = value(i32::from(quants[i] & 15) | fifth(i));
-        high[i] = value(i32::from(quants[i] >> 4) | fifth(i + LEN / 2));
-    }
+fn four_bits(quants: &[u8; LEN / 2], offset: u8, codes: &mut [i8]) {
+    let quants: [u64; 2] = words(quants);
+    put(
+        [quants[0] & eight(15), quants[1] & eight(15)],
+        offset,
+        codes,
+    );
+    let high = [quants[0] >> 4 & eight(15), quants[1] >> 4 & eight(15)];
+    put(high, offset, &mut codes[LEN / 2..]);
+}
+
+/// Writes quants of five bits, less `offset`.
+#[inline(always)]
+fn five_bits(quants: &[u8; LEN / 2], fifth_bits: [u8; LEN / 8], offset: u8, codes: &mut [i8]) {
+    let quants: [u64; 2] = words(quants);
+    let low = [quants[0] & eight(15), quants[1] & eight(15)];
+    let high = [quants[0] >> 4 & eight(15), quants[1] >> 4 & eight(15)];
+    let fifth = fifth_bits.map(sixteens);
+    put([low[0] | fifth[0], low[1] | fifth[1]], offset, codes);
+    put(
+        [high[0] | fifth[2], high[1] | fifth[3]],
+        offset,
+        &mut codes[LEN / 2..],
+    );
+}
+
+/// Eight bytes of 16 where the bit is 1, the lowest first, and 0 where it is 0.
+#[inline(always)]
+fn sixteens(bits: u8) -> u64 {
+    // Each byte keeps one bit of its own, which the sum carries to the byte's highest place.
+    let own = eight(bits) & u64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128]);
+    (own + eight(127)) >> 3 & eight(16)
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -133,14 +160,21 @@ pub struct Q8_0 {
 
 const _: () = assert!(size_of::<Q8_0>() == 34);
 
-impl Block for Q8_0 {
-    const LEN: usize = LEN;
+impl Quantized for Q8_0 {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = LEN;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        for (out, quant) in out.iter_mut().zip(self.quants) {
-            *out = scale * f32::from(quant);
-        }
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        scales[0] = reader.to_f32(self.scale);
+        codes.copy_from_slice(&self.quants);
     }
 }

@@ -5,7 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Block, codebook_points as points, float::F16, nibble, vectorize_inside};
+use super::{Quantized, Reader, codebook_points as points, float::F16, nibble, vectorize_inside};
 
 const LEN: usize = 256;
 
@@ -36,15 +36,14 @@ const fn codebook<const COORDINATES: usize, const POINTS: usize>(
     codebook
 }
 
-/// Writes `scale` times the point, negated where the coordinate's bit of `signs` is 1.
+/// Writes the point, negated where the coordinate's bit of `signs` is 1.
 #[inline(always)]
-fn signed(scale: f32, point: &[i8; 8], signs: u8, out: &mut [f32]) {
+fn signed(point: &[i8; 8], signs: u8, codes: &mut [i8]) {
     vectorize_inside();
-    let out = &mut out[..8];
+    let codes = &mut codes[..8];
     for i in 0..8 {
-        // Not a select: LLVM makes one of pieces.
-        let sign = u32::from(signs) << (31 - i) & 1 << 31;
-        out[i] = f32::from_bits((scale * f32::from(point[i])).to_bits() ^ sign);
+        let negative = -((signs >> i & 1) as i8);
+        codes[i] = (point[i] ^ negative) - negative;
     }
 }
 
@@ -86,18 +85,33 @@ struct IQ2_XXS_Group {
 
 const _: () = assert!(size_of::<IQ2_XXS>() == 66);
 
-impl Block for IQ2_XXS {
-    const LEN: usize = LEN;
+impl Quantized for IQ2_XXS {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 32;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        for (group, out) in self.groups.iter().zip(out.chunks_exact_mut(32)) {
-            let (signs, group_scale) = group.signs_and_scale.unpack();
-            let scale = scale * group_scale * 0.25;
-            for (i, out) in out.chunks_exact_mut(8).enumerate() {
-                let point = &IQ2_XXS_CODEBOOK[usize::from(group.points[i])];
-                signed(scale, point, signs[i], out);
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        let scale = reader.to_f32(self.scale);
+        for group in 0..codes.len() / 32 {
+            let codes = &mut codes[group * 32..][..32];
+            let IQ2_XXS_Group {
+                points,
+                signs_and_scale,
+            } = &self.groups[group];
+            let (signs, group_scale) = signs_and_scale.unpack();
+            scales[group] = scale * group_scale * 0.25;
+            for i in 0..codes.len() / 8 {
+                let codes = &mut codes[i * 8..][..8];
+                let point = &IQ2_XXS_CODEBOOK[usize::from(points[i])];
+                signed(point, signs[i], codes);
             }
         }
     }
@@ -116,18 +130,29 @@ pub struct IQ2_XS {
 
 const _: () = assert!(size_of::<IQ2_XS>() == 74);
 
-impl Block for IQ2_XS {
-    const LEN: usize = LEN;
+impl Quantized for IQ2_XS {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 16;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        let scale = reader.to_f32(self.scale);
+        for group in 0..LEN / 16 {
+            scales[group] = scale * (0.5 + f32::from(nibble(&self.group_scales, group))) * 0.25;
+        }
+        for i in 0..codes.len() / 8 {
+            let codes = &mut codes[i * 8..][..8];
             let point_and_signs = u16::from_le_bytes(self.points_and_signs[i]);
             let point = &IQ2_XS_CODEBOOK[usize::from(point_and_signs & 511)];
-            let signs = even_signs(u32::from(point_and_signs >> 9));
-            let scale = scale * (0.5 + f32::from(nibble(&self.group_scales, i / 2))) * 0.25;
-            signed(scale, point, signs, out);
+            signed(point, even_signs(u32::from(point_and_signs >> 9)), codes);
         }
     }
 }
@@ -147,17 +172,29 @@ pub struct IQ2_S {
 
 const _: () = assert!(size_of::<IQ2_S>() == 82);
 
-impl Block for IQ2_S {
-    const LEN: usize = LEN;
+impl Quantized for IQ2_S {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 16;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        let scale = reader.to_f32(self.scale);
+        for group in 0..LEN / 16 {
+            scales[group] = scale * (0.5 + f32::from(nibble(&self.group_scales, group))) * 0.25;
+        }
+        for i in 0..codes.len() / 8 {
+            let codes = &mut codes[i * 8..][..8];
             let high = usize::from(self.points_high[i / 4] >> (i % 4 * 2) & 3);
             let point = &IQ2_S_CODEBOOK[usize::from(self.points[i]) | high << 8];
-            let scale = scale * (0.5 + f32::from(nibble(&self.group_scales, i / 2))) * 0.25;
-            signed(scale, point, self.signs[i], out);
+            signed(point, self.signs[i], codes);
         }
     }
 }
@@ -173,20 +210,31 @@ pub struct IQ3_XXS {
 
 const _: () = assert!(size_of::<IQ3_XXS>() == 98);
 
-impl Block for IQ3_XXS {
-    const LEN: usize = LEN;
+impl Quantized for IQ3_XXS {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 32;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        for (group, out) in out.chunks_exact_mut(32).enumerate() {
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        let scale = reader.to_f32(self.scale);
+        for group in 0..codes.len() / 32 {
+            let codes = &mut codes[group * 32..][..32];
             let (signs, group_scale) = self.groups[group].unpack();
-            let scale = scale * group_scale * 0.5;
-            for (i, out) in out.chunks_exact_mut(8).enumerate() {
+            scales[group] = scale * group_scale * 0.5;
+            for i in 0..codes.len() / 8 {
+                let codes = &mut codes[i * 8..][..8];
                 let pair = [0, 1].map(|half| {
                     IQ3_XXS_CODEBOOK[usize::from(self.points[group * 8 + i * 2 + half])]
                 });
-                signed(scale, &bytemuck::cast(pair), signs[i], out);
+                signed(&bytemuck::cast(pair), signs[i], codes);
             }
         }
     }
@@ -207,34 +255,46 @@ pub struct IQ3_S {
 
 const _: () = assert!(size_of::<IQ3_S>() == 110);
 
-impl Block for IQ3_S {
-    const LEN: usize = LEN;
+impl Quantized for IQ3_S {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 32;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        let scale = reader.to_f32(self.scale);
+        for group in 0..LEN / 32 {
+            scales[group] = scale * f32::from(1 + 2 * nibble(&self.group_scales, group));
+        }
+        for i in 0..codes.len() / 8 {
+            let codes = &mut codes[i * 8..][..8];
             let pair = [0, 1].map(|half| {
                 let high = usize::from(self.points_high[i / 4] >> (i % 4 * 2 + half) & 1);
                 IQ3_S_CODEBOOK[usize::from(self.points[i * 2 + half]) | high << 8]
             });
-            let scale = scale * f32::from(1 + 2 * nibble(&self.group_scales, i / 4));
-            signed(scale, &bytemuck::cast(pair), self.signs[i], out);
+            signed(&bytemuck::cast(pair), self.signs[i], codes);
         }
     }
 }
 
-/// Writes `scale * (point + shift)` where the shift is an eighth, negated by `negative`.
+/// Writes eight times `point + shift` where the shift is an eighth, negated by `negative`.
 #[inline(always)]
-fn shifted(scale: f32, point: usize, negative: bool, out: &mut [f32]) {
+fn shifted(point: usize, negative: bool, codes: &mut [i8]) {
     vectorize_inside();
-    let shift = if negative { -0.125 } else { 0.125 };
-    for (out, coordinate) in out.iter_mut().zip(&IQ1_CODEBOOK[point]) {
-        *out = scale * (f32::from(*coordinate) + shift);
+    let shift = if negative { -1 } else { 1 };
+    for i in 0..8 {
+        codes[i] = 8 * IQ1_CODEBOOK[point][i] + shift;
     }
 }
 
-/// Value: `scale * (1 + 2 * group_scale) * (point + shift)`; eight groups of 32.
+/// Value: `scale * (1 + 2 * group_scale) * (point + shift)`, as codes eight times as large; eight groups of 32.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct IQ1_S {
@@ -246,18 +306,31 @@ pub struct IQ1_S {
 
 const _: () = assert!(size_of::<IQ1_S>() == 50);
 
-impl Block for IQ1_S {
-    const LEN: usize = LEN;
+impl Quantized for IQ1_S {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 32;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        for (i, out) in out.chunks_exact_mut(8).enumerate() {
-            let group = u16::from_le_bytes(self.groups[i / 4]);
-            let high = usize::from(group >> (i % 4 * 3) & 7);
-            let scale = scale * f32::from(1 + 2 * (group >> 12 & 7));
-            let point = usize::from(self.points[i]) | high << 8;
-            shifted(scale, point, group >> 15 == 1, out);
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        let scale = reader.to_f32(self.scale) * 0.125;
+        for group in 0..codes.len() / 32 {
+            let codes = &mut codes[group * 32..][..32];
+            let bits = u16::from_le_bytes(self.groups[group]);
+            scales[group] = scale * f32::from(1 + 2 * (bits >> 12 & 7));
+            for i in 0..codes.len() / 8 {
+                let codes = &mut codes[i * 8..][..8];
+                let high = usize::from(bits >> (i * 3) & 7);
+                let point = usize::from(self.points[group * 4 + i]) | high << 8;
+                shifted(point, bits >> 15 == 1, codes);
+            }
         }
     }
 }
@@ -275,26 +348,34 @@ pub struct IQ1_M {
 
 const _: () = assert!(size_of::<IQ1_M>() == 56);
 
-impl Block for IQ1_M {
-    const LEN: usize = LEN;
+impl Quantized for IQ1_M {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 16;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scales = u64::from_le_bytes(self.scales);
-        let quarter = |i: u32| (scales >> (16 * i + 12) & 15) << (4 * i);
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        let bits = u64::from_le_bytes(self.scales);
+        let quarter = |i: u32| (bits >> (16 * i + 12) & 15) << (4 * i);
         let scale = (quarter(0) | quarter(1) | quarter(2) | quarter(3)) as u16;
-        let scale = bytemuck::cast::<_, F16>(scale.to_le_bytes()).to_f32();
-        for (i, out) in out.chunks_exact_mut(8).enumerate() {
-            let (word, group) = (i / 8, i % 8 / 2);
-            let group_scale = (scales >> (16 * word + 3 * group)) as u8 & 7;
+        let scale = reader.to_f32(bytemuck::cast(scale.to_le_bytes())) * 0.125;
+        for group in 0..LEN / 16 {
+            let (word, group_in_word) = (group / 4, group % 4);
+            let group_scale = (bits >> (16 * word + 3 * group_in_word)) as u8 & 7;
+            scales[group] = scale * f32::from(1 + 2 * group_scale);
+        }
+        for i in 0..codes.len() / 8 {
+            let codes = &mut codes[i * 8..][..8];
             let high = nibble(&self.points_high, i);
             let point = usize::from(self.points[i]) | usize::from(high & 7) << 8;
-            shifted(
-                scale * f32::from(1 + 2 * group_scale),
-                point,
-                high & 8 != 0,
-                out,
-            );
+            shifted(point, high & 8 != 0, codes);
         }
     }
 }

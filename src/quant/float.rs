@@ -28,6 +28,10 @@ pub struct F16([u8; 2]);
 const _: () = assert!(size_of::<F16>() == 2);
 
 impl F16 {
+    pub fn to_bits(self) -> u16 {
+        u16::from_le_bytes(self.0)
+    }
+
     /// The same number as a float32. Written without branches or run-time feature checks, since it stands in the
     /// innermost loops.
     #[inline(always)]

@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Block, float::F16, vectorize_inside};
+use super::{Quantized, Reader, eight, float::F16, put, words};
 
 const LEN: usize = 256;
 
@@ -21,29 +21,33 @@ pub struct Q2_K {
 
 const _: () = assert!(size_of::<Q2_K>() == 84);
 
-impl Block for Q2_K {
-    const LEN: usize = LEN;
+impl Quantized for Q2_K {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 16;
+    const SIGNED: bool = false;
+    const HAS_MIN: bool = true;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let (scale, min) = (self.scale.to_f32(), self.min.to_f32());
-        for (group, out) in out.chunks_exact_mut(16).enumerate() {
-            vectorize_inside();
-            let (byte, shift) = two_bit_position(group);
-            let scale = scale * f32::from(self.group_scales[group] & 15);
-            let min = min * f32::from(self.group_scales[group] >> 4);
-            for (out, quants) in out.iter_mut().zip(&self.quants[byte..byte + 16]) {
-                *out = scale * f32::from(quants >> shift & 3) - min;
-            }
+    fn unpack<R: Reader>(&self, reader: R, codes: &mut [i8], scales: &mut [f32], mins: &mut [f32]) {
+        let (scale, min) = (reader.to_f32(self.scale), reader.to_f32(self.min));
+        for group in 0..LEN / 16 {
+            scales[group] = scale * f32::from(self.group_scales[group] & 15);
+            mins[group] = min * f32::from(self.group_scales[group] >> 4);
+        }
+        for i in 0..LEN / 32 {
+            put(two_bits(&self.quants, i), 0, &mut codes[i * 32..]);
         }
     }
 }
 
-/// Where the two-bit quants of a group of 16 lie: the first byte, and the shift inside each byte. Every 32 bytes
-/// hold 128 values, the first 32 of them in the lowest two bits.
+/// Two-bit quants: every 32 bytes hold 128 values, the first 32 of them in the lowest two bits. The 32 from `32 * i` on.
 #[inline(always)]
-fn two_bit_position(group: usize) -> (usize, usize) {
-    (group / 8 * 32 + group % 2 * 16, group % 8 / 2 * 2)
+fn two_bits(quants: &[u8; LEN / 4], i: usize) -> [u64; 4] {
+    let mut quants: [u64; 4] = words(&quants[i / 4 * 32..]);
+    for word in &mut quants {
+        *word = *word >> (i % 4 * 2) & eight(3);
+    }
+    quants
 }
 
 /// 16 groups of 16. Value: `scale * group_scale * q`, `q` from -4 to 3.
@@ -70,22 +74,31 @@ impl Q3_K {
     }
 }
 
-impl Block for Q3_K {
-    const LEN: usize = LEN;
+impl Quantized for Q3_K {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 16;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        for (group, out) in out.chunks_exact_mut(16).enumerate() {
-            vectorize_inside();
-            let (byte, shift) = two_bit_position(group);
-            let scale = scale * self.group_scale(group) as f32;
-            let quants = &self.quants[byte..byte + 16];
-            let third_bits = &self.third_bits[group % 2 * 16..][..16];
-            for i in 0..16 {
-                let q = quants[i] >> shift & 3 | (third_bits[i] >> (group / 2) & 1) << 2;
-                out[i] = scale * (i32::from(q) - 4) as f32;
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        let scale = reader.to_f32(self.scale);
+        for group in 0..LEN / 16 {
+            scales[group] = scale * self.group_scale(group) as f32;
+        }
+        let third_bits: [u64; 4] = words(&self.third_bits);
+        for i in 0..LEN / 32 {
+            let mut quants = two_bits(&self.quants, i);
+            for (quant, third) in quants.iter_mut().zip(third_bits) {
+                *quant |= (third >> i & eight(1)) << 2;
             }
+            put(quants, 4, &mut codes[i * 32..]);
         }
     }
 }
@@ -103,23 +116,40 @@ pub struct Q4_K {
 
 const _: () = assert!(size_of::<Q4_K>() == 144);
 
-impl Block for Q4_K {
-    const LEN: usize = LEN;
+impl Quantized for Q4_K {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 32;
+    const SIGNED: bool = false;
+    const HAS_MIN: bool = true;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let groups = self.group_scales.unpack(self.scale, self.min);
-        for (pair, out) in out.chunks_exact_mut(64).enumerate() {
-            let quants = &self.quants[pair * 32..][..32];
-            let [(low_scale, low_min), (high_scale, high_min)] =
-                [groups[pair * 2], groups[pair * 2 + 1]];
-            let (low, high) = out.split_at_mut(32);
-            for i in 0..32 {
-                low[i] = low_scale * f32::from(quants[i] & 15) - low_min;
-                high[i] = high_scale * f32::from(quants[i] >> 4) - high_min;
-            }
+    fn unpack<R: Reader>(&self, reader: R, codes: &mut [i8], scales: &mut [f32], mins: &mut [f32]) {
+        let (scale, min) = (reader.to_f32(self.scale), reader.to_f32(self.min));
+        self.group_scales.unpack(scale, min, scales, mins);
+        for pair in 0..LEN / 64 {
+            let quants: [u64; 4] = words(&self.quants[pair * 32..]);
+            put(low_halves(quants), 0, &mut codes[pair * 64..]);
+            put(high_halves(quants), 0, &mut codes[pair * 64 + 32..]);
         }
     }
+}
+
+/// The low four bits of each byte.
+#[inline(always)]
+fn low_halves(mut bytes: [u64; 4]) -> [u64; 4] {
+    for word in &mut bytes {
+        *word &= eight(15);
+    }
+    bytes
+}
+
+/// The high four bits of each byte.
+#[inline(always)]
+fn high_halves(mut bytes: [u64; 4]) -> [u64; 4] {
+    for word in &mut bytes {
+        *word = *word >> 4 & eight(15);
+    }
+    bytes
 }
 
 /// Eight six-bit scales and eight six-bit minimums.
@@ -128,24 +158,27 @@ impl Block for Q4_K {
 struct GroupScales([u8; 12]);
 
 impl GroupScales {
-    /// Scale and minimum of each group. Those of the first four groups are the low six bits of bytes 0 to 3 and
+    /// Writes scale and minimum of each group. Those of the first four groups are the low six bits of bytes 0 to 3 and
     /// 4 to 7; those of the others have their low four bits in bytes 8 to 11, scale first, and their high two in
     /// what bytes 0 to 7 have left. Four bytes are worked on at a time.
     #[inline(always)]
-    fn unpack(&self, scale: F16, min: F16) -> [(f32, f32); 8] {
-        let (scale, min) = (scale.to_f32(), min.to_f32());
-        let [a, b, c] =
-            [0, 4, 8].map(|at| u32::from_le_bytes(std::array::from_fn(|i| self.0[at + i])));
+    fn unpack(&self, scale: f32, min: f32, scales: &mut [f32], mins: &mut [f32]) {
+        let word = |at: usize| {
+            u32::from_le_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+        };
+        let (a, b, c) = (word(0), word(4), word(8));
         let high_two = |word: u32| word >> 2 & 0x3030_3030;
-        let scales = [a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | high_two(a)].map(u32::to_le_bytes);
-        let mins = [b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | high_two(b)].map(u32::to_le_bytes);
-        std::array::from_fn(|group| {
-            let (half, byte) = (group / 4, group % 4);
-            (
-                scale * f32::from(scales[half][byte]),
-                min * f32::from(mins[half][byte]),
-            )
-        })
+        let group_scales = [a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | high_two(a)];
+        let group_mins = [b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | high_two(b)];
+        // Shifts of whole words, which LLVM does side by side.
+        let byte =
+            |words: [u32; 2], group: usize| (words[group / 4] >> (group % 4 * 8) & 255) as i32;
+        for group in 0..LEN / 32 {
+            scales[group] = scale * byte(group_scales, group) as f32;
+        }
+        for group in 0..LEN / 32 {
+            mins[group] = min * byte(group_mins, group) as f32;
+        }
     }
 }
 
@@ -163,22 +196,27 @@ pub struct Q5_K {
 
 const _: () = assert!(size_of::<Q5_K>() == 176);
 
-impl Block for Q5_K {
-    const LEN: usize = LEN;
+impl Quantized for Q5_K {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 32;
+    const SIGNED: bool = false;
+    const HAS_MIN: bool = true;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let groups = self.group_scales.unpack(self.scale, self.min);
-        for (pair, out) in out.chunks_exact_mut(64).enumerate() {
-            let quants = &self.quants[pair * 32..][..32];
-            let [(low_scale, low_min), (high_scale, high_min)] =
-                [groups[pair * 2], groups[pair * 2 + 1]];
-            let (low, high) = out.split_at_mut(32);
-            for i in 0..32 {
-                let fifth = self.fifth_bits[i] >> (pair * 2);
-                low[i] = low_scale * f32::from(quants[i] & 15 | (fifth & 1) << 4) - low_min;
-                high[i] = high_scale * f32::from(quants[i] >> 4 | (fifth & 2) << 3) - high_min;
+    fn unpack<R: Reader>(&self, reader: R, codes: &mut [i8], scales: &mut [f32], mins: &mut [f32]) {
+        let (scale, min) = (reader.to_f32(self.scale), reader.to_f32(self.min));
+        self.group_scales.unpack(scale, min, scales, mins);
+        let fifth_bits: [u64; 4] = words(&self.fifth_bits);
+        for pair in 0..LEN / 64 {
+            let quants: [u64; 4] = words(&self.quants[pair * 32..]);
+            let (mut low, mut high) = (low_halves(quants), high_halves(quants));
+            for i in 0..4 {
+                let fifth = fifth_bits[i] >> (pair * 2);
+                low[i] |= (fifth & eight(1)) << 4;
+                high[i] |= (fifth & eight(2)) << 3;
             }
+            put(low, 0, &mut codes[pair * 64..]);
+            put(high, 0, &mut codes[pair * 64 + 32..]);
         }
     }
 }
@@ -197,27 +235,38 @@ pub struct Q6_K {
 
 const _: () = assert!(size_of::<Q6_K>() == 210);
 
-impl Block for Q6_K {
-    const LEN: usize = LEN;
+impl Quantized for Q6_K {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 16;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        let scale = reader.to_f32(self.scale);
+        for group in 0..LEN / 16 {
+            scales[group] = scale * f32::from(self.group_scales[group]);
+        }
         for half in 0..2 {
-            let high_bits = &self.high_bits[half * 32..][..32];
+            let high_bits: [u64; 4] = words(&self.high_bits[half * 32..]);
+            let low_bits = [0, 1].map(|i| words(&self.low_bits[half * 64 + i * 32..]));
             for quarter in 0..4 {
-                let low_bits = &self.low_bits[half * 64 + quarter % 2 * 32..][..32];
-                let low_shift = quarter / 2 * 4;
-                for group in 0..2 {
-                    vectorize_inside();
-                    let first = half * 128 + quarter * 32 + group * 16;
-                    let scale = scale * f32::from(self.group_scales[first / 16]);
-                    for i in 0..16 {
-                        let low = low_bits[group * 16 + i] >> low_shift & 15;
-                        let high = high_bits[group * 16 + i] >> (quarter * 2) & 3;
-                        out[first + i] = scale * (i32::from(low | high << 4) - 32) as f32;
-                    }
+                let low_bits = low_bits[quarter % 2];
+                let mut quants = if quarter < 2 {
+                    low_halves(low_bits)
+                } else {
+                    high_halves(low_bits)
+                };
+                for i in 0..4 {
+                    quants[i] |= (high_bits[i] >> (quarter * 2) & eight(3)) << 4;
                 }
+                put(quants, 32, &mut codes[half * 128 + quarter * 32..]);
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Block, float::F16, vectorize_inside};
+use super::{Quantized, Reader, eight, float::F16, put, vectorize_inside, words};
 
 const LEN: usize = 256;
 
@@ -20,28 +20,37 @@ pub struct TQ1_0 {
 
 const _: () = assert!(size_of::<TQ1_0>() == 54);
 
-impl Block for TQ1_0 {
-    const LEN: usize = LEN;
+impl Quantized for TQ1_0 {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 32;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        let (fives, rest) = out.split_at_mut(5 * 32);
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        scales.fill(reader.to_f32(self.scale));
+        let (fives, rest) = codes.split_at_mut(5 * 32);
         let (more_fives, fours) = rest.split_at_mut(5 * 16);
-        digits(scale, &self.fives, fives);
-        digits(scale, &self.more_fives, more_fives);
-        digits(scale, &self.fours, fours);
+        digits(&self.fives, fives);
+        digits(&self.more_fives, more_fives);
+        digits(&self.fours, fours);
     }
 }
 
 /// Writes as many digits of every fraction as there is room for.
 #[inline(always)]
-fn digits<const N: usize>(scale: f32, fractions: &[u8; N], out: &mut [f32]) {
-    for (out, power) in out.chunks_exact_mut(N).zip([1, 3, 9, 27, 81]) {
+fn digits<const N: usize>(fractions: &[u8; N], codes: &mut [i8]) {
+    for (codes, power) in codes.chunks_exact_mut(N).zip([1, 3, 9, 27, 81]) {
         vectorize_inside();
         for i in 0..N {
             let digit = (u16::from(fractions[i].wrapping_mul(power)) * 3) >> 8;
-            out[i] = scale * (i32::from(digit) - 1) as f32;
+            codes[i] = digit as i8 - 1;
         }
     }
 }
@@ -56,18 +65,27 @@ pub struct TQ2_0 {
 
 const _: () = assert!(size_of::<TQ2_0>() == 66);
 
-impl Block for TQ2_0 {
-    const LEN: usize = LEN;
+impl Quantized for TQ2_0 {
+    const BLOCK: usize = LEN;
+    const GROUP: usize = 32;
+    const SIGNED: bool = true;
+    const HAS_MIN: bool = false;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        let scale = self.scale.to_f32();
-        for (i, out) in out.chunks_exact_mut(32).enumerate() {
-            vectorize_inside();
-            let quants = &self.quants[i / 4 * 32..][..32];
-            for (out, quants) in out.iter_mut().zip(quants) {
-                *out = scale * (i32::from(quants >> (i % 4 * 2) & 3) - 1) as f32;
+    fn unpack<R: Reader>(
+        &self,
+        reader: R,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        _mins: &mut [f32],
+    ) {
+        scales.fill(reader.to_f32(self.scale));
+        for i in 0..LEN / 32 {
+            let mut quants: [u64; 4] = words(&self.quants[i / 4 * 32..]);
+            for word in &mut quants {
+                *word = *word >> (i % 4 * 2) & eight(3);
             }
+            put(quants, 1, &mut codes[i * 32..]);
         }
     }
 }

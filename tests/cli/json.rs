@@ -139,7 +139,7 @@ fn log_probabilities_are_those_of_the_reference() {
         "--frequency-penalty",
         "0.01",
     ];
-    let lines = run(&[&args[..], &["--logprobs", &top]].concat());
+    let lines = run(&[&args[..], &["--cpu-exact", "--logprobs", &top]].concat());
     assert_eq!(lines.start["prompt_ids"], fox["prompt_ids"]);
     let [token] = &lines.tokens[..] else {
         panic!("one token")

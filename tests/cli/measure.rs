@@ -7,6 +7,13 @@ use crate::{Dir, Ran, common::gguf_writer::RandomModel, json::valid, sharpi};
 
 const CPU: [&str; 2] = ["--device", "cpu"];
 
+/// Of the kind that the demo model was trained on.
+const STORY: &str = "Once upon a time there was a little boy named Tom. He had a red kite. One day he went to the park with \
+his mom. The wind was strong, and the kite went up, up, up into the sky. Tom was very happy. But then the kite got stuck in \
+a big tree. Tom was sad and began to cry. A kind bird saw him and said, \"Do not cry. I can help you!\" The bird flew up to \
+the top of the tree and pulled the kite out. Tom said, \"Thank you, bird!\" The bird smiled and sat on his hand. Tom and his \
+mom gave the bird some bread. From that day on, Tom and the bird were good friends, and they played in the park every day.";
+
 fn tiny() -> RandomModel {
     RandomModel::new("llama", TensorType::Q8_0)
 }
@@ -205,22 +212,14 @@ fn perplexity_is_what_the_log_probabilities_of_run_come_to() {
 }
 
 #[test]
-fn the_cpu_does_not_diverge_from_itself() {
+fn in_float32_the_cpu_does_not_diverge_from_itself() {
     let dir = Dir::new();
     dir.file(
         "text",
         "Once upon a time there was a fox who found a lantern in the deep, dark forest.",
     );
-    let ran = dir.run(&[
-        "perplexity",
-        "-f",
-        "text",
-        "-c",
-        "16",
-        "--kl",
-        "--device",
-        "cpu",
-    ]);
+    let input = ["perplexity", "-f", "text", "-c", "16", "--kl"];
+    let ran = dir.run(&[&input[..], &["--cpu-exact"], &CPU].concat());
     let lines: Vec<_> = ran.stdout().lines().collect();
     assert_eq!(
         lines[1..],
@@ -229,6 +228,15 @@ fn the_cpu_does_not_diverge_from_itself() {
             "same top token 100.00%"
         ]
     );
+}
+
+#[test]
+fn activations_of_8_bits_diverge_little() {
+    let dir = Dir::new();
+    dir.file("text", STORY);
+    let input = ["perplexity", "-f", "text", "-c", "64", "--kl"];
+    let mean = mean_divergence(&dir.run(&[&input[..], &CPU].concat()));
+    assert!(mean > 0.0 && mean < 3e-4, "{mean:e}");
 }
 
 /// That `perplexity --kl` has printed.
@@ -247,7 +255,8 @@ fn the_fewer_bits_a_cache_has_the_more_it_diverges() {
     dir.file("m.gguf", tiny().file().to_bytes());
     let divergence = |kv_type: &str| -> f64 {
         let input = ["perplexity", "-m", "m.gguf", "-f", "text", "-c", "1024"];
-        let ran = dir.run(&[&input[..], &["--kl", "--kv-type", kv_type], &CPU].concat());
+        let cache = ["--cpu-exact", "--kl", "--kv-type", kv_type];
+        let ran = dir.run(&[&input[..], &cache, &CPU].concat());
         mean_divergence(&ran)
     };
     let divergences = ["f16", "k8v8", "k4v4", "k4v3"].map(divergence);
@@ -265,7 +274,14 @@ fn the_smaller_its_budget_the_more_a_cache_diverges() {
     dir.file("m.gguf", tiny().file().to_bytes());
     let divergence = |budget: &str, kv_type: &str| -> f64 {
         let input = ["perplexity", "-m", "m.gguf", "-f", "text", "-c", "1024"];
-        let cache = ["--kl", "--kv-budget", budget, "--kv-type", kv_type];
+        let cache = [
+            "--cpu-exact",
+            "--kl",
+            "--kv-budget",
+            budget,
+            "--kv-type",
+            kv_type,
+        ];
         mean_divergence(&dir.run(&[&input[..], &cache, &CPU].concat()))
     };
     let divergences = ["512", "500", "300", "68"].map(|budget| divergence(budget, "f16"));

@@ -51,6 +51,10 @@ pub struct MachineArgs {
     #[arg(long, hide_short_help = true)]
     pub no_cuda_graph: bool,
 
+    /// On the CPU, multiply in float32, not with activations of 8 bits
+    #[arg(long, hide_short_help = true)]
+    pub cpu_exact: bool,
+
     /// How the KV cache keeps tokens that are far behind
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvType::F16, hide_short_help = true)]
     pub kv_type: KvType,

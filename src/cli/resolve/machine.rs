@@ -12,6 +12,7 @@ use crate::{
         backend::Compute,
         progress,
     },
+    cpu::Arithmetic,
     cuda::StepKernel,
 };
 
@@ -24,6 +25,10 @@ pub fn compute(
     Compute {
         device: args.device,
         threads: args.threads.unwrap_or(0),
+        arithmetic: match args.cpu_exact {
+            true => Arithmetic::Exact,
+            false => Arithmetic::EightBits,
+        },
         graph_disabled: forbidden(args.no_cuda_graph, "--no-cuda-graph", "SHARPI_CUDA_GRAPH"),
         step_kernel: step_kernel(args.no_step_kernel),
         ubatch: args.ubatch,
