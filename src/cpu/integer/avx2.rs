@@ -193,6 +193,12 @@ impl<D: DotProducts> Instructions for D {
     }
 
     #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // SAFETY: as above; an address that is not valid is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+
+    #[inline(always)]
     fn group_sums(self, group: usize, signed: bool, codes: &RowCodes, x: &Block8) -> [__m256i; 2] {
         // SAFETY: as above.
         unsafe {

@@ -75,6 +75,12 @@ impl Instructions for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // SAFETY: as above; an address that is not valid is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+
+    #[inline(always)]
     fn group_sums(self, group: usize, signed: bool, codes: &RowCodes, x: &Block8) -> __m512i {
         // SAFETY: as above.
         unsafe {

@@ -43,6 +43,9 @@ pub trait Instructions: Reader {
     /// Calls `work` where the compiler may use these instructions.
     fn run<W: Work>(self, work: W) -> W::Output;
 
+    /// Asks for the cache line at an address, which need not be valid.
+    fn prefetch(self, _address: *const u8) {}
+
     /// The sums of the products of groups of `group` codes, 16 or 32. Where there are eight of them, what the upper lanes hold
     /// is left open.
     fn group_sums(self, group: usize, signed: bool, codes: &RowCodes, x: &Block8) -> Self::Sums;

@@ -19,6 +19,12 @@ const FEW: usize = 4;
 /// size, would be waited for.
 const AHEAD: usize = 8;
 
+/// Bytes ahead of what is read that weights are asked for: memory answers in the time that these take, and processors do not
+/// look beyond the page of 4 KiB by themselves.
+const PREFETCHED: usize = 4096;
+
+const CACHE_LINE: usize = 64;
+
 /// The greatest [`Instructions::TOKENS`].
 const MOST_TOKENS: usize = 8;
 
@@ -163,6 +169,10 @@ fn multiply_row<I: Instructions, Q: Quantized>(
         for i in 0..x.len() {
             let start = (first + i) * (MOST_VALUES / Q::BLOCK);
             let end = row.len().min(start + MOST_VALUES / Q::BLOCK);
+            let ahead = row[start..].as_ptr().cast::<u8>().wrapping_add(PREFETCHED);
+            for line in 0..(MOST_VALUES / Q::BLOCK * size_of::<Q>()).div_ceil(CACHE_LINE) {
+                instructions.prefetch(ahead.wrapping_add(line * CACHE_LINE));
+            }
             unpacked[i].unpack(instructions, &row[start..end]);
         }
         for i in 0..x.len() {
