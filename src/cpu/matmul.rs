@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     model::{Tensor, decoder::Activation},
-    quant::{Block, TensorType, Visitor, dequantize},
+    quant::{Block, TensorType, Visitor},
 };
 
 /// Rows that a worker takes at a time.
@@ -241,7 +241,7 @@ impl Visitor for Multiply<'_> {
                 for row in 0..rows {
                     let blocks = &blocks[(first_row + row) * row_blocks..][start..end];
                     let panel: &mut [f32] = bytemuck::cast_slice_mut(&mut self.panel[row]);
-                    dequantize(blocks, &mut panel[..values]);
+                    B::dequantize(blocks, &mut panel[..values]);
                     panel[values..lanes * LANES].fill(0.0);
                 }
                 for token in 0..self.tokens {

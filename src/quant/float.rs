@@ -15,8 +15,10 @@ impl Block for F32 {
     const LEN: usize = 1;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        out[0] = f32::from_le_bytes(self.0);
+    fn dequantize(blocks: &[Self], out: &mut [f32]) {
+        for (out, block) in out.iter_mut().zip(blocks) {
+            *out = f32::from_le_bytes(block.0);
+        }
     }
 }
 
@@ -54,8 +56,10 @@ impl Block for F16 {
     const LEN: usize = 1;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        out[0] = self.to_f32();
+    fn dequantize(blocks: &[Self], out: &mut [f32]) {
+        for (out, block) in out.iter_mut().zip(blocks) {
+            *out = block.to_f32();
+        }
     }
 }
 
@@ -70,7 +74,9 @@ impl Block for BF16 {
     const LEN: usize = 1;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
-        out[0] = f32::from_bits(u32::from(u16::from_le_bytes(self.0)) << 16);
+    fn dequantize(blocks: &[Self], out: &mut [f32]) {
+        for (out, block) in out.iter_mut().zip(blocks) {
+            *out = f32::from_bits(u32::from(u16::from_le_bytes(block.0)) << 16);
+        }
     }
 }

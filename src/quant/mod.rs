@@ -26,9 +26,10 @@ pub trait Block: Pod {
     /// Values in a block.
     const LEN: usize;
 
-    /// Writes the block's values to `out`, `LEN` long. The arithmetic is ggml's, operation by operation, so that
-    /// values agree with every other reader of the format to the bit.
-    fn dequantize(&self, out: &mut [f32]);
+    /// Writes the values of `blocks` to `out`, `blocks.len() * LEN` long. The arithmetic is ggml's, operation by operation, so
+    /// that values agree with every other reader of the format to the bit. Always inlined, so that it is compiled for the
+    /// vector width of its caller.
+    fn dequantize(blocks: &[Self], out: &mut [f32]);
 }
 
 /// Values of the largest block, and a multiple of those of all others.
@@ -77,40 +78,36 @@ impl<Q: Quantized> Block for Q {
     const LEN: usize = Q::BLOCK;
 
     #[inline(always)]
-    fn dequantize(&self, out: &mut [f32]) {
+    fn dequantize(blocks: &[Self], out: &mut [f32]) {
+        assert_eq!(out.len(), blocks.len() * Q::BLOCK);
         let mut codes = [0; MOST_VALUES];
         let mut scales = [0.0; MOST_GROUPS];
         let mut mins = [0.0; MOST_GROUPS];
-        let codes = &mut codes[..Q::BLOCK];
-        self.unpack(
-            PlainReader,
-            codes,
-            &mut scales[..Q::BLOCK / Q::GROUP],
-            &mut mins[..Q::BLOCK / Q::GROUP],
-        );
-        for group in 0..Q::BLOCK / Q::GROUP {
-            vectorize_inside();
-            let values = group * Q::GROUP..(group + 1) * Q::GROUP;
-            let (codes, out) = (&codes[values.clone()], &mut out[values]);
-            let (scale, min) = (scales[group], mins[group]);
-            for i in 0..Q::GROUP {
-                let value = scale * f32::from(codes[i]);
-                out[i] = if Q::HAS_MIN { value - min } else { value };
+        let (at_once, groups) = (MOST_VALUES / Q::BLOCK, Q::BLOCK / Q::GROUP);
+        let mut first = 0;
+        while first < blocks.len() {
+            let blocks = &blocks[first..blocks.len().min(first + at_once)];
+            // All before the first is read: what was just written, in pieces of another size, would be waited for.
+            for i in 0..blocks.len() {
+                blocks[i].unpack(
+                    PlainReader,
+                    &mut codes[i * Q::BLOCK..][..Q::BLOCK],
+                    &mut scales[i * groups..][..groups],
+                    &mut mins[i * groups..][..groups],
+                );
             }
+            for group in 0..blocks.len() * groups {
+                vectorize_inside();
+                let out = &mut out[first * Q::BLOCK + group * Q::GROUP..][..Q::GROUP];
+                let codes = &codes[group * Q::GROUP..][..Q::GROUP];
+                let (scale, min) = (scales[group], mins[group]);
+                for i in 0..Q::GROUP {
+                    let value = scale * f32::from(codes[i]);
+                    out[i] = if Q::HAS_MIN { value - min } else { value };
+                }
+            }
+            first += blocks.len();
         }
-    }
-}
-
-/// Writes the values of `blocks` to `out`, `blocks.len() * B::LEN` long. Always inlined, so that it is compiled for
-/// the vector width of its caller.
-#[inline(always)]
-pub fn dequantize<B: Block>(blocks: &[B], out: &mut [f32]) {
-    assert_eq!(out.len(), blocks.len() * B::LEN);
-    for (block, values) in blocks.iter().zip(out.chunks_exact_mut(B::LEN)) {
-        if B::LEN > 1 {
-            vectorize_inside();
-        }
-        block.dequantize(values);
     }
 }
 
@@ -289,7 +286,7 @@ impl TensorType {
             type Output = ();
 
             fn visit<B: Block>(self) {
-                dequantize(bytemuck::cast_slice::<u8, B>(self.0), self.1);
+                B::dequantize(bytemuck::cast_slice(self.0), self.1);
             }
         }
 
