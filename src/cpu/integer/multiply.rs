@@ -44,8 +44,11 @@ impl IntegerScratch {
     }
 }
 
-/// Multiplies the rows of weights that are `blocks` with the rows `tokens` of `x`: `results` is (rows, tokens). Hands back
-/// weights that are not quantized.
+/// Multiplies the rows of weights that are `blocks` with the rows `tokens` of `x`: `results` is (rows, tokens).
+///
+/// # Panics
+///
+/// Where the weights are not quantized.
 #[allow(clippy::too_many_arguments)]
 pub fn multiply(
     tensor_type: TensorType,
