@@ -1,66 +1,55 @@
-//! Causal attention with grouped queries over a KV cache: float32, or farther behind in tiles of few bits.
+//! Causal attention with grouped queries: up to [`QUERIES`] of one key/value head share a reading of its keys and values.
+//!
+//! Which queries are computed side by side changes the bits of none: each of its sums has an order of its own.
 
 use std::ops::Range;
 
-use half::f16;
-
 use super::{
     elementwise,
-    simd::{Buffer, LANES, Lanes, vectorized},
-    tiles::{ExactHead, HeadTiles, TileCache},
+    products::{Columns, Factors, add_products},
+    simd::{LANES, Lanes, vectorized},
+    tiles::{HeadTiles, TileScratch},
 };
 use crate::{
-    backend::{KvLayer, KvLayout, KvPart, SINKS, Tiles, Written},
     math::exp,
     model::decoder::Attention,
-    quant::{
-        kv_tile::{TILE, rotate},
-        vectorize_inside,
-    },
+    quant::{kv_tile::rotate, vectorize_inside},
 };
 
-/// Blocks of slots, or lanes of a head, that are summed at once.
-const AT_ONCE: usize = 4;
+/// Queries that share a reading, at most: enough for arithmetic to take longer than reading from any cache.
+pub const QUERIES: usize = 8;
 
-/// Keys and values of every token so far, as far as they were not evicted.
-pub struct KvCache {
-    layout: KvLayout,
-    written: Written,
-    /// Of each layer that has its own.
-    layers: Vec<Option<LayerCache>>,
-    /// (2 * head_dim): a key and a value on their way into a cache with tiles
-    rotated: Vec<f32>,
-}
+/// Values that are read for some queries before they are for the others.
+const VALUES_AT_ONCE: usize = 64;
 
-/// Keys and values of one layer. Its slots are filled up to a multiple of [`LANES`].
-pub struct LayerCache {
-    /// (LANES slots, head_dim, blocks of slots, head_count_kv): keys that sixteen slots share a [`Lanes`], one score in
-    /// each lane
-    pub keys: Buffer,
-    /// (head_dim padded to lanes, slots, head_count_kv)
-    pub values: Buffer,
+/// Keys and values of one head.
+pub struct Head<'a> {
     pub head_dim: usize,
-    pub slots: usize,
-    /// Where there are any, all keys and values are rotated, and rounded to float16.
-    tiles: Option<TileCache>,
+    /// (LANES slots, head_dim, blocks of slots)
+    pub keys: &'a [Lanes],
+    /// (head_dim padded to lanes, slots)
+    pub values: &'a [Lanes],
+    /// Where there are any, keys and values are rotated.
+    pub tiles: Option<HeadTiles<'a>>,
 }
 
 /// A query that attends.
-#[derive(Clone, Copy)]
 pub struct Query<'a> {
-    pub layer: usize,
-    pub head_kv: usize,
-    /// Of its token, which is in the cache, as are all that it sees.
-    pub position: usize,
     /// (head_dim)
     pub numbers: &'a [f32],
+    /// All that it sees.
+    pub places: Range<usize>,
+    /// The first of these that lies in a slot: those before it lie in whole tiles.
+    pub first_in_slot: usize,
 }
 
-/// What a query gave to the tokens that it sees.
-pub struct Weights<'a> {
-    /// Of consecutive places up to its own: to be multiplied with `scale`, they add up to 1.
-    pub numbers: &'a [f32],
-    pub scale: f32,
+/// What came of a query.
+pub struct Attended<'a> {
+    /// (head_dim): `softmax(softcap(scale * query · keys)) · values`
+    pub out: &'a [f32],
+    /// The softmax of all that it sees: to be multiplied with `weight_scale`, they add up to 1.
+    pub weights: &'a [f32],
+    pub weight_scale: f32,
 }
 
 /// How a score comes from a query and a key.
@@ -70,187 +59,25 @@ pub struct Scoring {
     pub softcap: Option<f32>,
 }
 
-impl KvCache {
-    /// Room for all that the layout names, or `None` where there is no memory for it.
-    pub fn new(layout: KvLayout, context_len: usize) -> Option<Self> {
-        let layers = layout.layers.iter().enumerate().map(|(index, layer)| {
-            let own = layer.owner == index;
-            own.then(|| LayerCache::new(layer, context_len)).transpose()
-        });
-        let widest = layout.layers.iter().map(|layer| layer.head_dim).max();
-        Some(Self {
-            layers: layers.collect::<Result<_, NoMemory>>().ok()?,
-            rotated: vec![0.0; 2 * widest.unwrap_or(0)],
-            written: Written::default(),
-            layout,
-        })
-    }
-
-    pub fn layout(&self) -> &KvLayout {
-        &self.layout
-    }
-
-    pub fn written(&self) -> Written {
-        self.written
-    }
-
-    /// Notes that tokens at `positions` come next.
-    pub fn begin(&mut self, positions: Range<usize>) {
-        self.written.add(positions);
-    }
-
-    /// Notes that the cache was filled from elsewhere, by [`memory`](Self::memory).
-    pub fn set_written(&mut self, written: Written) {
-        self.written = written;
-    }
-
-    /// The memory of a part of the cache, as far as it was `written`: pieces in an order, and of lengths, that do not depend on
-    /// how long the context is.
-    pub fn memory(&mut self, part: KvPart, written: Written) -> Vec<&mut [u8]> {
-        let mut pieces = Vec::new();
-        for (cache, layer) in self.layers.iter_mut().zip(&self.layout.layers) {
-            if let Some(cache) = cache {
-                cache.memory(layer, part, written, &mut pieces);
-            }
-        }
-        pieces
-    }
-
-    /// Stores the key and value (head_dim, head_count_kv) of the token at `position`.
-    pub fn store(&mut self, layer: usize, position: usize, key: &[f32], value: &[f32]) {
-        let place = self.layout.layers[layer].place(position, self.written.evicted());
-        let cache = self.layers[layer].as_mut();
-        let cache = cache.expect("a layer that stores has a cache of its own");
-        let dim = cache.head_dim;
-        let heads = key.chunks_exact(dim).zip(value.chunks_exact(dim));
-        let (rotated_key, rest) = self.rotated.split_at_mut(dim);
-        let rotated_value = &mut rest[..dim];
-        for (head, (key, value)) in heads.enumerate() {
-            if cache.tiles.is_none() {
-                cache.store(head, place, key, value);
-                continue;
-            }
-            for (rotated, numbers) in [(&mut *rotated_key, key), (&mut *rotated_value, value)] {
-                rotated.copy_from_slice(numbers);
-                rotate(rotated);
-                round(rotated);
-            }
-            cache.store(head, place, rotated_key, rotated_value);
-        }
-    }
-
-    /// Keeps of every head of a layer that stores, of its tokens below place `end`, those at the places `kept`,
-    /// (tokens, head_count_kv), ascending: they become its first ones. `rows` has room for all that a head keeps,
-    /// (2 * head_dim, tokens).
-    pub fn keep(&mut self, layer: usize, end: usize, kept: &[u32], rows: &mut [f32]) {
-        let heads = self.layout.layers[layer].head_count_kv;
-        let cache = self.layers[layer].as_mut();
-        let cache = cache.expect("a layer that stores has a cache of its own");
-        let dim = cache.head_dim;
-        for (head, kept) in kept.chunks_exact(kept.len() / heads).enumerate() {
-            let mut rows_of_kept = rows.chunks_exact_mut(2 * dim);
-            let kept_places = kept.iter().map(|&place| place as usize);
-            cache.read(head, kept_places, end, |key, value| {
-                let row = rows_of_kept.next().expect("room for all that is kept");
-                row[..dim].copy_from_slice(key);
-                row[dim..].copy_from_slice(value);
-                if cache.tiles.is_some() {
-                    round(row);
-                }
-            });
-            for (place, row) in rows.chunks_exact(2 * dim).take(kept.len()).enumerate() {
-                cache.store(head, place, &row[..dim], &row[dim..]);
-            }
-        }
-    }
-
-    /// Notes that every layer that evicts keeps `kept` of the tokens before `position`.
-    pub fn evict(&mut self, position: usize, kept: usize) {
-        self.written.evict(position, kept);
-    }
-
-    /// Calls `each` with the values of all tokens below place `end` of a head of a layer that stores, as it keeps them.
-    pub fn for_each_value(
-        &self,
-        layer: usize,
-        head_kv: usize,
-        end: usize,
-        mut each: impl FnMut(&[f32]),
-    ) {
-        let cache = self.layers[layer].as_ref();
-        let cache = cache.expect("a layer that stores has a cache of its own");
-        cache.read(head_kv, 0..end, end, |_, value| each(value));
-    }
-
-    /// Attends: `out = softmax(softcap(scale * query · keys)) · values`, and returns the softmax. `scores` has room for a number
-    /// for each position, `rotated` for two queries.
-    pub fn attend<'s>(
-        &self,
-        query: Query,
-        scoring: Scoring,
-        scores: &'s mut [Lanes],
-        rotated: &mut [f32],
-        out: &mut [f32],
-    ) -> Weights<'s> {
-        let Query {
-            layer,
-            head_kv,
-            position,
-            numbers: query,
-        } = query;
-        let layer = &self.layout.layers[layer];
-        let end = layer.place(position, self.written.evicted()) + 1;
-        let cache = self.layers[layer.owner].as_ref();
-        let cache = cache.expect("an owner has a cache");
-        let keys = cache.slots / LANES * cache.head_dim;
-        let values = cache.slots * cache.head_dim.div_ceil(LANES);
-        let keys = &cache.keys.lanes()[head_kv * keys..][..keys];
-        let values = &cache.values.lanes()[head_kv * values..][..values];
-        let Some(tiles) = &cache.tiles else {
-            let seen = layer.window.map_or(end, |window| window.min(end));
-            let first = layer.slot(end - seen);
-            let seen = attend(query, None, keys, values, scoring, first, seen, scores, out);
-            return Weights::new(scores, seen);
-        };
-        let (query_rotated, rest) = rotated.split_at_mut(query.len());
-        query_rotated.copy_from_slice(query);
-        rotate(query_rotated);
-        let seen = SeenTiles {
-            tiles: tiles.head(head_kv),
-            count: Tiles::seen(end - 1),
-            scaled: &mut rest[..query.len()],
-        };
-        let first = seen.count * TILE;
-        let seen = attend(
-            query_rotated,
-            Some(seen),
-            keys,
-            values,
-            scoring,
-            layer.slot(first),
-            end - first,
-            scores,
-            out,
-        );
-        rotate(out);
-        Weights::new(scores, seen)
-    }
+/// What attention needs of a worker's memory.
+pub struct AttentionScratch {
+    /// (head_dim, QUERIES)
+    queries: Vec<f32>,
+    tiles: TileScratch,
+    /// (context_len padded to lanes, QUERIES): scores, which become weights
+    scores: Vec<Lanes>,
+    /// (head_dim padded to lanes, QUERIES): values, weighted and summed
+    sums: Vec<Lanes>,
+    /// Of each query.
+    seen: Vec<Seen>,
 }
 
-impl<'a> Weights<'a> {
-    fn new(scores: &'a [Lanes], (seen, scale): (Range<usize>, f32)) -> Self {
-        Self {
-            numbers: &bytemuck::cast_slice(scores)[seen],
-            scale,
-        }
-    }
-}
-
-/// To float16, as what is rotated is cached.
-fn round(numbers: &mut [f32]) {
-    numbers
-        .iter_mut()
-        .for_each(|x| *x = f16::from_f32(*x).to_f32());
+/// What a query sees, as [`Query`] has it.
+pub struct Seen {
+    places: Range<usize>,
+    pub first_in_slot: usize,
+    /// [`Attended::weight_scale`]
+    weight_scale: f32,
 }
 
 impl Scoring {
@@ -263,378 +90,401 @@ impl Scoring {
     }
 }
 
-/// There is no memory for it.
-struct NoMemory;
+impl AttentionScratch {
+    /// For heads of up to `head_dim` values and a context of `context_len` tokens, or `None` where there is no memory for it.
+    pub fn new(head_dim: usize, context_len: usize) -> Option<Self> {
+        let scores = context_len.div_ceil(LANES).checked_mul(QUERIES)?;
+        Some(Self {
+            queries: vec![0.0; head_dim * QUERIES],
+            tiles: TileScratch::new(head_dim),
+            scores: bytemuck::try_zeroed_vec(scores).ok()?,
+            sums: vec![Lanes::ZERO; head_dim.div_ceil(LANES) * QUERIES],
+            seen: Vec::with_capacity(QUERIES),
+        })
+    }
+}
 
-impl LayerCache {
-    /// For tiles of up to `context_len` tokens.
-    fn new(layer: &KvLayer, context_len: usize) -> Result<Self, NoMemory> {
-        let allocate = || {
-            let slots = layer.capacity.checked_next_multiple_of(LANES)?;
-            let keys = layer.token_len().checked_mul(slots / LANES)?;
-            let value_lanes = layer.head_count_kv * layer.head_dim.div_ceil(LANES);
-            Some(Self {
-                keys: Buffer::zeros(keys)?,
-                values: Buffer::zeros(value_lanes.checked_mul(slots)?)?,
-                head_dim: layer.head_dim,
-                slots,
-                tiles: match layer.tiles {
-                    Some(bits) => Some(TileCache::new(layer, bits, context_len)?),
-                    None => None,
-                },
+impl Head<'_> {
+    /// Attends with `queries`, one to [`QUERIES`], of tokens in the order of the text.
+    pub fn attend<'q, 's>(
+        self,
+        queries: impl Iterator<Item = Query<'q>>,
+        scoring: Scoring,
+        scratch: &'s mut AttentionScratch,
+    ) -> impl Iterator<Item = Attended<'s>> {
+        let dim = self.head_dim;
+        let AttentionScratch {
+            queries: rows,
+            tiles,
+            scores,
+            sums,
+            seen,
+        } = scratch;
+        seen.clear();
+        for query in queries {
+            let row = &mut rows[seen.len() * dim..][..dim];
+            row.copy_from_slice(query.numbers);
+            if self.tiles.is_some() {
+                rotate(row);
+            }
+            seen.push(Seen {
+                places: query.places,
+                first_in_slot: query.first_in_slot,
+                weight_scale: 0.0,
+            });
+        }
+        let queries = &rows[..seen.len() * dim];
+
+        // What the first query sees begins first, and what the last one sees ends last. A row of scores begins with a whole
+        // block of slots, or a tile.
+        let first_block = seen[0].first_in_slot / LANES;
+        let first = seen[0].places.start / LANES * LANES;
+        let end = seen[seen.len() - 1].places.end;
+        let row_lanes = (end - first).div_ceil(LANES);
+        let scores = &mut scores[..seen.len() * row_lanes];
+        self.score_slots(
+            queries,
+            first_block..end.div_ceil(LANES),
+            &mut scores[first_block - first / LANES..],
+            row_lanes,
+        );
+        if let Some(of_head) = self.tiles {
+            of_head.score(queries, seen, tiles, scores, row_lanes);
+        }
+        for (scores, seen) in scores.chunks_exact_mut(row_lanes).zip(&mut *seen) {
+            seen.weight_scale = softmax(scores, seen.in_row(first), scoring);
+        }
+
+        let weights = bytemuck::cast_slice(scores);
+        let sums = &mut sums[..seen.len() * dim.div_ceil(LANES)];
+        sums.fill(Lanes::ZERO);
+        if let Some(of_head) = self.tiles {
+            of_head.add_values(weights, row_lanes * LANES, seen, tiles, sums);
+        }
+        self.add_slots(weights, row_lanes * LANES, first, seen, sums);
+        let stride = dim.next_multiple_of(LANES);
+        let sums: &mut [f32] = bytemuck::cast_slice_mut(sums);
+        for (sums, seen) in sums.chunks_exact_mut(stride).zip(&*seen) {
+            let out = &mut sums[..dim];
+            out.iter_mut().for_each(|sum| *sum *= seen.weight_scale);
+            if self.tiles.is_some() {
+                rotate(out);
+            }
+        }
+        let rows = weights.chunks_exact(row_lanes * LANES);
+        rows.zip(sums.chunks_exact(stride))
+            .zip(&*seen)
+            .map(move |((weights, out), seen)| Attended {
+                out: &out[..dim],
+                weights: &weights[seen.in_row(first)],
+                weight_scale: seen.weight_scale,
             })
-        };
-        allocate().ok_or(NoMemory)
     }
 
-    /// Appends the memory of a part of the cache to `pieces`, as far as it was `written`.
-    fn memory<'a>(
-        &'a mut self,
-        layer: &KvLayer,
-        part: KvPart,
-        written: Written,
-        pieces: &mut Vec<&'a mut [u8]>,
-    ) {
-        if layer.is_ring == (part == KvPart::Rings) {
-            let used = layer.slots_in_use(written);
-            let lanes = |slots: usize| {
-                let keys = slots.div_ceil(LANES) * self.head_dim;
-                [keys, slots * self.head_dim.div_ceil(LANES)]
-            };
-            let lens = lanes(self.slots).into_iter().zip(lanes(used));
-            let planes = [&mut self.keys, &mut self.values].map(Buffer::lanes_mut);
-            for (plane, (head_len, used)) in planes.into_iter().zip(lens) {
-                let heads = plane.chunks_exact_mut(head_len);
-                pieces.extend(heads.map(|head| bytemuck::cast_slice_mut(&mut head[..used])));
-            }
-        }
-        if let (KvPart::Rest, Some(tiles)) = (part, &mut self.tiles) {
-            tiles.memory(layer.tiles_in_use(written), pieces);
-        }
+    fn slots(&self) -> usize {
+        self.keys.len() / self.head_dim * LANES
     }
 
-    /// Stores a key and a value, where there are tiles rotated and rounded, and makes a tile of those whose last one it is.
-    fn store(&mut self, head: usize, place: usize, key: &[f32], value: &[f32]) {
-        let slot = place % self.slots;
-        self.put(head, slot, key, value);
-        let Some(mut tiles) = self.tiles.take() else {
-            return;
-        };
-        if place < SINKS {
-            tiles.store_sink(head, place, key, value);
-        }
-        if (place + 1).is_multiple_of(TILE) {
-            let first = slot + 1 - TILE;
-            tiles.compress(head, place / TILE, &ExactHead::new(self, head), first);
-        }
-        self.tiles = Some(tiles);
-    }
-
-    /// Calls `each` with the keys and values of a head at `places`, which ascend, as the token at place `end` sees them.
-    fn read(
+    /// Adds `query · key` for the places in `blocks` of sixteen to `scores`, whose rows begin `row_lanes` apart.
+    fn score_slots(
         &self,
-        head: usize,
-        places: impl Iterator<Item = usize>,
-        end: usize,
-        mut each: impl FnMut(&[f32], &[f32]),
+        queries: &[f32],
+        blocks: Range<usize>,
+        scores: &mut [Lanes],
+        row_lanes: usize,
     ) {
-        let dim = self.head_dim;
-        let mut tile = vec![0.0; 2 * TILE * dim];
-        let (tile_keys, tile_values) = tile.split_at_mut(TILE * dim);
-        let mut tile_at_hand = None;
-        let mut exact_key = vec![0.0; dim];
-        for place in places {
-            let tile = place / TILE;
-            match &self.tiles {
-                Some(tiles) if tile < Tiles::seen(end) => {
-                    if tile_at_hand.replace(tile) != Some(tile) {
-                        tiles.head(head).read(tile, tile_keys, tile_values);
-                    }
-                    let row = place % TILE * dim..(place % TILE + 1) * dim;
-                    each(&tile_keys[row.clone()], &tile_values[row]);
-                }
-                _ => {
-                    let (exact, slot) = (ExactHead::new(self, head), place % self.slots);
-                    for (channel, number) in exact_key.iter_mut().enumerate() {
-                        *number = exact.key(slot, channel);
-                    }
-                    each(&exact_key, &exact.value(slot)[..dim]);
-                }
-            }
+        let first = blocks.start;
+        let all = self.slots() / LANES;
+        for blocks in pieces(blocks, all, usize::MAX) {
+            add_products(
+                Factors {
+                    numbers: queries,
+                    row_len: self.head_dim,
+                    len: self.head_dim,
+                },
+                Columns {
+                    lanes: &self.keys[blocks.start % all * self.head_dim..],
+                    count: blocks.len(),
+                    spacing: self.head_dim,
+                    step: 1,
+                },
+                &mut scores[blocks.start - first..],
+                row_lanes,
+                true,
+            );
         }
     }
 
-    fn put(&mut self, head: usize, slot: usize, key: &[f32], value: &[f32]) {
-        let dim = self.head_dim;
-        let block = (head * self.slots + slot) / LANES;
-        let keys = &mut self.keys.lanes_mut()[block * dim..][..dim];
-        for (lanes, key) in keys.iter_mut().zip(key) {
-            lanes.0[slot % LANES] = *key;
+    /// Adds the values of slots that are seen, weighted, to `sums`. Rows of `weights` begin with that of place `first`.
+    fn add_slots(
+        &self,
+        weights: &[f32],
+        row_len: usize,
+        first: usize,
+        seen: &[Seen],
+        sums: &mut [Lanes],
+    ) {
+        let stride = self.head_dim.div_ceil(LANES);
+        let slots = self.slots();
+        let mut add = |rows: Range<usize>, places: Range<usize>| {
+            for places in pieces(places, slots, VALUES_AT_ONCE) {
+                add_products(
+                    Factors {
+                        numbers: &weights[rows.start * row_len + places.start - first..],
+                        row_len,
+                        len: places.len(),
+                    },
+                    Columns {
+                        lanes: &self.values[places.start % slots * stride..],
+                        count: stride,
+                        spacing: 1,
+                        step: stride,
+                    },
+                    &mut sums[rows.start * stride..rows.end * stride],
+                    stride,
+                    false,
+                );
+            }
+        };
+        // All queries see the same but for what lies at the ends. There, a weight of zero would not do: a value that one does
+        // not see may be infinite.
+        let start = seen[seen.len() - 1].first_in_slot;
+        let end = seen[0].places.end.max(start);
+        for (row, seen) in seen.iter().enumerate() {
+            add(row..row + 1, seen.first_in_slot..start.min(seen.places.end));
         }
-        let stride = dim.div_ceil(LANES);
-        let values = &mut self.values.lanes_mut()[(head * self.slots + slot) * stride..][..stride];
-        bytemuck::cast_slice_mut(values)[..dim].copy_from_slice(value);
+        add(0..seen.len(), start..end);
+        for (row, seen) in seen.iter().enumerate() {
+            add(row..row + 1, end.max(seen.first_in_slot)..seen.places.end);
+        }
     }
+}
+
+impl Seen {
+    /// Where, in a row of scores that begins with place `first`.
+    fn in_row(&self, first: usize) -> Range<usize> {
+        self.places.start - first..self.places.end - first
+    }
+}
+
+/// `range` in pieces of up to `most` that lie together in a ring of `len`.
+fn pieces(range: Range<usize>, len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let Range { mut start, end } = range;
+    std::iter::from_fn(move || {
+        let piece = start..end.min(start + most.min(len - start % len));
+        start = piece.end.max(start);
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 vectorized! {
-    /// Over whole tiles, if any, and `count` slots from `first` on: behind the last one comes the first of all. Behind tiles, a
-    /// block of slots begins with `first`. Returns which of `scores` hold what tokens were weighted with, and the scale of these.
-    fn attend(
-        query: &[f32],
-        tiles: Option<SeenTiles>,
-        keys: &[Lanes],
-        values: &[Lanes],
-        scoring: Scoring,
-        first: usize,
-        count: usize,
-        scores: &mut [Lanes],
-        out: &mut [f32],
-    ) -> (Range<usize>, f32) {
-        let of_tiles = tiles.as_ref().map_or(0, |tiles| tiles.count * TILE);
-        let seen = first % LANES..first % LANES + of_tiles + count;
-        let scores = &mut scores[..seen.end.div_ceil(LANES)];
-        let (tile_scores, slot_scores) = scores.split_at_mut(of_tiles / LANES);
-        let tiles = tiles.map(|SeenTiles { tiles, scaled, .. }| {
-            tiles.score(query, scoring.scale, scaled, tile_scores);
-            tiles
-        });
-        score_slots(query, scoring.scale, keys, first / LANES, slot_scores);
-        let scale = softmax(scores, seen.clone(), scoring.softcap);
-        let weights = &bytemuck::cast_slice::<Lanes, f32>(scores)[seen.clone()];
-        let (tile_weights, weights) = weights.split_at(of_tiles);
-        let tiles = tiles.map(|tiles| (tiles, tile_weights));
-        average_all(tiles, weights, values, first, query.len(), scale, out);
-        (seen, scale)
-    }
-}
-
-/// The first `count` tiles of a head. `scaled` has room for a query.
-struct SeenTiles<'a> {
-    tiles: HeadTiles<'a>,
-    count: usize,
-    scaled: &'a mut [f32],
-}
-
-/// `query · key * scale` for the keys of as many blocks of slots, from `first_block` on.
-#[inline(always)]
-fn score_slots(
-    query: &[f32],
-    scale: f32,
-    keys: &[Lanes],
-    first_block: usize,
-    scores: &mut [Lanes],
-) {
-    let (before, behind) = keys.split_at(first_block * query.len());
-    let [behind, before] = [behind, before].map(|keys| keys.chunks_exact(query.len()));
-    let mut keys = behind.chain(before);
-    let (blocks, rest) = scores.as_chunks_mut::<AT_ONCE>();
-    for scores in blocks {
-        score(query, scale, &mut keys, scores);
-    }
-    for scores in rest {
-        score(query, scale, &mut keys, std::array::from_mut(scores));
-    }
-}
-
-/// Makes of scores, of which those in `seen` count, what values are to be weighted with, and returns what the sum of these is
-/// to be multiplied with.
-#[inline(always)]
-fn softmax(scores: &mut [Lanes], seen: Range<usize>, softcap: Option<f32>) -> f32 {
-    // Other lanes hold keys that are not seen, or none.
-    let numbers = bytemuck::cast_slice_mut::<Lanes, f32>(scores);
-    if let Some(cap) = softcap {
-        elementwise::softcap(&mut numbers[seen.clone()], cap);
-    }
-    numbers[..seen.start].fill(f32::NEG_INFINITY);
-    numbers[seen.end..].fill(f32::NEG_INFINITY);
-
-    let mut greatest = Lanes([f32::NEG_INFINITY; LANES]);
-    for scores in scores.iter() {
-        vectorize_inside();
-        greatest.keep_greater(scores);
-    }
-    let greatest = greatest.0.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    let mut sums = Lanes::ZERO;
-    for scores in scores.iter_mut() {
-        vectorize_inside();
-        for (score, sum) in scores.0.iter_mut().zip(&mut sums.0) {
-            *score = exp(*score - greatest);
-            *sum += *score;
+    /// Makes of `query · key`, of which those in `seen` count, what values are to be weighted with, and returns what the sum of
+    /// these is to be multiplied with.
+    fn softmax(scores: &mut [Lanes], seen: Range<usize>, scoring: Scoring) -> f32 {
+        let first = seen.start / LANES;
+        let scores = &mut scores[first..seen.end.div_ceil(LANES)];
+        let seen = seen.start - first * LANES..seen.end - first * LANES;
+        for scores in scores.iter_mut() {
+            vectorize_inside();
+            scores.0.iter_mut().for_each(|score| *score *= scoring.scale);
         }
-    }
-    1.0 / sums.sum()
-}
+        // Other lanes hold keys that are not seen, or none.
+        let numbers = bytemuck::cast_slice_mut::<Lanes, f32>(scores);
+        if let Some(cap) = scoring.softcap {
+            elementwise::softcap(&mut numbers[seen.clone()], cap);
+        }
+        numbers[..seen.start].fill(f32::NEG_INFINITY);
+        numbers[seen.end..].fill(f32::NEG_INFINITY);
 
-/// The values of tiles, and of slots from `first` on, weighted, summed and scaled.
-#[inline(always)]
-fn average_all(
-    tiles: Option<(HeadTiles, &[f32])>,
-    weights: &[f32],
-    values: &[Lanes],
-    first: usize,
-    head_dim: usize,
-    scale: f32,
-    out: &mut [f32],
-) {
-    let stride = head_dim.div_ceil(LANES);
-    let (before, behind) = values.split_at(first * stride);
-    let (weights, weights_before) = weights.split_at(weights.len().min(behind.len() / stride));
-    let parts = [(weights, behind), (weights_before, before)];
-    for (start, out) in (0..stride)
-        .step_by(AT_ONCE)
-        .zip(out.chunks_mut(AT_ONCE * LANES))
-    {
-        if stride - start >= AT_ONCE {
-            average::<AT_ONCE>(tiles, parts, stride, start, scale, out);
-        } else {
-            for (lane, out) in out.chunks_mut(LANES).enumerate() {
-                average::<1>(tiles, parts, stride, start + lane, scale, out);
+        let mut greatest = Lanes([f32::NEG_INFINITY; LANES]);
+        for scores in scores.iter() {
+            vectorize_inside();
+            greatest.keep_greater(scores);
+        }
+        let greatest = greatest.0.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let mut sums = Lanes::ZERO;
+        for scores in scores.iter_mut() {
+            vectorize_inside();
+            let mut weights = *scores;
+            for i in 0..LANES {
+                weights.0[i] = exp(weights.0[i] - greatest);
+                sums.0[i] += weights.0[i];
             }
+            *scores = weights;
         }
-    }
-}
-
-/// `query · key * scale` for `B` blocks of slots.
-#[inline(always)]
-fn score<'a, const B: usize>(
-    query: &[f32],
-    scale: f32,
-    keys: &mut impl Iterator<Item = &'a [Lanes]>,
-    scores: &mut [Lanes; B],
-) {
-    let keys: [&[Lanes]; B] =
-        std::array::from_fn(|_| keys.next().expect("a block of keys for each of scores"));
-    let keys = keys.map(|keys| &keys[..query.len()]);
-    let mut registers = [Lanes::ZERO; B];
-    for (i, query) in query.iter().enumerate() {
-        for block in 0..B {
-            registers[block].add_scaled(*query, &keys[block][i]);
-        }
-    }
-    *scores = registers.map(|lanes| Lanes(lanes.0.map(|score| score * scale)));
-}
-
-/// Of tiles, and of weights and values, each `stride` lanes, in two parts: the first `out.len()` of `L` lanes from `start` on,
-/// weighted, summed and scaled.
-#[inline(always)]
-fn average<const L: usize>(
-    tiles: Option<(HeadTiles, &[f32])>,
-    parts: [(&[f32], &[Lanes]); 2],
-    stride: usize,
-    start: usize,
-    scale: f32,
-    out: &mut [f32],
-) {
-    let mut registers = [Lanes::ZERO; L];
-    if let Some((tiles, weights)) = tiles {
-        tiles.add_values(weights, stride, start, &mut registers);
-    }
-    for (weights, values) in parts {
-        for (weight, value) in weights.iter().zip(values.chunks_exact(stride)) {
-            let value = &value[start..start + L];
-            for lane in 0..L {
-                registers[lane].add_scaled(*weight, &value[lane]);
-            }
-        }
-    }
-    for (out, sum) in out
-        .iter_mut()
-        .zip(registers.iter().flat_map(|lanes| &lanes.0))
-    {
-        *out = sum * scale;
+        1.0 / sums.sum()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::cpu::simd::tests::{assert_same_bits, noise};
 
-    #[test]
-    fn a_ring_gives_the_bits_of_a_full_cache() {
-        const HEAD_DIM: usize = 40;
-        const RING: usize = 64;
-        const ALL: usize = 3 * RING;
-        const STRIDE: usize = HEAD_DIM.div_ceil(LANES);
-        let lanes = |count: usize| -> Vec<Lanes> {
-            let noise = noise(count * LANES);
-            noise.as_chunks().0.iter().copied().map(Lanes).collect()
-        };
-        let (keys, values) = (lanes(ALL / LANES * HEAD_DIM), lanes(ALL * STRIDE));
-        let out = |keys: &[Lanes], values: &[Lanes], first: usize, count: usize| {
-            let scoring = Scoring {
-                scale: 0.1,
-                softcap: None,
+    const HEAD_DIM: usize = 90;
+    const STRIDE: usize = HEAD_DIM.div_ceil(LANES);
+    const SCORING: Scoring = Scoring {
+        scale: 0.1,
+        softcap: Some(2.0),
+    };
+
+    /// Keys and values in a ring of slots.
+    struct Ring {
+        keys: Vec<Lanes>,
+        values: Vec<Lanes>,
+    }
+
+    impl Ring {
+        /// Of what is at `places`; NaN everywhere else.
+        fn new(slots: usize, places: Range<usize>) -> Self {
+            let mut ring = Self {
+                keys: vec![Lanes([f32::NAN; LANES]); slots / LANES * HEAD_DIM],
+                values: vec![Lanes([f32::NAN; LANES]); slots * STRIDE],
             };
-            let mut scores = vec![Lanes::ZERO; ALL / LANES];
-            let mut out = vec![0.0; HEAD_DIM];
-            let query = noise(HEAD_DIM);
-            attend(
-                &query,
-                None,
-                keys,
-                values,
-                scoring,
-                first,
-                count,
-                &mut scores,
-                &mut out,
-            );
-            out
-        };
-        for position in [RING - 1, RING, 70, 95, 96, 100, 2 * RING, ALL - 1] {
-            for window in [1, 3, 16, 33, 48] {
-                // Blocks of a ring hold the last positions that were written: those up to the end of this one's.
-                let mut ring = (lanes(RING / LANES * HEAD_DIM), lanes(RING * STRIDE));
-                for block in 0..=position / LANES {
-                    let slot = block % (RING / LANES);
-                    let key = keys[block * HEAD_DIM..][..HEAD_DIM].iter();
-                    ring.0
-                        .splice(slot * HEAD_DIM..(slot + 1) * HEAD_DIM, key.copied());
-                    let len = LANES * STRIDE;
-                    let value = values[block * len..][..len].iter();
-                    ring.1.splice(slot * len..(slot + 1) * len, value.copied());
+            for place in places {
+                let slot = place % slots;
+                let keys = &mut ring.keys[slot / LANES * HEAD_DIM..];
+                for (lanes, number) in keys.iter_mut().zip(key(place)) {
+                    lanes.0[slot % LANES] = *number;
                 }
-                let first = position + 1 - window;
-                assert_eq!(
-                    out(&ring.0, &ring.1, first % RING, window),
-                    out(&keys, &values, first, window),
-                    "window {window} at {position}"
-                );
+                let values = bytemuck::cast_slice_mut(&mut ring.values[slot * STRIDE..]);
+                values[..HEAD_DIM].copy_from_slice(value(place));
+            }
+            ring
+        }
+
+        /// What comes of queries that see `places`.
+        fn attend(&self, places: &[Range<usize>]) -> Vec<f32> {
+            let head = Head {
+                head_dim: HEAD_DIM,
+                keys: &self.keys,
+                values: &self.values,
+                tiles: None,
+            };
+            let queries = places.iter().enumerate().map(|(index, places)| Query {
+                numbers: query(index),
+                places: places.clone(),
+                first_in_slot: places.start,
+            });
+            let mut scratch = AttentionScratch::new(HEAD_DIM, self.values.len() / STRIDE).unwrap();
+            let attended = head.attend(queries, SCORING, &mut scratch);
+            attended
+                .flat_map(|attended| attended.out.to_vec())
+                .collect()
+        }
+    }
+
+    /// One of many rows of numbers.
+    fn row(index: usize) -> &'static [f32] {
+        static ROWS: LazyLock<Vec<f32>> = LazyLock::new(|| noise(1000 * HEAD_DIM));
+        &ROWS[index * HEAD_DIM..][..HEAD_DIM]
+    }
+
+    fn key(place: usize) -> &'static [f32] {
+        row(3 * place)
+    }
+
+    fn value(place: usize) -> &'static [f32] {
+        row(3 * place + 1)
+    }
+
+    fn query(index: usize) -> &'static [f32] {
+        row(3 * index + 2)
+    }
+
+    /// One query after the other, each sum in one loop.
+    fn textbook(places: &[Range<usize>]) -> Vec<f32> {
+        let mut outs = Vec::new();
+        for (index, places) in places.iter().enumerate() {
+            let query = query(index);
+            let score = |place| {
+                let products = query.iter().zip(key(place)).map(|(query, key)| query * key);
+                products.fold(0.0, |sum, product| sum + product) * SCORING.scale
+            };
+            let mut weights: Vec<f32> = places.clone().map(score).collect();
+            elementwise::softcap(&mut weights, SCORING.softcap.unwrap());
+            let greatest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut sums = Lanes::ZERO;
+            let mut out = vec![0.0; HEAD_DIM];
+            for (place, weight) in places.clone().zip(&mut weights) {
+                *weight = exp(*weight - greatest);
+                sums.0[place % LANES] += *weight;
+                for (out, value) in out.iter_mut().zip(value(place)) {
+                    *out += *weight * value;
+                }
+            }
+            let scale = 1.0 / sums.sum();
+            outs.extend(out.iter().map(|out| out * scale));
+        }
+        outs
+    }
+
+    #[track_caller]
+    fn assert_textbook(ring: &Ring, places: &[Range<usize>]) {
+        let bits = |outs: Vec<f32>| -> Vec<u32> { outs.into_iter().map(f32::to_bits).collect() };
+        assert!(
+            bits(ring.attend(places)) == bits(textbook(places)),
+            "{places:?}"
+        );
+    }
+
+    #[test]
+    fn queries_that_share_a_reading_get_the_bits_of_plain_loops() {
+        const ALL: usize = 192;
+        for first_end in [1, 15, 16, 63, 64, 130, ALL - QUERIES] {
+            for window in [ALL, 1, 3, 33] {
+                for (queries, group) in [(1, 1), (2, 2), (3, 1), (4, 3), (5, 5), (8, 1), (8, 3)] {
+                    let ends = (0..queries).map(|query| first_end + query / group);
+                    let places: Vec<_> = ends.map(|end| end.saturating_sub(window)..end).collect();
+                    let last_end = places[queries - 1].end;
+                    assert_textbook(&Ring::new(ALL, 0..last_end), &places);
+                }
             }
         }
     }
 
     #[test]
+    fn a_ring_gives_the_bits_of_a_full_cache() {
+        const SLOTS: usize = 96;
+        for first_end in [
+            50,
+            SLOTS - 4,
+            SLOTS,
+            SLOTS + 1,
+            107,
+            2 * SLOTS,
+            3 * SLOTS - 1,
+        ] {
+            for window in [1, 3, 16, 33, 48] {
+                let ends = first_end..first_end + QUERIES;
+                let places: Vec<_> = ends.map(|end| end - window..end).collect();
+                let stored = places[0].start..places[QUERIES - 1].end;
+                assert_textbook(&Ring::new(SLOTS, stored), &places);
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_query_does_not_see_changes_nothing() {
+        let places: [_; QUERIES] = std::array::from_fn(|query| query..70 + query);
+        let seen = Ring::new(96, 0..80).attend(&places);
+        // Now the first is not there for the first query, nor the last for the last one.
+        let missing = Ring::new(96, 1..76).attend(&places);
+        let inner = HEAD_DIM..(QUERIES - 1) * HEAD_DIM;
+        assert_eq!(seen[inner.clone()], missing[inner]);
+        assert!(seen.iter().all(|number| number.is_finite()));
+        let ends = [&missing[..HEAD_DIM], &missing[(QUERIES - 1) * HEAD_DIM..]].concat();
+        assert!(ends.iter().all(|number| number.is_nan()));
+    }
+
+    #[test]
     fn the_vector_width_changes_no_bit() {
-        const HEAD_DIM: usize = 90;
-        const FIRST: usize = 19;
-        const END: usize = 77;
-        let lanes = |count: usize| -> Vec<Lanes> {
-            let noise = noise(count * LANES);
-            noise.as_chunks().0.iter().copied().map(Lanes).collect()
-        };
-        let keys = lanes(END.div_ceil(LANES) * HEAD_DIM);
-        let values = lanes(END * HEAD_DIM.div_ceil(LANES));
-        assert_same_bits("attend", || {
-            let mut scores = vec![Lanes::ZERO; END.div_ceil(LANES)];
-            let mut out = vec![0.0; HEAD_DIM];
-            attend(
-                &noise(HEAD_DIM),
-                None,
-                &keys,
-                &values,
-                Scoring {
-                    scale: 0.1,
-                    softcap: Some(2.0),
-                },
-                FIRST,
-                END - FIRST,
-                &mut scores,
-                &mut out,
-            );
-            out
-        });
+        for queries in 1..=QUERIES {
+            let places: Vec<_> = (0..queries).map(|query| 19 + query..77 + query).collect();
+            let ring = Ring::new(96, 19..77 + queries);
+            assert_same_bits("attend", || ring.attend(&places));
+        }
     }
 }

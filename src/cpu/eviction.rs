@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 
 use super::{
-    attention::KvCache,
+    kv_cache::KvCache,
     workers::{SharedMatrix, Workers},
 };
 use crate::{

@@ -3,11 +3,12 @@
 use std::{mem, ops::Range, sync::Arc};
 
 use super::{
-    Arithmetic, Scratch, Workers,
-    attention::{KvCache, Query, Scoring},
+    Arithmetic, Workers,
+    attention::{QUERIES, Scoring},
     elementwise,
     eviction::{Cut, Eviction},
     integer::{Activations8, Detected},
+    kv_cache::KvCache,
     matmul::{Input, Product, matmul, matmul_gated},
     rope::Rotations,
     simd::Matrix,
@@ -476,38 +477,48 @@ impl Pass<'_> {
     /// Attends with every head of every token over the positions that it sees.
     fn attend(&self, layer: usize, attention: &Attention, queries: &Matrix, out: &mut Matrix) {
         let out = out.share();
-        let heads = attention.head_count;
-        self.workers
-            .run(self.tokens.len() * heads, |task, scratch| {
-                // The last token has the most positions to attend over, so that it comes first.
-                let (token, head) = (self.tokens.end - 1 - task / heads, task % heads);
-                let values = head * attention.head_dim..(head + 1) * attention.head_dim;
-                let query = self.query(layer, attention, queries, token, head);
-                // SAFETY: no other task has this head of this token.
-                let out = unsafe { out.part(token, values) };
-                let Scratch {
-                    scores, rotated, ..
-                } = scratch;
-                self.cache
-                    .attend(query, Scoring::of(attention), scores, rotated, out);
+        let (dim, group) = (attention.head_dim, attention.group());
+        let heads_kv = attention.head_count_kv;
+        // Those of a key/value head: all of its group of one token, then of the next.
+        let queries_of_head = self.tokens.len() * group;
+        // Where a single token has few of them, all workers are to have some.
+        let most = queries_of_head * heads_kv / self.workers.threads();
+        let readings = queries_of_head.div_ceil(most.clamp(1, QUERIES));
+        let sharing = queries_of_head.div_ceil(readings);
+        self.workers.run(readings * heads_kv, |task, scratch| {
+            // The last token has the most positions to attend over, so that it comes first.
+            let (reading, head_kv) = (readings - 1 - task / heads_kv, task % heads_kv);
+            let sharing = reading * sharing..queries_of_head.min((reading + 1) * sharing);
+            let asking = sharing.map(|query| {
+                let token = self.tokens.start + query / group;
+                (token, head_kv * group + query % group)
             });
+            let queries = asking
+                .clone()
+                .map(|(token, head)| self.query(attention, queries, token, head));
+            let scoring = Scoring::of(attention);
+            let attended =
+                self.cache
+                    .attend(layer, head_kv, queries, scoring, &mut scratch.attention);
+            for ((token, head), attended) in asking.zip(attended) {
+                // SAFETY: no other task has this head of this token.
+                let out = unsafe { out.part(token, head * dim..(head + 1) * dim) };
+                out.copy_from_slice(attended.out);
+            }
+        });
     }
 
+    /// The position of a token, and the query of one of its heads.
     fn query<'q>(
         &self,
-        layer: usize,
         attention: &Attention,
         queries: &'q Matrix,
         token: usize,
         head: usize,
-    ) -> Query<'q> {
+    ) -> (usize, &'q [f32]) {
         let dim = attention.head_dim;
-        Query {
-            layer,
-            head_kv: head / attention.group(),
-            position: self.batch.position + token,
-            numbers: &queries.row(token)[head * dim..(head + 1) * dim],
-        }
+        let numbers = &queries.row(token)[head * dim..(head + 1) * dim];
+        (self.batch.position + token, numbers)
     }
 
     /// Where tokens are to be evicted, lets the last ones choose which of a layer stay.
@@ -517,25 +528,29 @@ impl Pass<'_> {
         };
         if eviction.concerns(layer) {
             let queries = self.activations.get(query);
-            let observers = self.tokens.end.saturating_sub(NEWEST)..self.tokens.end;
+            let scoring = Scoring::of(attention);
+            let end = self.tokens.end;
+            let observers = end.saturating_sub(NEWEST)..end;
             eviction.choose(
                 self.workers,
                 self.cache,
                 layer,
                 cut,
                 |head, scratch, each| {
-                    let Scratch {
-                        scores,
-                        rotated,
-                        attended,
-                        ..
-                    } = scratch;
-                    for token in observers.clone() {
-                        let query = self.query(layer, attention, queries, token, head);
-                        let out = &mut attended[..attention.head_dim];
-                        let scoring = Scoring::of(attention);
-                        let weights = self.cache.attend(query, scoring, scores, rotated, out);
-                        each(weights.numbers, weights.scale);
+                    for first in observers.clone().step_by(QUERIES) {
+                        let tokens = first..end.min(first + QUERIES);
+                        let of_tokens =
+                            tokens.map(|token| self.query(attention, queries, token, head));
+                        let attended = self.cache.attend(
+                            layer,
+                            head / attention.group(),
+                            of_tokens,
+                            scoring,
+                            &mut scratch.attention,
+                        );
+                        for attended in attended {
+                            each(attended.weights, attended.weight_scale);
+                        }
                     }
                 },
             );

@@ -8,8 +8,10 @@ mod elementwise;
 mod eviction;
 mod forward;
 mod integer;
+mod kv_cache;
 mod matmul;
 mod processor;
+mod products;
 mod rope;
 mod simd;
 mod tiles;
@@ -23,12 +25,12 @@ use anyhow::{Context, Result};
 use rayon::prelude::*;
 
 use self::{
-    attention::KvCache,
+    attention::AttentionScratch,
     eviction::Eviction,
     forward::{Activations, forward, longest_row},
     integer::Detected,
+    kv_cache::KvCache,
     matmul::MatmulScratch,
-    simd::{LANES, Lanes},
 };
 use crate::{
     backend::{
@@ -44,12 +46,7 @@ pub const CHUNK_LEN: usize = 128;
 /// A worker's own memory.
 struct Scratch {
     matmul: MatmulScratch,
-    /// (context_len): attention scores
-    scores: Vec<Lanes>,
-    /// (2 * head_dim): a query that is rotated, and scaled
-    rotated: Vec<f32>,
-    /// (head_dim): what a query gathers that is asked for its weights alone
-    attended: Vec<f32>,
+    attention: AttentionScratch,
 }
 
 type Workers = workers::Workers<Scratch>;
@@ -146,16 +143,12 @@ impl CpuBackend {
             Arithmetic::Exact => 0,
             Arithmetic::EightBits => longest_row(&decoder),
         };
+        let widest = decoder.layers.iter().map(|layer| layer.attention.head_dim);
+        let widest = widest.max().unwrap_or(0);
         let workers = Workers::new(threads, || {
-            let matmul = MatmulScratch::new(CHUNK_LEN, longest_row);
-            let scores = bytemuck::try_zeroed_vec(context_len.div_ceil(LANES));
-            let widest = decoder.layers.iter().map(|layer| layer.attention.head_dim);
-            let widest = widest.max().unwrap_or(0);
             Ok(Scratch {
-                matmul,
-                rotated: vec![0.0; 2 * widest],
-                attended: vec![0.0; widest],
-                scores: scores.ok().with_context(no_memory)?,
+                matmul: MatmulScratch::new(CHUNK_LEN, longest_row),
+                attention: AttentionScratch::new(widest, context_len).with_context(no_memory)?,
             })
         })?;
         if activations.are_in_8_bits() {

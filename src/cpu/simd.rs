@@ -234,6 +234,18 @@ impl VectorInstructions {
         Self::detected()
     }
 
+    /// Of [`Lanes`], as many sums as registers hold beside what is added to them.
+    #[inline]
+    pub fn sums_in_registers(self) -> usize {
+        match self {
+            Self::Baseline => 4,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 4,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 16,
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Baseline => "baseline vector instructions",

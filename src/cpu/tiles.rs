@@ -4,8 +4,10 @@
 //! zero for each channel of a group of tokens. Likewise for values, whose scales and zeros belong to tokens.
 
 use super::{
-    attention::LayerCache,
-    simd::{LANES, Lanes},
+    attention::{QUERIES, Seen},
+    kv_cache::LayerCache,
+    products::{Columns, Factors, add_products},
+    simd::{LANES, Lanes, vectorized},
 };
 use crate::{
     backend::{KvLayer, SINKS, Tiles},
@@ -53,6 +55,24 @@ pub struct HeadTiles<'a> {
     value_groups: &'a [Group],
     sink_keys: &'a [f32],
     sink_values: &'a [f32],
+}
+
+/// What attention over tiles needs of a worker's memory: for [`KEY_GROUP`] tokens at a time, keys' or values'.
+pub struct TileScratch {
+    /// Their codes as numbers.
+    codes: Vec<Lanes>,
+    /// (head_dim or tokens, QUERIES): queries or weights, scaled as the codes are
+    scaled: Vec<f32>,
+}
+
+impl TileScratch {
+    /// For heads of up to `head_dim` values.
+    pub fn new(head_dim: usize) -> Self {
+        Self {
+            codes: vec![Lanes::ZERO; KEY_GROUP * head_dim.div_ceil(LANES)],
+            scaled: vec![0.0; head_dim.max(KEY_GROUP) * QUERIES],
+        }
+    }
 }
 
 impl TileCache {
@@ -216,6 +236,10 @@ impl<'a> ExactHead<'a> {
 }
 
 impl HeadTiles<'_> {
+    fn head_dim(&self) -> usize {
+        self.sink_keys.len() / SINKS
+    }
+
     /// The keys and values of a tile, each (head_dim, TILE), as they are read back; the sinks as they were stored.
     pub fn read(&self, tile: usize, keys: &mut [f32], values: &mut [f32]) {
         match self.bits.key_bits {
@@ -264,106 +288,177 @@ impl HeadTiles<'_> {
         }
     }
 
-    /// `query · key * scale` for all tokens of the first tiles, [`BLOCKS`] of `scores` each. `scaled` has room for a query.
-    #[inline(always)]
-    pub fn score(&self, query: &[f32], scale: f32, scaled: &mut [f32], scores: &mut [Lanes]) {
-        match self.bits.key_bits {
-            3 => self.score_bits::<3>(query, scale, scaled, scores),
-            4 => self.score_bits::<4>(query, scale, scaled, scores),
-            _ => self.score_bits::<8>(query, scale, scaled, scores),
-        }
-        if let [Lanes(first), ..] = scores {
-            for (score, key) in first
-                .iter_mut()
-                .zip(self.sink_keys.chunks_exact(query.len()))
-            {
-                *score = query
-                    .iter()
-                    .zip(key)
-                    .map(|(query, key)| query * key)
-                    .sum::<f32>()
-                    * scale;
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn score_bits<const BITS: usize>(
+    /// Sets the scores of tokens in tiles to `query · key`. `queries` is (head_dim, rows), rows of `scores` begin `row_lanes` apart,
+    /// with the first token's.
+    pub fn score(
         &self,
-        query: &[f32],
-        scale: f32,
-        scaled: &mut [f32],
+        queries: &[f32],
+        seen: &[Seen],
+        scratch: &mut TileScratch,
         scores: &mut [Lanes],
+        row_lanes: usize,
     ) {
-        let block_len = query.len() * packed_len(BITS);
-        let keys = self.key_groups.chunks_exact(query.len());
-        let keys = keys.zip(self.key_codes.chunks_exact(GROUP_BLOCKS * block_len));
-        for (scores, (groups, codes)) in scores.chunks_exact_mut(GROUP_BLOCKS).zip(keys) {
-            let mut zero = 0.0;
-            for ((scaled, query), group) in scaled.iter_mut().zip(query).zip(groups) {
-                *scaled = query * group.scale.to_f32();
-                zero += query * group.zero.to_f32();
-            }
-            for (score, codes) in scores.iter_mut().zip(codes.chunks_exact(block_len)) {
-                let mut sum = Lanes::ZERO;
-                for (scaled, codes) in scaled.iter().zip(codes.chunks_exact(packed_len(BITS))) {
-                    vectorize_inside();
-                    sum.add_scaled(*scaled, &Lanes(unpack::<BITS>(codes)));
-                }
-                *score = Lanes(sum.0.map(|score| (score + zero) * scale));
-            }
+        let dim = self.head_dim();
+        for (group, rows) in groups_seen(seen) {
+            let queries = &queries[rows * dim..];
+            let scores = &mut scores[rows * row_lanes + group * GROUP_BLOCKS..];
+            self.score_group(group, queries, scratch, scores, row_lanes);
         }
-    }
-
-    /// Adds the values of the first `weights.len()` tokens (whole tiles), weighted, to `L` lanes from lane `start` of `stride` on.
-    #[inline(always)]
-    pub fn add_values<const L: usize>(
-        &self,
-        weights: &[f32],
-        stride: usize,
-        start: usize,
-        sums: &mut [Lanes; L],
-    ) {
-        match self.bits.value_bits {
-            3 => self.add_values_bits::<3, L>(weights, stride, start, sums),
-            4 => self.add_values_bits::<4, L>(weights, stride, start, sums),
-            _ => self.add_values_bits::<8, L>(weights, stride, start, sums),
-        }
-        let dim = self.sink_values.len() / SINKS;
-        for (weight, value) in weights.iter().zip(self.sink_values.chunks_exact(dim)) {
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                let value = value.get((start + lane) * LANES..).unwrap_or_default();
-                for (sum, value) in sum.0.iter_mut().zip(value) {
-                    *sum += weight * value;
+        let rows = queries.chunks_exact(dim).zip(seen);
+        for ((query, seen), scores) in rows.zip(scores.chunks_exact_mut(row_lanes)) {
+            if seen.first_in_slot > 0 {
+                let keys = self.sink_keys.chunks_exact(dim);
+                for (score, key) in scores[0].0.iter_mut().zip(keys) {
+                    *score = query.iter().zip(key).map(|(query, key)| query * key).sum();
                 }
             }
         }
     }
 
-    #[inline(always)]
-    fn add_values_bits<const BITS: usize, const L: usize>(
+    fn score_group(
         &self,
-        weights: &[f32],
-        stride: usize,
-        start: usize,
-        sums: &mut [Lanes; L],
+        group: usize,
+        queries: &[f32],
+        TileScratch { codes, scaled }: &mut TileScratch,
+        scores: &mut [Lanes],
+        row_lanes: usize,
     ) {
-        let mut zero = 0.0;
-        let tokens = self
-            .value_groups
-            .iter()
-            .zip(self.value_codes.chunks_exact(stride * packed_len(BITS)));
-        for (weight, (group, codes)) in weights.iter().zip(tokens).skip(SINKS) {
-            let scaled = weight * group.scale.to_f32();
-            zero += weight * group.zero.to_f32();
-            let codes = &codes[start * packed_len(BITS)..][..L * packed_len(BITS)];
-            for (sum, codes) in sums.iter_mut().zip(codes.chunks_exact(packed_len(BITS))) {
-                vectorize_inside();
-                sum.add_scaled(scaled, &Lanes(unpack::<BITS>(codes)));
+        let dim = self.head_dim();
+        let mut zeros = [0.0; QUERIES];
+        let groups = &self.key_groups[group * dim..][..dim];
+        for (channel, group) in groups.iter().enumerate() {
+            let (scale, zero) = (group.scale.to_f32(), group.zero.to_f32());
+            let rows = queries.chunks_exact(dim).zip(scaled.chunks_exact_mut(dim));
+            for ((query, scaled), sum) in rows.zip(&mut zeros) {
+                scaled[channel] = query[channel] * scale;
+                *sum += query[channel] * zero;
             }
         }
-        for sum in sums {
-            sum.0.iter_mut().for_each(|sum| *sum += zero);
+        let len = GROUP_BLOCKS * dim * packed_len(self.bits.key_bits);
+        let packed = &self.key_codes[group * len..][..len];
+        unpack_all(self.bits.key_bits, packed, codes);
+        let factors = Factors {
+            numbers: scaled,
+            row_len: dim,
+            len: dim,
+        };
+        let columns = Columns {
+            lanes: codes,
+            count: GROUP_BLOCKS,
+            spacing: dim,
+            step: 1,
+        };
+        add_products(factors, columns, scores, row_lanes, true);
+        for (scores, zero) in scores.chunks_mut(row_lanes).zip(zeros) {
+            add_to_all(zero, &mut scores[..GROUP_BLOCKS]);
         }
+    }
+
+    /// Adds the values of tokens in tiles, weighted, to `sums`, (head_dim padded to lanes, rows). Rows of `weights` begin `row_len`
+    /// apart, with the first token's.
+    pub fn add_values(
+        &self,
+        weights: &[f32],
+        row_len: usize,
+        seen: &[Seen],
+        scratch: &mut TileScratch,
+        sums: &mut [Lanes],
+    ) {
+        let dim = self.head_dim();
+        let stride = dim.div_ceil(LANES);
+        let mut zeros = [0.0; QUERIES];
+        for (group, rows) in groups_seen(seen) {
+            let weights = &weights[rows * row_len..];
+            let (sums, zeros) = (&mut sums[rows * stride..], &mut zeros[rows..]);
+            self.add_group(group, weights, row_len, zeros, scratch, sums);
+        }
+        let rows = weights.chunks_exact(row_len).zip(seen).zip(zeros);
+        for (((weights, seen), zero), sums) in rows.zip(sums.chunks_exact_mut(stride)) {
+            if seen.first_in_slot > 0 {
+                add_to_all(zero, sums);
+                let sums = bytemuck::cast_slice_mut::<Lanes, f32>(sums);
+                for (weight, value) in weights.iter().zip(self.sink_values.chunks_exact(dim)) {
+                    for (sum, value) in sums.iter_mut().zip(value) {
+                        *sum += weight * value;
+                    }
+                }
+            }
+        }
+    }
+
+    fn add_group(
+        &self,
+        group: usize,
+        weights: &[f32],
+        row_len: usize,
+        zeros: &mut [f32],
+        TileScratch { codes, scaled }: &mut TileScratch,
+        sums: &mut [Lanes],
+    ) {
+        // What lies in the places of sinks counts for nothing.
+        let first = if group == 0 { SINKS } else { 0 };
+        let tokens = group * KEY_GROUP + first..(group + 1) * KEY_GROUP;
+        let groups = &self.value_groups[tokens.clone()];
+        let rows = weights
+            .chunks(row_len)
+            .zip(scaled.chunks_exact_mut(KEY_GROUP));
+        for ((weights, scaled), sum) in rows.zip(zeros) {
+            let weights = weights[tokens.clone()].iter().zip(groups);
+            for (scaled, (weight, group)) in scaled.iter_mut().zip(weights) {
+                *scaled = weight * group.scale.to_f32();
+                *sum += weight * group.zero.to_f32();
+            }
+        }
+        let stride = self.head_dim().div_ceil(LANES);
+        let token_len = stride * packed_len(self.bits.value_bits);
+        let packed = &self.value_codes[tokens.start * token_len..tokens.end * token_len];
+        unpack_all(self.bits.value_bits, packed, codes);
+        let factors = Factors {
+            numbers: scaled,
+            row_len: KEY_GROUP,
+            len: tokens.len(),
+        };
+        let columns = Columns {
+            lanes: codes,
+            count: stride,
+            spacing: 1,
+            step: stride,
+        };
+        add_products(factors, columns, sums, stride, false);
+    }
+}
+
+/// The groups of [`KEY_GROUP`] tokens that some queries see in tiles, each with the first query that does: those behind it do, too.
+fn groups_seen(seen: &[Seen]) -> impl Iterator<Item = (usize, usize)> {
+    let in_tiles = seen.last().map_or(0, |seen| seen.first_in_slot);
+    (0..in_tiles / KEY_GROUP).map(|group| {
+        let see_it = |seen: &Seen| seen.first_in_slot > group * KEY_GROUP;
+        (group, seen.partition_point(|seen| !see_it(seen)))
+    })
+}
+
+vectorized! {
+    /// The codes of `packed` as numbers.
+    fn unpack_all(bits: usize, packed: &[u8], codes: &mut [Lanes]) {
+        match bits {
+            3 => unpack_bits::<3>(packed, codes),
+            4 => unpack_bits::<4>(packed, codes),
+            _ => unpack_bits::<8>(packed, codes),
+        }
+    }
+
+    fn add_to_all(number: f32, all: &mut [Lanes]) {
+        for lanes in all {
+            vectorize_inside();
+            lanes.0.iter_mut().for_each(|lane| *lane += number);
+        }
+    }
+}
+
+#[inline(always)]
+fn unpack_bits<const BITS: usize>(packed: &[u8], codes: &mut [Lanes]) {
+    for (packed, codes) in packed.chunks_exact(packed_len(BITS)).zip(codes) {
+        vectorize_inside();
+        *codes = Lanes(unpack::<BITS>(packed));
     }
 }
