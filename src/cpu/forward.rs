@@ -149,24 +149,22 @@ pub fn forward<'a>(
         batch,
         tokens: 0..batch.tokens.len(),
     };
-    workers.install(|| {
-        let selected = batch.wanted().len();
-        let all = products(&decoder.ops, batch.tokens.len(), selected);
-        let mut done = 0.0;
-        let mut ops = &decoder.ops[..];
-        loop {
-            let tokens = pass.tokens.len();
-            let rest = pass.advance(ops);
-            if rest.is_empty() || pass.tokens.is_empty() {
-                return Some(());
-            }
-            done += products(&ops[..ops.len() - rest.len()], tokens, selected);
-            if watch(done / all).is_break() {
-                return None;
-            }
-            ops = rest;
+    let selected = batch.wanted().len();
+    let all = products(&decoder.ops, batch.tokens.len(), selected);
+    let mut done = 0.0;
+    let mut ops = &decoder.ops[..];
+    loop {
+        let tokens = pass.tokens.len();
+        let rest = pass.advance(ops);
+        if rest.is_empty() || pass.tokens.is_empty() {
+            break;
         }
-    })?;
+        done += products(&ops[..ops.len() - rest.len()], tokens, selected);
+        if watch(done / all).is_break() {
+            return None;
+        }
+        ops = rest;
+    }
     if let Some((eviction, cut)) = pass.eviction {
         eviction.evict(pass.cache, end, cut);
     }
@@ -383,7 +381,7 @@ impl Pass<'_> {
             vars, in_8_bits, ..
         } = &mut *self.activations;
         if let Some(in_8_bits) = in_8_bits {
-            in_8_bits.quantize(&vars[x as usize], self.tokens.clone());
+            in_8_bits.quantize(self.workers, &vars[x as usize], self.tokens.clone());
         }
     }
 

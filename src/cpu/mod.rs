@@ -255,10 +255,8 @@ impl Backend for CpuBackend {
                     (piece, source.expect("as many bytes as all pieces have"))
                 })
                 .collect();
-            self.workers.install(|| {
-                let copies = copies.into_par_iter();
-                copies.for_each(|(piece, source)| piece.copy_from_slice(source));
-            });
+            let copies = copies.into_par_iter();
+            copies.for_each(|(piece, source)| piece.copy_from_slice(source));
         }
         self.cache.set_written(written);
         Ok(())

@@ -1,12 +1,13 @@
 //! Activations in 8 bits: 32 values share a scale.
 
-use std::ops::Range;
-
-use rayon::prelude::*;
+use std::{ops::Range, sync::Mutex};
 
 use super::instructions::Detected;
 use crate::{
-    cpu::simd::{LANES, Lanes, Matrix, vectorized},
+    cpu::{
+        simd::{LANES, Lanes, Matrix, vectorized},
+        workers::Workers,
+    },
     quant::{MOST_GROUPS, MOST_VALUES},
 };
 
@@ -92,11 +93,16 @@ impl Activations8 {
     }
 
     /// Takes over the rows `rows` of `x`.
-    pub fn quantize(&mut self, x: &Matrix, rows: Range<usize>) {
+    pub fn quantize<S: Send>(&mut self, workers: &Workers<S>, x: &Matrix, rows: Range<usize>) {
         self.row_blocks = x.len().div_ceil(MOST_VALUES);
-        let blocks = self.blocks.par_chunks_exact_mut(self.row_blocks);
+        let blocks = self.blocks.chunks_exact_mut(self.row_blocks);
         let blocks = blocks.enumerate().take(rows.end).skip(rows.start);
-        blocks.for_each(|(row, blocks)| quantize(x.row_lanes(row), blocks));
+        let tasks: Vec<_> = blocks.map(Mutex::new).collect();
+        workers.run(tasks.len(), |task, _| {
+            let mut task = tasks[task].lock().expect("no other task has this row");
+            let (row, blocks) = &mut *task;
+            quantize(x.row_lanes(*row), blocks);
+        });
     }
 
     pub fn row(&self, row: usize) -> &[Block8] {

@@ -37,7 +37,10 @@ mod tests {
         multiply::{IntegerScratch, multiply},
     };
     use crate::{
-        cpu::simd::{Matrix, tests::noise},
+        cpu::{
+            simd::{Matrix, tests::noise},
+            workers::Workers,
+        },
         quant::TensorType,
     };
 
@@ -59,7 +62,8 @@ mod tests {
             x.row_mut(token).copy_from_slice(noise);
         }
         let mut in_8_bits = Activations8::new(instructions, len, TOKENS).unwrap();
-        in_8_bits.quantize(&x, 0..TOKENS);
+        let workers = Workers::new(2, || Ok(())).unwrap();
+        in_8_bits.quantize(&workers, &x, 0..TOKENS);
         (x, in_8_bits)
     }
 
