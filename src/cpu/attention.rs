@@ -301,7 +301,7 @@ vectorized! {
             vectorize_inside();
             greatest.keep_greater(scores);
         }
-        let greatest = greatest.0.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let greatest = greatest.max();
         let mut sums = Lanes::ZERO;
         for scores in scores.iter_mut() {
             vectorize_inside();

@@ -55,6 +55,20 @@ impl Lanes {
         self.0[0]
     }
 
+    /// The greatest of the lanes.
+    #[inline(always)]
+    pub fn max(mut self) -> f32 {
+        vectorize_inside();
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                self.0[i] = self.0[i].max(self.0[i + half]);
+            }
+            half /= 2;
+        }
+        self.0[0]
+    }
+
     /// The greater of `self` and `other`, each lane on its own.
     #[inline(always)]
     pub fn keep_greater(&mut self, other: &Self) {

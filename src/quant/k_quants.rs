@@ -163,21 +163,19 @@ impl GroupScales {
     /// what bytes 0 to 7 have left. Four bytes are worked on at a time.
     #[inline(always)]
     fn unpack(&self, scale: f32, min: f32, scales: &mut [f32], mins: &mut [f32]) {
-        let word = |at: usize| {
-            u32::from_le_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+        let [low, high]: [u32; 2] = bytemuck::pod_read_unaligned(&self.0[..8]);
+        let rest: u32 = bytemuck::pod_read_unaligned(&self.0[8..]);
+        let (low, high, rest) = (u64::from(low), u64::from(high), u64::from(rest));
+        let eight = |first: u64, rest: u64| {
+            let last = rest & 0x0f0f_0f0f | first >> 2 & 0x3030_3030;
+            (first & 0x3f3f_3f3f | last << 32).to_le_bytes()
         };
-        let (a, b, c) = (word(0), word(4), word(8));
-        let high_two = |word: u32| word >> 2 & 0x3030_3030;
-        let group_scales = [a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | high_two(a)];
-        let group_mins = [b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | high_two(b)];
-        // Shifts of whole words, which LLVM does side by side.
-        let byte =
-            |words: [u32; 2], group: usize| (words[group / 4] >> (group % 4 * 8) & 255) as i32;
+        let (group_scales, group_mins) = (eight(low, rest), eight(high, rest >> 4));
         for group in 0..LEN / 32 {
-            scales[group] = scale * byte(group_scales, group) as f32;
+            scales[group] = scale * f32::from(group_scales[group]);
         }
         for group in 0..LEN / 32 {
-            mins[group] = min * byte(group_mins, group) as f32;
+            mins[group] = min * f32::from(group_mins[group]);
         }
     }
 }

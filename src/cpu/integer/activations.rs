@@ -55,11 +55,11 @@ impl Block8 {
         codes.map(|(i, code)| f64::from(*code) * f64::from(groups.scales[i / SHARING]))
     }
 
-    /// Four codes, the first in the lowest byte.
+    /// Four codes of a group of `len` values, the first in the lowest byte.
     #[inline(always)]
-    pub fn four(&self, index: usize) -> i32 {
+    pub fn four(&self, len: usize, group: usize, index: usize) -> i32 {
         let fours: &[[u8; 4]; MOST_VALUES / 4] = bytemuck::must_cast_ref(&self.codes);
-        i32::from_le_bytes(fours[index])
+        i32::from_le_bytes(fours[group * (len / 4) + index])
     }
 
     /// Groups of `len` values, 16 or 32.
@@ -114,10 +114,14 @@ vectorized! {
     /// Quantizes a row.
     fn quantize(x: &[Lanes], blocks: &mut [Block8]) {
         const LANES_OF_BLOCK: usize = MOST_VALUES / LANES;
-        for (block, x) in blocks.iter_mut().zip(x.chunks(LANES_OF_BLOCK)) {
-            let mut whole = [Lanes::ZERO; LANES_OF_BLOCK];
-            whole[..x.len()].copy_from_slice(x);
-            quantize_block(&whole, block);
+        let (whole, rest) = x.as_chunks::<LANES_OF_BLOCK>();
+        for (block, x) in blocks.iter_mut().zip(whole) {
+            quantize_block(x, block);
+        }
+        if !rest.is_empty() {
+            let mut x = [Lanes::ZERO; LANES_OF_BLOCK];
+            x[..rest.len()].copy_from_slice(rest);
+            quantize_block(&x, &mut blocks[whole.len()]);
         }
     }
 }
@@ -156,7 +160,7 @@ fn quantize_group(x: &[Lanes; 2], codes: &mut [i8; SHARING]) -> (f32, [i32; 2]) 
     for x in x {
         greatest.keep_greater(&Lanes(x.0.map(f32::abs)));
     }
-    let greatest = greatest.0.into_iter().fold(0.0, f32::max);
+    let greatest = greatest.max();
     let scale = greatest / 127.0;
     let inverse = 127.0 / greatest;
     // Of zeros, and of numbers so small that their inverse is none.

@@ -8,9 +8,14 @@ use std::arch::x86_64::*;
 
 use super::{
     activations::Block8,
-    instructions::{Instructions, PanelCodes, ROWS, RowCodes, Work},
+    instructions::{AT_ONCE, Instructions, PanelCodes, ROWS, Work},
+    panel::RowBlock,
+    x86::{self, BYTES, DotProducts, HALF},
 };
-use crate::quant::{F16, Reader};
+use crate::{
+    cpu::simd::Lanes,
+    quant::{F16, Reader},
+};
 
 /// The processor has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,24 +25,9 @@ pub struct Avx2(());
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AvxVnni(());
 
-/// Numbers of 32 bits in a register.
-const LANES: usize = 8;
-
-/// Bytes in a register.
-const BYTES: usize = 32;
-
-/// What the two differ in. A value exists only where the processor has AVX2, FMA and F16C, and the functions' own instructions.
-trait DotProducts: Copy {
+/// What panels are multiplied with, in two registers.
+trait HalfWidth: DotProducts {
     fn run<W: Work>(self, work: W) -> W::Output;
-
-    /// What codes of weights are brought into.
-    fn prepare(self, signed: bool, codes: __m256i) -> __m256i;
-
-    /// Adds the products of four codes each.
-    fn dot(self, signed: bool, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i;
-
-    /// What the sum of products is too large by, where the activations' codes add up to `x_sums`.
-    fn excess(self, signed: bool, x_sums: __m256i) -> __m256i;
 }
 
 impl Avx2 {
@@ -68,13 +58,15 @@ impl AvxVnni {
 
 // Every block below is sound because an `Avx2` or `AvxVnni` exists only where `detect` found the instructions; pointers are to
 // arrays as long as what is read.
-impl DotProducts for Avx2 {
+impl HalfWidth for Avx2 {
     #[inline(always)]
     fn run<W: Work>(self, work: W) -> W::Output {
         // SAFETY: the processor has these instructions.
         unsafe { self.run_inside(work) }
     }
+}
 
+impl DotProducts for Avx2 {
     #[inline(always)]
     fn prepare(self, _signed: bool, codes: __m256i) -> __m256i {
         codes
@@ -99,13 +91,15 @@ impl DotProducts for Avx2 {
     }
 }
 
-impl DotProducts for AvxVnni {
+impl HalfWidth for AvxVnni {
     #[inline(always)]
     fn run<W: Work>(self, work: W) -> W::Output {
         // SAFETY: the processor has these instructions.
         unsafe { self.run_inside(work) }
     }
+}
 
+impl DotProducts for AvxVnni {
     #[inline(always)]
     fn prepare(self, signed: bool, codes: __m256i) -> __m256i {
         // SAFETY: as above.
@@ -135,53 +129,21 @@ impl DotProducts for AvxVnni {
     }
 }
 
-impl<D: DotProducts> Reader for D {
+impl<D: HalfWidth> Reader for D {
     #[inline(always)]
     fn to_f32(self, half: F16) -> f32 {
         // SAFETY: as above.
-        unsafe { to_f32(half) }
+        unsafe { x86::to_f32(half) }
     }
 
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], indexes: [u8; 16]) -> [i8; 16] {
         // SAFETY: as above.
-        unsafe { look_up(table, indexes) }
+        unsafe { x86::look_up(table, indexes) }
     }
 }
 
-/// [`Reader::to_f32`]
-///
-/// # Safety
-///
-/// The processor has F16C.
-#[inline(always)]
-pub unsafe fn to_f32(half: F16) -> f32 {
-    // SAFETY: by the caller's word.
-    unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half.to_bits().into()))) }
-}
-
-/// [`Reader::look_up`]
-///
-/// # Safety
-///
-/// The processor has AVX.
-#[inline(always)]
-pub unsafe fn look_up(table: &[i8; 16], indexes: [u8; 16]) -> [i8; 16] {
-    let mut entries = [0; 16];
-    // SAFETY: by the caller's word, and arrays are as long as what is read and written.
-    unsafe {
-        let table = _mm_loadu_si128(table.as_ptr().cast());
-        let indexes = _mm_loadu_si128(indexes.as_ptr().cast());
-        _mm_storeu_si128(
-            entries.as_mut_ptr().cast(),
-            _mm_shuffle_epi8(table, indexes),
-        );
-    }
-    entries
-}
-
-impl<D: DotProducts> Instructions for D {
-    type Codes = [__m256i; 2];
+impl<D: HalfWidth> Instructions for D {
     type Sums = [__m256i; 2];
     type Floats = [__m256; 2];
 
@@ -189,88 +151,62 @@ impl<D: DotProducts> Instructions for D {
 
     #[inline(always)]
     fn run<W: Work>(self, work: W) -> W::Output {
-        DotProducts::run(self, work)
+        HalfWidth::run(self, work)
     }
 
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         // SAFETY: as above; an address that is not valid is ignored.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
     }
 
     #[inline(always)]
-    fn group_sums(self, group: usize, signed: bool, codes: &RowCodes, x: &Block8) -> [__m256i; 2] {
+    fn add_block(
+        self,
+        group: usize,
+        signed: bool,
+        has_min: bool,
+        weights: &RowBlock,
+        x: &Block8,
+        places: &mut Lanes,
+    ) {
+        DotProducts::add_block(self, group, signed, has_min, weights, x, places);
+    }
+
+    #[inline(always)]
+    fn panel_sums<const T: usize>(
+        self,
+        signed: bool,
+        codes: &[PanelCodes],
+        tokens: [&Block8; T],
+        len: usize,
+        group: usize,
+    ) -> [[__m256i; 2]; T] {
         // SAFETY: as above.
         unsafe {
-            // Of four codes each.
-            let mut fours = [_mm256_setzero_si256(); 8];
-            for eighth in 0..8 {
-                let codes = _mm256_load_si256(codes.0[eighth * BYTES..].as_ptr().cast());
-                let x = _mm256_load_si256(x.codes[eighth * BYTES..].as_ptr().cast());
-                let codes = self.prepare(signed, codes);
-                fours[eighth] = DotProducts::dot(self, signed, fours[eighth], codes, x);
+            let mut sums = [[_mm256_setzero_si256(); 2]; T];
+            for token in 0..T {
+                let x_sum = _mm256_set1_epi32(tokens[token].groups(len).sums[group]);
+                let excess = self.excess(signed, x_sum);
+                sums[token] = [_mm256_sub_epi32(_mm256_setzero_si256(), excess); 2];
             }
-            let x_sums = &x.groups(group).sums;
-            let mut sums = [_mm256_setzero_si256(); 2];
-            let mut thirty_twos = [_mm_setzero_si128(); 2];
-            for half in 0..2 {
-                let ab = _mm256_hadd_epi32(fours[half * 4], fours[half * 4 + 1]);
-                let cd = _mm256_hadd_epi32(fours[half * 4 + 2], fours[half * 4 + 3]);
-                // Of sixteen: those of even groups in the lower half, those of odd ones in the upper.
-                let sixteens = _mm256_hadd_epi32(ab, cd);
-                let even = _mm256_castsi256_si128(sixteens);
-                let odd = _mm256_extracti128_si256::<1>(sixteens);
-                thirty_twos[half] = _mm_add_epi32(even, odd);
-                sums[half] =
-                    _mm256_set_m128i(_mm_unpackhi_epi32(even, odd), _mm_unpacklo_epi32(even, odd));
-            }
-            if group == 32 {
-                let [low, high] = thirty_twos;
-                sums = [_mm256_set_m128i(high, low), _mm256_setzero_si256()];
-            }
-            for half in 0..2 {
-                let x_sums = _mm256_load_si256(x_sums[half * LANES..].as_ptr().cast());
-                sums[half] = _mm256_sub_epi32(sums[half], self.excess(signed, x_sums));
+            for i in 0..len / AT_ONCE {
+                let halves: &[[i8; BYTES]; 2] = bytemuck::must_cast_ref(&codes[i].0);
+                let mut codes = [_mm256_setzero_si256(); 2];
+                for half in 0..2 {
+                    let loaded = _mm256_load_si256(halves[half].as_ptr().cast());
+                    codes[half] = self.prepare(signed, loaded);
+                }
+                for token in 0..T {
+                    let x = _mm256_set1_epi32(tokens[token].four(len, group, i));
+                    for half in 0..2 {
+                        let sum = &mut sums[token][half];
+                        *sum = self.dot(signed, *sum, codes[half], x);
+                    }
+                }
             }
             sums
         }
-    }
-
-    #[inline(always)]
-    fn load_codes(self, signed: bool, codes: &PanelCodes) -> [__m256i; 2] {
-        let [low, high] = bytemuck::must_cast_ref::<_, [[i8; BYTES]; 2]>(&codes.0);
-        // SAFETY: as above.
-        unsafe {
-            [
-                self.prepare(signed, _mm256_load_si256(low.as_ptr().cast())),
-                self.prepare(signed, _mm256_load_si256(high.as_ptr().cast())),
-            ]
-        }
-    }
-
-    #[inline(always)]
-    fn begin(self, signed: bool, x_sum: i32) -> [__m256i; 2] {
-        // SAFETY: as above.
-        unsafe {
-            let excess = self.excess(signed, _mm256_set1_epi32(x_sum));
-            [_mm256_sub_epi32(_mm256_setzero_si256(), excess); 2]
-        }
-    }
-
-    #[inline(always)]
-    fn dot(
-        self,
-        signed: bool,
-        [low, high]: [__m256i; 2],
-        [low_codes, high_codes]: [__m256i; 2],
-        x: i32,
-    ) -> [__m256i; 2] {
-        // SAFETY: as above.
-        let x = unsafe { _mm256_set1_epi32(x) };
-        [
-            DotProducts::dot(self, signed, low, low_codes, x),
-            DotProducts::dot(self, signed, high, high_codes, x),
-        ]
     }
 
     #[inline(always)]
@@ -285,7 +221,7 @@ impl<D: DotProducts> Instructions for D {
         unsafe {
             [
                 _mm256_loadu_ps(numbers.as_ptr()),
-                _mm256_loadu_ps(numbers[LANES..].as_ptr()),
+                _mm256_loadu_ps(numbers[HALF..].as_ptr()),
             ]
         }
     }
@@ -296,7 +232,7 @@ impl<D: DotProducts> Instructions for D {
         // SAFETY: as above.
         unsafe {
             _mm256_storeu_ps(stored.as_mut_ptr(), low);
-            _mm256_storeu_ps(stored[LANES..].as_mut_ptr(), high);
+            _mm256_storeu_ps(stored[HALF..].as_mut_ptr(), high);
         }
         stored
     }

@@ -7,10 +7,14 @@ use std::arch::x86_64::*;
 
 use super::{
     activations::Block8,
-    avx2,
-    instructions::{Instructions, PanelCodes, ROWS, RowCodes, Work},
+    instructions::{AT_ONCE, Instructions, PanelCodes, ROWS, Work},
+    panel::RowBlock,
+    x86::{self, DotProducts},
 };
-use crate::quant::{F16, Reader};
+use crate::{
+    cpu::simd::Lanes,
+    quant::{F16, Reader},
+};
 
 /// The processor has AVX-512 with VNNI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,20 +53,49 @@ impl Reader for Avx512Vnni {
     #[inline(always)]
     fn to_f32(self, half: F16) -> f32 {
         // SAFETY: the processor has F16C.
-        unsafe { avx2::to_f32(half) }
+        unsafe { x86::to_f32(half) }
     }
 
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], indexes: [u8; 16]) -> [i8; 16] {
         // SAFETY: the processor has AVX.
-        unsafe { avx2::look_up(table, indexes) }
+        unsafe { x86::look_up(table, indexes) }
+    }
+}
+
+impl DotProducts for Avx512Vnni {
+    #[inline(always)]
+    fn prepare(self, signed: bool, codes: __m256i) -> __m256i {
+        // SAFETY: the processor has AVX2.
+        unsafe {
+            match signed {
+                true => _mm256_xor_si256(codes, _mm256_set1_epi8(i8::MIN)),
+                false => codes,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn dot(self, _signed: bool, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the processor has AVX-512 VNNI and VL.
+        unsafe { _mm256_dpbusd_epi32(sums, codes, x) }
+    }
+
+    #[inline(always)]
+    fn excess(self, signed: bool, x_sums: __m256i) -> __m256i {
+        // SAFETY: the processor has AVX2.
+        unsafe {
+            match signed {
+                true => _mm256_slli_epi32::<7>(x_sums),
+                false => _mm256_setzero_si256(),
+            }
+        }
     }
 }
 
 // Every block below is sound because an `Avx512Vnni` exists only where `detect` found the instructions; pointers are to arrays
 // as long as what is read.
 impl Instructions for Avx512Vnni {
-    type Codes = __m512i;
     type Sums = __m512i;
     type Floats = __m512;
 
@@ -77,65 +110,49 @@ impl Instructions for Avx512Vnni {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         // SAFETY: as above; an address that is not valid is ignored.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
     }
 
     #[inline(always)]
-    fn group_sums(self, group: usize, signed: bool, codes: &RowCodes, x: &Block8) -> __m512i {
+    fn add_block(
+        self,
+        group: usize,
+        signed: bool,
+        has_min: bool,
+        weights: &RowBlock,
+        x: &Block8,
+        places: &mut Lanes,
+    ) {
+        DotProducts::add_block(self, group, signed, has_min, weights, x, places);
+    }
+
+    #[inline(always)]
+    fn panel_sums<const T: usize>(
+        self,
+        signed: bool,
+        codes: &[PanelCodes],
+        tokens: [&Block8; T],
+        len: usize,
+        group: usize,
+    ) -> [__m512i; T] {
         // SAFETY: as above.
         unsafe {
-            // Of four codes each.
-            let mut fours = [_mm512_setzero_si512(); 4];
-            for quarter in 0..4 {
-                let codes = _mm512_load_si512(codes.0[quarter * 64..].as_ptr().cast());
-                let x = _mm512_load_si512(x.codes[quarter * 64..].as_ptr().cast());
-                fours[quarter] = _mm512_dpbusd_epi32(fours[quarter], unsigned(signed, codes), x);
-            }
-            let [a, b, c, d] = fours;
-            // Four sums of four become one of sixteen: lane 4 i + j is that of group 4 j + i.
-            let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-            let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-            let sixteens =
-                _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-            let sums = if group == 16 {
-                let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-                _mm512_permutexvar_epi32(order, sixteens)
-            } else {
-                let swapped = _mm512_shuffle_i32x4::<0b10_11_00_01>(sixteens, sixteens);
-                let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 8, 1, 9, 2, 10, 3, 11);
-                _mm512_permutexvar_epi32(order, _mm512_add_epi32(sixteens, swapped))
-            };
-            match signed {
-                true => {
-                    let x_sums = _mm512_load_si512(x.groups(group).sums.as_ptr().cast());
-                    _mm512_sub_epi32(sums, _mm512_slli_epi32::<7>(x_sums))
+            let mut sums = [_mm512_setzero_si512(); T];
+            if signed {
+                for token in 0..T {
+                    let excess = 128 * tokens[token].groups(len).sums[group];
+                    sums[token] = _mm512_set1_epi32(-excess);
                 }
-                false => sums,
             }
-        }
-    }
-
-    #[inline(always)]
-    fn load_codes(self, signed: bool, codes: &PanelCodes) -> __m512i {
-        // SAFETY: as above.
-        unsafe { unsigned(signed, _mm512_load_si512(codes.0.as_ptr().cast())) }
-    }
-
-    #[inline(always)]
-    fn begin(self, signed: bool, x_sum: i32) -> __m512i {
-        // SAFETY: as above.
-        unsafe {
-            match signed {
-                true => _mm512_set1_epi32(-128 * x_sum),
-                false => _mm512_setzero_si512(),
+            for i in 0..len / AT_ONCE {
+                let codes = unsigned(signed, _mm512_load_si512(codes[i].0.as_ptr().cast()));
+                for token in 0..T {
+                    let x = _mm512_set1_epi32(tokens[token].four(len, group, i));
+                    sums[token] = _mm512_dpbusd_epi32(sums[token], codes, x);
+                }
             }
+            sums
         }
-    }
-
-    #[inline(always)]
-    fn dot(self, _signed: bool, sums: __m512i, codes: __m512i, x: i32) -> __m512i {
-        // SAFETY: as above.
-        unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(x)) }
     }
 
     #[inline(always)]

@@ -1,14 +1,17 @@
 //! What products in integers take of an instruction set, and which one this processor has.
 
 #[cfg(target_arch = "aarch64")]
-use super::neon::Neon;
-use super::{activations::Block8, portable::Portable};
+use super::neon::{Neon, NeonI8mm};
+use super::{activations::Block8, panel::RowBlock, portable::Portable};
 #[cfg(target_arch = "x86_64")]
 use super::{
     avx2::{Avx2, AvxVnni},
     avx512::Avx512Vnni,
 };
-use crate::quant::{MOST_VALUES, Reader};
+use crate::{
+    cpu::simd::Lanes,
+    quant::{MOST_VALUES, Reader},
+};
 
 /// Rows of a panel, and lanes of [`Instructions::Sums`].
 pub const ROWS: usize = 16;
@@ -30,8 +33,6 @@ pub struct PanelCodes(pub [[i8; AT_ONCE]; ROWS]);
 ///
 /// `signed` says whether codes of weights may be negative; those of activations are from -127 to 127.
 pub trait Instructions: Reader {
-    /// As [`PanelCodes`], in registers.
-    type Codes: Copy;
     /// Sixteen integers.
     type Sums: Copy;
     /// Sixteen numbers.
@@ -46,17 +47,28 @@ pub trait Instructions: Reader {
     /// Asks for the cache line at an address, which need not be valid.
     fn prefetch(self, _address: *const u8) {}
 
-    /// The sums of the products of groups of `group` codes, 16 or 32. Where there are eight of them, what the upper lanes hold
-    /// is left open.
-    fn group_sums(self, group: usize, signed: bool, codes: &RowCodes, x: &Block8) -> Self::Sums;
+    /// Adds to the sum at each group's place what the group adds, as [`Self::add_scaled`] does, and [`Self::subtract_product`]
+    /// where there are minimums. Groups are of 16 or 32 values; the places behind the last one are for smaller groups.
+    fn add_block(
+        self,
+        group: usize,
+        signed: bool,
+        has_min: bool,
+        weights: &RowBlock,
+        x: &Block8,
+        places: &mut Lanes,
+    );
 
-    fn load_codes(self, signed: bool, codes: &PanelCodes) -> Self::Codes;
-
-    /// What to begin with where the codes of `x` in the group add up to `x_sum`.
-    fn begin(self, signed: bool, x_sum: i32) -> Self::Sums;
-
-    /// Adds to the sum of each row the products of its four codes and those in the bytes of `x`, the first in the lowest.
-    fn dot(self, signed: bool, sums: Self::Sums, codes: Self::Codes, x: i32) -> Self::Sums;
+    /// The sums of the products of a group of a panel, whose rows have the codes `codes`, and that of each token. It is the
+    /// group with the number `group` of those of `len` values.
+    fn panel_sums<const T: usize>(
+        self,
+        signed: bool,
+        codes: &[PanelCodes],
+        tokens: [&Block8; T],
+        len: usize,
+        group: usize,
+    ) -> [Self::Sums; T];
 
     fn splat(self, number: f32) -> Self::Floats;
 
@@ -104,6 +116,8 @@ pub enum Detected {
     Avx512Vnni(Avx512Vnni),
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(NeonI8mm),
 }
 
 impl Detected {
@@ -116,6 +130,8 @@ impl Detected {
             AvxVnni::detect().map(Self::AvxVnni),
             #[cfg(target_arch = "x86_64")]
             Avx2::detect().map(Self::Avx2),
+            #[cfg(target_arch = "aarch64")]
+            NeonI8mm::detect().map(Self::NeonI8mm),
             #[cfg(target_arch = "aarch64")]
             Neon::detect().map(Self::Neon),
             Some(Self::Portable(Portable)),
@@ -139,6 +155,8 @@ impl Detected {
             Self::Avx512Vnni(_) => "AVX-512 VNNI",
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => "NEON dot products",
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(_) => "NEON products of matrices",
         }
     }
 
@@ -154,6 +172,8 @@ impl Detected {
             Self::Avx512Vnni(instructions) => instructions.run(work),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(instructions) => instructions.run(work),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(instructions) => instructions.run(work),
         }
     }
 }

@@ -24,6 +24,8 @@ mod multiply;
 mod neon;
 mod panel;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use activations::Activations8;
 pub use instructions::Detected;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     activations::{Activations8, Block8},
-    instructions::{AT_ONCE, Detected, Instructions, ROWS, Work},
+    instructions::{Detected, Instructions, ROWS, Work},
     panel::{Panel, RowBlock},
 };
 use crate::{
@@ -15,13 +15,12 @@ use crate::{
 /// Tokens for which rows are not brought into a panel, which costs as much as multiplying them with about as many.
 const FEW: usize = 4;
 
-/// Blocks of a row that are taken apart before they are multiplied: what is read as soon as it was written, in pieces of another
-/// size, would be waited for.
-const AHEAD: usize = 8;
+/// Rows that are multiplied with one token side by side, so that one's sums are not waited for.
+const SIDE_BY_SIDE: usize = 2;
 
 /// Bytes ahead of what is read that weights are asked for: memory answers in the time that these take, and processors do not
 /// look beyond the page of 4 KiB by themselves.
-const PREFETCHED: usize = 4096;
+const PREFETCHED: usize = 16384;
 
 const CACHE_LINE: usize = 64;
 
@@ -31,7 +30,7 @@ const MOST_TOKENS: usize = 8;
 /// What a worker needs of memory.
 pub struct IntegerScratch {
     panel: Panel,
-    unpacked: [RowBlock; AHEAD],
+    unpacked: RowBlock,
 }
 
 impl IntegerScratch {
@@ -39,7 +38,7 @@ impl IntegerScratch {
     pub fn new(len: usize) -> Self {
         Self {
             panel: Panel::new(len),
-            unpacked: [const { RowBlock::ZERO }; AHEAD],
+            unpacked: RowBlock::ZERO,
         }
     }
 }
@@ -118,13 +117,17 @@ impl<Q: Quantized> Work for OfFormat<'_, Q> {
         } = self.multiply;
         let row_len = self.rows.len() / row_count;
         if tokens.len() < FEW {
-            // A format with smaller groups may have left its scales.
-            unpacked.fill(RowBlock::ZERO);
-            for row in 0..row_count {
-                let blocks = &self.rows[row * row_len..][..row_len];
+            for first in (0..row_count).step_by(SIDE_BY_SIDE) {
+                let last = row_count - 1;
+                let mut rows = [&self.rows[..0]; SIDE_BY_SIDE];
+                for i in 0..SIDE_BY_SIDE {
+                    rows[i] = &self.rows[last.min(first + i) * row_len..][..row_len];
+                }
                 for i in 0..tokens.len() {
-                    let x = x.row(tokens.start + i);
-                    results[i * row_count + row] = multiply_row(instructions, blocks, x, unpacked);
+                    let products = multiply_rows(instructions, rows, x.row(tokens.start + i));
+                    for row in first..row_count.min(first + SIDE_BY_SIDE) {
+                        results[i * row_count + row] = products[row - first];
+                    }
                 }
             }
             return;
@@ -136,7 +139,7 @@ impl<Q: Quantized> Work for OfFormat<'_, Q> {
             for row in 0..count {
                 rows[row] = &self.rows[(first + row) * row_len..][..row_len];
             }
-            panel.fill(instructions, &rows[..count], &mut unpacked[0]);
+            panel.fill(instructions, &rows[..count], unpacked);
             let mut token = 0;
             while token < tokens.len() {
                 let many = token + I::TOKENS <= tokens.len();
@@ -157,42 +160,67 @@ impl<Q: Quantized> Work for OfFormat<'_, Q> {
     }
 }
 
-/// The product of a row and a token.
+/// The products of two rows and a token.
 #[inline(always)]
-fn multiply_row<I: Instructions, Q: Quantized>(
+fn multiply_rows<I: Instructions, Q: Quantized>(
     instructions: I,
-    row: &[Q],
+    rows: [&[Q]; SIDE_BY_SIDE],
     x: &[Block8],
-    unpacked: &mut [RowBlock; AHEAD],
-) -> f32 {
-    let mut sums = instructions.splat(0.0);
-    let mut first = 0;
-    while first < x.len() {
-        let x = &x[first..x.len().min(first + AHEAD)];
-        for i in 0..x.len() {
-            let start = (first + i) * (MOST_VALUES / Q::BLOCK);
-            let end = row.len().min(start + MOST_VALUES / Q::BLOCK);
-            let ahead = row[start..].as_ptr().cast::<u8>().wrapping_add(PREFETCHED);
-            for line in 0..(MOST_VALUES / Q::BLOCK * size_of::<Q>()).div_ceil(CACHE_LINE) {
-                instructions.prefetch(ahead.wrapping_add(line * CACHE_LINE));
-            }
-            unpacked[i].unpack(instructions, &row[start..end]);
+) -> [f32; SIDE_BY_SIDE] {
+    let mut places = [Lanes::ZERO; SIDE_BY_SIDE];
+    let at_once = MOST_VALUES / Q::BLOCK;
+    let whole = rows[0].len() / at_once;
+    for block in 0..whole {
+        for row in 0..SIDE_BY_SIDE {
+            let blocks = &rows[row][block * at_once..][..at_once];
+            prefetch(instructions, blocks);
+            add_block(instructions, |i| &blocks[i], &x[block], &mut places[row]);
         }
-        for i in 0..x.len() {
-            let (unpacked, groups) = (&unpacked[i], x[i].groups(Q::GROUP));
-            let products = instructions.group_sums(Q::GROUP, Q::SIGNED, &unpacked.codes, &x[i]);
-            let scales = instructions.load(&unpacked.scales);
-            let x_scales = instructions.load(&groups.scales);
-            sums = instructions.add_scaled(sums, products, scales, x_scales);
-            if Q::HAS_MIN {
-                let mins = instructions.load(&unpacked.mins);
-                let x_sums = instructions.load(&groups.scaled_sums);
-                sums = instructions.subtract_product(sums, mins, x_sums);
-            }
-        }
-        first += x.len();
     }
-    Lanes(instructions.store(sums)).sum()
+    if Q::BLOCK < MOST_VALUES && whole < x.len() {
+        let zeros = Q::zeroed();
+        for row in 0..SIDE_BY_SIDE {
+            let blocks = &rows[row][whole * at_once..];
+            prefetch(instructions, blocks);
+            let block = |i| blocks.get(i).unwrap_or(&zeros);
+            add_block(instructions, block, &x[whole], &mut places[row]);
+        }
+    }
+    let mut products = [0.0; SIDE_BY_SIDE];
+    for row in 0..SIDE_BY_SIDE {
+        products[row] = places[row].sum();
+    }
+    products
+}
+
+#[inline(always)]
+fn prefetch<I: Instructions, Q: Quantized>(instructions: I, blocks: &[Q]) {
+    let ahead = blocks.as_ptr().cast::<u8>().wrapping_add(PREFETCHED);
+    for line in 0..size_of_val(blocks).div_ceil(CACHE_LINE) {
+        instructions.prefetch(ahead.wrapping_add(line * CACHE_LINE));
+    }
+}
+
+/// Adds what 256 values of a row add.
+#[inline(always)]
+fn add_block<'a, I: Instructions, Q: Quantized>(
+    instructions: I,
+    block: impl Fn(usize) -> &'a Q,
+    x: &Block8,
+    places: &mut Lanes,
+) {
+    // It never lies in memory: what is written to it are registers' contents, which are read as such.
+    let mut unpacked = RowBlock::ZERO;
+    let groups = Q::BLOCK / Q::GROUP;
+    for i in 0..MOST_VALUES / Q::BLOCK {
+        block(i).unpack(
+            instructions,
+            &mut unpacked.codes.0[i * Q::BLOCK..][..Q::BLOCK],
+            &mut unpacked.scales[i * groups..][..groups],
+            &mut unpacked.mins[i * groups..][..groups],
+        );
+    }
+    instructions.add_block(Q::GROUP, Q::SIGNED, Q::HAS_MIN, &unpacked, x, places);
 }
 
 /// Writes the products of a panel's rows and `T` tokens from `first` on, and returns how many these are.
@@ -214,29 +242,21 @@ fn multiply_tile<I: Instructions, Q: Quantized, const T: usize>(
         for block in 0..panel.blocks() {
             let of_rows = panel.group(Q::GROUP, group, block);
             let scales = instructions.load(of_rows.scales);
+            let mut x = [&tokens[0][block]; T];
             // Loops over tokens are so short that they are unrolled, which keeps sums in registers.
-            let mut products = [instructions.begin(false, 0); T];
             for token in 0..T {
-                let x_sum = tokens[token][block].groups(Q::GROUP).sums[group];
-                products[token] = instructions.begin(Q::SIGNED, x_sum);
+                x[token] = &tokens[token][block];
             }
-            for i in 0..Q::GROUP / AT_ONCE {
-                let codes = instructions.load_codes(Q::SIGNED, &of_rows.codes[i]);
-                for token in 0..T {
-                    let x = tokens[token][block].four(group * (Q::GROUP / AT_ONCE) + i);
-                    products[token] = instructions.dot(Q::SIGNED, products[token], codes, x);
-                }
-            }
+            let products = instructions.panel_sums(Q::SIGNED, of_rows.codes, x, Q::GROUP, group);
             for token in 0..T {
-                let x_scale = tokens[token][block].groups(Q::GROUP).scales[group];
-                let x_scale = instructions.splat(x_scale);
+                let x_scale = instructions.splat(x[token].groups(Q::GROUP).scales[group]);
                 sums[token] =
                     instructions.add_scaled(sums[token], products[token], scales, x_scale);
             }
             if Q::HAS_MIN {
                 let mins = instructions.load(of_rows.mins);
                 for token in 0..T {
-                    let x_sum = tokens[token][block].groups(Q::GROUP).scaled_sums[group];
+                    let x_sum = x[token].groups(Q::GROUP).scaled_sums[group];
                     let x_sum = instructions.splat(x_sum);
                     sums[token] = instructions.subtract_product(sums[token], mins, x_sum);
                 }

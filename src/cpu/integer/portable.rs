@@ -2,9 +2,13 @@
 
 use super::{
     activations::Block8,
-    instructions::{AT_ONCE, Instructions, PanelCodes, ROWS, RowCodes, Work},
+    instructions::{AT_ONCE, Instructions, PanelCodes, ROWS, Work},
+    panel::RowBlock,
 };
-use crate::quant::{MOST_VALUES, Reader};
+use crate::{
+    cpu::simd::Lanes,
+    quant::{MOST_VALUES, Reader},
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Portable;
@@ -12,7 +16,6 @@ pub struct Portable;
 impl Reader for Portable {}
 
 impl Instructions for Portable {
-    type Codes = PanelCodes;
     type Sums = [i32; ROWS];
     type Floats = [f32; ROWS];
 
@@ -23,33 +26,50 @@ impl Instructions for Portable {
     }
 
     #[inline(always)]
-    fn group_sums(self, group: usize, _signed: bool, codes: &RowCodes, x: &Block8) -> [i32; ROWS] {
-        let mut sums = [0; ROWS];
-        for i in 0..MOST_VALUES {
-            sums[i / group] += i32::from(codes.0[i]) * i32::from(x.codes[i]);
-        }
-        sums
-    }
-
-    #[inline(always)]
-    fn load_codes(self, _signed: bool, codes: &PanelCodes) -> PanelCodes {
-        *codes
-    }
-
-    #[inline(always)]
-    fn begin(self, _signed: bool, _x_sum: i32) -> [i32; ROWS] {
-        [0; ROWS]
-    }
-
-    #[inline(always)]
-    fn dot(self, _signed: bool, mut sums: [i32; ROWS], codes: PanelCodes, x: i32) -> [i32; ROWS] {
-        let x = x.to_le_bytes();
-        for row in 0..ROWS {
-            for i in 0..AT_ONCE {
-                sums[row] += i32::from(codes.0[row][i]) * i32::from(x[i] as i8);
+    fn add_block(
+        self,
+        group: usize,
+        _signed: bool,
+        has_min: bool,
+        weights: &RowBlock,
+        x: &Block8,
+        places: &mut Lanes,
+    ) {
+        let groups = x.groups(group);
+        for i in 0..MOST_VALUES / group {
+            let mut sum = 0;
+            for at in i * group..(i + 1) * group {
+                sum += i32::from(weights.codes.0[at]) * i32::from(x.codes[at]);
+            }
+            let place = &mut places.0[i];
+            *place = (sum as f32 * weights.scales[i]).mul_add(groups.scales[i], *place);
+            if has_min {
+                *place = (-weights.mins[i]).mul_add(groups.scaled_sums[i], *place);
             }
         }
-        sums
+    }
+
+    #[inline(always)]
+    fn panel_sums<const T: usize>(
+        self,
+        _signed: bool,
+        codes: &[PanelCodes],
+        tokens: [&Block8; T],
+        len: usize,
+        group: usize,
+    ) -> [[i32; ROWS]; T] {
+        tokens.map(|x| {
+            let mut sums = [0; ROWS];
+            for i in 0..len / AT_ONCE {
+                let x = x.four(len, group, i).to_le_bytes();
+                for row in 0..ROWS {
+                    for at in 0..AT_ONCE {
+                        sums[row] += i32::from(codes[i].0[row][at]) * i32::from(x[at] as i8);
+                    }
+                }
+            }
+            sums
+        })
     }
 
     #[inline(always)]

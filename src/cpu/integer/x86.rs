@@ -1,0 +1,135 @@
+//! What all instruction sets of x86 share: reading blocks, and products of single rows, in registers of 256 bits. These hold the
+//! eight groups of 32 among 256 values, and processors with wider ones are no slower with them.
+
+use std::arch::x86_64::*;
+
+use super::{activations::Block8, panel::RowBlock};
+use crate::{
+    cpu::simd::Lanes,
+    quant::{F16, MOST_VALUES},
+};
+
+/// Numbers of 32 bits in a register.
+pub const HALF: usize = 8;
+
+/// Bytes in a register.
+pub const BYTES: usize = 32;
+
+/// Products of unsigned and signed codes. A value exists only where the processor has AVX2, FMA and F16C, and the functions' own
+/// instructions.
+pub trait DotProducts: Copy {
+    /// What codes of weights are brought into.
+    fn prepare(self, signed: bool, codes: __m256i) -> __m256i;
+
+    /// Adds the products of four codes each.
+    fn dot(self, signed: bool, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i;
+
+    /// What the sum of products is too large by, where the activations' codes add up to `x_sums`.
+    fn excess(self, signed: bool, x_sums: __m256i) -> __m256i;
+
+    /// [`Instructions::add_block`](super::instructions::Instructions::add_block)
+    #[inline(always)]
+    fn add_block(
+        self,
+        group: usize,
+        signed: bool,
+        has_min: bool,
+        weights: &RowBlock,
+        x: &Block8,
+        places: &mut Lanes,
+    ) {
+        let groups = x.groups(group);
+        // SAFETY: the processor has the instructions, and arrays are as long as what is read.
+        unsafe {
+            // Of four codes each.
+            let mut fours = [_mm256_setzero_si256(); 8];
+            for eighth in 0..8 {
+                let codes = _mm256_load_si256(weights.codes.0[eighth * BYTES..].as_ptr().cast());
+                let x = _mm256_load_si256(x.codes[eighth * BYTES..].as_ptr().cast());
+                fours[eighth] = self.dot(signed, fours[eighth], self.prepare(signed, codes), x);
+            }
+            let sums = add_lanes(group, fours);
+            // The upper half of the lanes is for groups of 16.
+            for half in 0..MOST_VALUES / group / HALF {
+                let at = half * HALF;
+                let x_sums = _mm256_load_si256(groups.sums[at..].as_ptr().cast());
+                let sums = _mm256_sub_epi32(sums[half], self.excess(signed, x_sums));
+                let scales = _mm256_loadu_ps(weights.scales[at..].as_ptr());
+                let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scales);
+                let x_scales = _mm256_load_ps(groups.scales[at..].as_ptr());
+                let mut sums = _mm256_loadu_ps(places.0[at..].as_ptr());
+                sums = _mm256_fmadd_ps(scaled, x_scales, sums);
+                if has_min {
+                    let mins = _mm256_loadu_ps(weights.mins[at..].as_ptr());
+                    let x_sums = _mm256_load_ps(groups.scaled_sums[at..].as_ptr());
+                    sums = _mm256_fnmadd_ps(mins, x_sums, sums);
+                }
+                _mm256_storeu_ps(places.0[at..].as_mut_ptr(), sums);
+            }
+        }
+    }
+}
+
+/// The sums of groups of 16 or 32 codes, from those of four codes each. Where there are eight, the second register is zeros.
+#[inline(always)]
+unsafe fn add_lanes(group: usize, fours: [__m256i; 8]) -> [__m256i; 2] {
+    let [a, b, c, d, e, f, g, h] = fours;
+    // SAFETY: by the caller's word, the processor has AVX2.
+    unsafe {
+        let [first, last] = [add_fours([a, b, c, d]), add_fours([e, f, g, h])];
+        if group == 32 {
+            let low = _mm256_permute2x128_si256::<0x20>(first, last);
+            let high = _mm256_permute2x128_si256::<0x31>(first, last);
+            [_mm256_add_epi32(low, high), _mm256_setzero_si256()]
+        } else {
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            [
+                _mm256_permutevar8x32_epi32(first, order),
+                _mm256_permutevar8x32_epi32(last, order),
+            ]
+        }
+    }
+}
+
+/// Adds up the lanes of each half of four registers: the sums of the lower halves, in the order of the registers, then those of
+/// the upper ones.
+#[inline(always)]
+unsafe fn add_fours([a, b, c, d]: [__m256i; 4]) -> __m256i {
+    // SAFETY: by the caller's word, the processor has AVX2.
+    unsafe {
+        let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+        _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd))
+    }
+}
+
+/// [`Reader::to_f32`](crate::quant::Reader::to_f32)
+///
+/// # Safety
+///
+/// The processor has F16C.
+#[inline(always)]
+pub unsafe fn to_f32(half: F16) -> f32 {
+    // SAFETY: by the caller's word.
+    unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half.to_bits().into()))) }
+}
+
+/// [`Reader::look_up`](crate::quant::Reader::look_up)
+///
+/// # Safety
+///
+/// The processor has AVX.
+#[inline(always)]
+pub unsafe fn look_up(table: &[i8; 16], indexes: [u8; 16]) -> [i8; 16] {
+    let mut entries = [0; 16];
+    // SAFETY: by the caller's word, and arrays are as long as what is read and written.
+    unsafe {
+        let table = _mm_loadu_si128(table.as_ptr().cast());
+        let indexes = _mm_loadu_si128(indexes.as_ptr().cast());
+        _mm_storeu_si128(
+            entries.as_mut_ptr().cast(),
+            _mm_shuffle_epi8(table, indexes),
+        );
+    }
+    entries
+}
