@@ -52,7 +52,7 @@ struct Args {
     /// In the known way, which reads a text for each question, ask only the first of each so many of a text
     #[arg(long, default_value = "1")]
     known_every: NonZero<usize>,
-    /// 0: one per core
+    /// 0: one for each core
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// Ask without the file's chat template

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Compute {
     pub device: Device,
-    /// Worker threads on the CPU; 0: one per core.
+    /// Worker threads on the CPU; 0: one for each core.
     pub threads: usize,
     /// Likewise.
     pub arithmetic: Arithmetic,

@@ -4,6 +4,7 @@
 //! every number of threads, every instruction set and every way of cutting a prompt into chunks.
 
 mod attention;
+mod cores;
 mod elementwise;
 mod eviction;
 mod forward;
@@ -63,7 +64,7 @@ pub enum Arithmetic {
 /// How to compute.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Workers; 0: one per core.
+    /// Workers; 0: as many as are sensible, which is one for each core.
     pub threads: usize,
     pub kv: KvOptions,
     pub arithmetic: Arithmetic,

@@ -1,10 +1,10 @@
 //! What kernels run on, in words.
 
-use std::{env::consts::ARCH, thread};
+use std::env::consts::ARCH;
 
 use sysinfo::{CpuRefreshKind, RefreshKind, System};
 
-use super::{integer::Detected, simd::VectorInstructions};
+use super::{cores::default_threads, integer::Detected, simd::VectorInstructions};
 
 /// The processor and some of its threads, such as `AMD EPYC, 2 threads`.
 pub fn describe(threads: usize) -> String {
@@ -12,13 +12,12 @@ pub fn describe(threads: usize) -> String {
     format!("{}, {threads} thread{plural}", name())
 }
 
-/// Every thread that this process may use and the vector instructions, such as `AMD EPYC, 2 threads, AVX-512, products in 8
+/// The processor with the threads that compute by default, and the vector instructions, such as `AMD EPYC, 2 threads, AVX-512, products in 8
 /// bits: AVX-512 VNNI`.
 pub fn describe_all() -> String {
-    let threads = thread::available_parallelism().map_or(1, usize::from);
     format!(
         "{}, {}, products in 8 bits: {}",
-        describe(threads),
+        describe(default_threads()),
         VectorInstructions::available().name(),
         Detected::best().name()
     )

@@ -21,6 +21,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::cores::default_threads;
+
 /// How often a thread looks before it lets others have its core, and how often it does that before it sleeps.
 const SPINS: usize = 1000;
 const YIELDS: usize = 16;
@@ -44,10 +46,10 @@ pub struct Workers<S> {
 struct Next(AtomicUsize);
 
 impl<S: Send> Workers<S> {
-    /// `threads` workers (0: one per core), each with what `scratch` makes.
+    /// `threads` workers (0: one for each core), each with what `scratch` makes.
     pub fn new(threads: usize, scratch: impl Fn() -> Result<S>) -> Result<Self> {
         let count = match threads {
-            0 => thread::available_parallelism().map_or(1, usize::from),
+            0 => default_threads(),
             threads => threads,
         };
         let scratch = (0..count).map(|_| scratch().map(Mutex::new));

@@ -39,7 +39,7 @@ pub struct MachineArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
 
-    /// Threads to compute with on the CPU [default: one per core]
+    /// Threads to compute with on the CPU [default: one per core, of those built for speed]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = thread_count, hide_short_help = true)]
     pub threads: Option<usize>,
 
