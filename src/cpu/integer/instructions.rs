@@ -44,7 +44,8 @@ pub trait Instructions: Reader {
     /// Calls `work` where the compiler may use these instructions.
     fn run<W: Work>(self, work: W) -> W::Output;
 
-    /// Asks for the cache line at an address, which need not be valid.
+    /// Asks for the cache line at an address, which need not be valid, into the second-level cache: the first can wait for too
+    /// few at a time to keep memory busy.
     fn prefetch(self, _address: *const u8) {}
 
     /// Adds to the sum at each group's place what the group adds, as [`Self::add_scaled`] does, and [`Self::subtract_product`]

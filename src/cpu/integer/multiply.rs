@@ -18,8 +18,8 @@ const FEW: usize = 4;
 /// Rows that are multiplied with one token side by side, so that one's sums are not waited for.
 const SIDE_BY_SIDE: usize = 2;
 
-/// Bytes ahead of what is read that weights are asked for: memory answers in the time that these take, and processors do not
-/// look beyond the page of 4 KiB by themselves.
+/// Bytes ahead of what is read that weights are asked for: memory answers in the time that these take. Processors by themselves
+/// look less far, and not beyond a page of 4 KiB.
 const PREFETCHED: usize = 16384;
 
 const CACHE_LINE: usize = 64;
