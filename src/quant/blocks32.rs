@@ -86,7 +86,7 @@ impl Quantized for Q5_0 {
         _mins: &mut [f32],
     ) {
         scales[0] = reader.to_f32(self.scale);
-        five_bits(&self.quants, self.fifth_bits, 16, codes);
+        five_bits(reader, &self.quants, self.fifth_bits, 16, codes);
     }
 }
 
@@ -111,7 +111,7 @@ impl Quantized for Q5_1 {
     #[inline(always)]
     fn unpack<R: Reader>(&self, reader: R, codes: &mut [i8], scales: &mut [f32], mins: &mut [f32]) {
         (scales[0], mins[0]) = (reader.to_f32(self.scale), -reader.to_f32(self.min));
-        five_bits(&self.quants, self.fifth_bits, 0, codes);
+        five_bits(reader, &self.quants, self.fifth_bits, 0, codes);
     }
 }
 
@@ -130,25 +130,23 @@ fn four_bits(quants: &[u8; LEN / 2], offset: u8, codes: &mut [i8]) {
 
 /// Writes quants of five bits, less `offset`.
 #[inline(always)]
-fn five_bits(quants: &[u8; LEN / 2], fifth_bits: [u8; LEN / 8], offset: u8, codes: &mut [i8]) {
+fn five_bits(
+    reader: impl Reader,
+    quants: &[u8; LEN / 2],
+    fifth_bits: [u8; LEN / 8],
+    offset: u8,
+    codes: &mut [i8],
+) {
     let quants: [u64; 2] = words(quants);
     let low = [quants[0] & eight(15), quants[1] & eight(15)];
     let high = [quants[0] >> 4 & eight(15), quants[1] >> 4 & eight(15)];
-    let fifth = fifth_bits.map(sixteens);
+    let fifth = reader.ones(fifth_bits).map(|ones| ones << 4);
     put([low[0] | fifth[0], low[1] | fifth[1]], offset, codes);
     put(
         [high[0] | fifth[2], high[1] | fifth[3]],
         offset,
         &mut codes[LEN / 2..],
     );
-}
-
-/// Eight bytes of 16 where the bit is 1, the lowest first, and 0 where it is 0.
-#[inline(always)]
-fn sixteens(bits: u8) -> u64 {
-    // Each byte keeps one bit of its own, which the sum carries to the byte's highest place.
-    let own = eight(bits) & u64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128]);
-    (own + eight(127)) >> 3 & eight(16)
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]

@@ -5,7 +5,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Quantized, Reader, codebook_points as points, float::F16, nibble, vectorize_inside};
+use super::{
+    Quantized, Reader, codebook_points as points, float::F16, nibble, put, vectorize_inside,
+};
 
 const LEN: usize = 256;
 
@@ -36,15 +38,17 @@ const fn codebook<const COORDINATES: usize, const POINTS: usize>(
     codebook
 }
 
-/// Writes the point, negated where the coordinate's bit of `signs` is 1.
+/// Writes four points, negated where the coordinate's bit of `signs` is 1.
 #[inline(always)]
-fn signed(point: &[i8; 8], signs: u8, codes: &mut [i8]) {
-    vectorize_inside();
-    let codes = &mut codes[..8];
-    for i in 0..8 {
-        let negative = -((signs >> i & 1) as i8);
-        codes[i] = (point[i] ^ negative) - negative;
+fn put_signed(reader: impl Reader, points: [[i8; 8]; 4], signs: [u8; 4], codes: &mut [i8]) {
+    let points: [u64; 4] = bytemuck::cast(points);
+    let ones = reader.ones(signs);
+    let mut words = [0; 4];
+    for i in 0..4 {
+        // No coordinate is zero, whose negation would reach into the next.
+        words[i] = (points[i] ^ (ones[i] * 255)) + ones[i];
     }
+    put(words, 0, codes);
 }
 
 /// Signs of eight values, of which seven are stored: the number of minus signs is even.
@@ -108,11 +112,8 @@ impl Quantized for IQ2_XXS {
             } = &self.groups[group];
             let (signs, group_scale) = signs_and_scale.unpack();
             scales[group] = scale * group_scale * 0.25;
-            for i in 0..codes.len() / 8 {
-                let codes = &mut codes[i * 8..][..8];
-                let point = &IQ2_XXS_CODEBOOK[usize::from(points[i])];
-                signed(point, signs[i], codes);
-            }
+            let points = points.map(|point| IQ2_XXS_CODEBOOK[usize::from(point)]);
+            put_signed(reader, points, signs, codes);
         }
     }
 }
@@ -148,11 +149,12 @@ impl Quantized for IQ2_XS {
         for group in 0..LEN / 16 {
             scales[group] = scale * (0.5 + f32::from(nibble(&self.group_scales, group))) * 0.25;
         }
-        for i in 0..codes.len() / 8 {
-            let codes = &mut codes[i * 8..][..8];
-            let point_and_signs = u16::from_le_bytes(self.points_and_signs[i]);
-            let point = &IQ2_XS_CODEBOOK[usize::from(point_and_signs & 511)];
-            signed(point, even_signs(u32::from(point_and_signs >> 9)), codes);
+        for i in 0..LEN / 32 {
+            let four: &[[u8; 2]; 4] = self.points_and_signs[i * 4..].first_chunk().expect("four");
+            let four = four.map(u16::from_le_bytes);
+            let points = four.map(|both| IQ2_XS_CODEBOOK[usize::from(both & 511)]);
+            let signs = four.map(|both| even_signs(u32::from(both >> 9)));
+            put_signed(reader, points, signs, &mut codes[i * 32..]);
         }
     }
 }
@@ -190,11 +192,13 @@ impl Quantized for IQ2_S {
         for group in 0..LEN / 16 {
             scales[group] = scale * (0.5 + f32::from(nibble(&self.group_scales, group))) * 0.25;
         }
-        for i in 0..codes.len() / 8 {
-            let codes = &mut codes[i * 8..][..8];
-            let high = usize::from(self.points_high[i / 4] >> (i % 4 * 2) & 3);
-            let point = &IQ2_S_CODEBOOK[usize::from(self.points[i]) | high << 8];
-            signed(point, self.signs[i], codes);
+        for i in 0..LEN / 32 {
+            let points = [0, 1, 2, 3].map(|point| {
+                let high = usize::from(self.points_high[i] >> (point * 2) & 3);
+                IQ2_S_CODEBOOK[usize::from(self.points[i * 4 + point]) | high << 8]
+            });
+            let signs = *self.signs[i * 4..].first_chunk().expect("four");
+            put_signed(reader, points, signs, &mut codes[i * 32..]);
         }
     }
 }
@@ -229,13 +233,9 @@ impl Quantized for IQ3_XXS {
             let codes = &mut codes[group * 32..][..32];
             let (signs, group_scale) = self.groups[group].unpack();
             scales[group] = scale * group_scale * 0.5;
-            for i in 0..codes.len() / 8 {
-                let codes = &mut codes[i * 8..][..8];
-                let pair = [0, 1].map(|half| {
-                    IQ3_XXS_CODEBOOK[usize::from(self.points[group * 8 + i * 2 + half])]
-                });
-                signed(&bytemuck::cast(pair), signs[i], codes);
-            }
+            let points: &[u8; 8] = self.points[group * 8..].first_chunk().expect("eight");
+            let points = points.map(|point| IQ3_XXS_CODEBOOK[usize::from(point)]);
+            put_signed(reader, bytemuck::cast(points), signs, codes);
         }
     }
 }
@@ -273,13 +273,13 @@ impl Quantized for IQ3_S {
         for group in 0..LEN / 32 {
             scales[group] = scale * f32::from(1 + 2 * nibble(&self.group_scales, group));
         }
-        for i in 0..codes.len() / 8 {
-            let codes = &mut codes[i * 8..][..8];
-            let pair = [0, 1].map(|half| {
-                let high = usize::from(self.points_high[i / 4] >> (i % 4 * 2 + half) & 1);
-                IQ3_S_CODEBOOK[usize::from(self.points[i * 2 + half]) | high << 8]
+        for i in 0..LEN / 32 {
+            let points = [0, 1, 2, 3, 4, 5, 6, 7].map(|point| {
+                let high = usize::from(self.points_high[i] >> point & 1);
+                IQ3_S_CODEBOOK[usize::from(self.points[i * 8 + point]) | high << 8]
             });
-            signed(&bytemuck::cast(pair), self.signs[i], codes);
+            let signs = *self.signs[i * 4..].first_chunk().expect("four");
+            put_signed(reader, bytemuck::cast(points), signs, &mut codes[i * 32..]);
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Quantized, Reader, eight, float::F16, put, words};
+use super::{Quantized, Reader, eight, float::F16, put, vectorize_inside, words};
 
 const LEN: usize = 256;
 
@@ -65,12 +65,18 @@ pub struct Q3_K {
 const _: () = assert!(size_of::<Q3_K>() == 110);
 
 impl Q3_K {
-    /// Low four bits: two to a byte in the first eight bytes. High two bits: four to a byte in the last four.
+    /// Low four bits: two to a byte in the first eight bytes. High two bits: four to a byte in the last four. Four bytes are
+    /// worked on at a time.
     #[inline(always)]
-    fn group_scale(&self, group: usize) -> i32 {
-        let low = self.group_scales[group % 8] >> (group / 8 * 4) & 15;
-        let high = self.group_scales[8 + group % 4] >> (group / 4 * 2) & 3;
-        i32::from(low | high << 4) - 32
+    fn group_scales(&self) -> [u8; LEN / 16] {
+        let [a, b, high] = bytemuck::cast::<_, [[u8; 4]; 3]>(self.group_scales);
+        let [a, b, high] = [a, b, high].map(u32::from_le_bytes);
+        let mut scales = [[0; 4]; 4];
+        for i in 0..4 {
+            let low = [a, b][i % 2] >> (i / 2 * 4) & 0x0f0f_0f0f;
+            scales[i] = (low | (high >> (i * 2) & 0x0303_0303) << 4).to_le_bytes();
+        }
+        bytemuck::cast(scales)
     }
 }
 
@@ -89,11 +95,13 @@ impl Quantized for Q3_K {
         _mins: &mut [f32],
     ) {
         let scale = reader.to_f32(self.scale);
+        let group_scales = self.group_scales();
         for group in 0..LEN / 16 {
-            scales[group] = scale * self.group_scale(group) as f32;
+            scales[group] = scale * (i32::from(group_scales[group]) - 32) as f32;
         }
         let third_bits: [u64; 4] = words(&self.third_bits);
         for i in 0..LEN / 32 {
+            vectorize_inside();
             let mut quants = two_bits(&self.quants, i);
             for (quant, third) in quants.iter_mut().zip(third_bits) {
                 *quant |= (third >> i & eight(1)) << 2;
@@ -127,6 +135,7 @@ impl Quantized for Q4_K {
         let (scale, min) = (reader.to_f32(self.scale), reader.to_f32(self.min));
         self.group_scales.unpack(scale, min, scales, mins);
         for pair in 0..LEN / 64 {
+            vectorize_inside();
             let quants: [u64; 4] = words(&self.quants[pair * 32..]);
             put(low_halves(quants), 0, &mut codes[pair * 64..]);
             put(high_halves(quants), 0, &mut codes[pair * 64 + 32..]);
@@ -206,6 +215,7 @@ impl Quantized for Q5_K {
         self.group_scales.unpack(scale, min, scales, mins);
         let fifth_bits: [u64; 4] = words(&self.fifth_bits);
         for pair in 0..LEN / 64 {
+            vectorize_inside();
             let quants: [u64; 4] = words(&self.quants[pair * 32..]);
             let (mut low, mut high) = (low_halves(quants), high_halves(quants));
             for i in 0..4 {
@@ -255,6 +265,7 @@ impl Quantized for Q6_K {
             let high_bits: [u64; 4] = words(&self.high_bits[half * 32..]);
             let low_bits = [0, 1].map(|i| words(&self.low_bits[half * 64 + i * 32..]));
             for quarter in 0..4 {
+                vectorize_inside();
                 let low_bits = low_bits[quarter % 2];
                 let mut quants = if quarter < 2 {
                     low_halves(low_bits)

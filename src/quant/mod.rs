@@ -61,6 +61,12 @@ pub trait Reader: Copy {
         half.to_f32()
     }
 
+    /// Eight bytes for each of `bits`: 1 where the bit is 1, the lowest first, and 0 where it is 0.
+    #[inline(always)]
+    fn ones(self, bits: [u8; 4]) -> [u64; 4] {
+        bits.map(ones)
+    }
+
     /// The entries of a table at `indexes`, each below 16.
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], indexes: [u8; 16]) -> [i8; 16] {
@@ -111,8 +117,8 @@ impl<Q: Quantized> Block for Q {
     }
 }
 
-/// Called in a loop around a short loop over values that lie together. LLVM would otherwise unroll the inner loop and
-/// vectorize the outer one, gathering single values from many places: ten times slower.
+/// Called in a loop around a short loop over values that lie together. LLVM would otherwise unroll the inner loop, or both, and
+/// vectorize across the outer one, gathering single values from many places: up to ten times slower.
 #[inline(always)]
 pub(crate) fn vectorize_inside() {
     std::hint::black_box(());
@@ -127,6 +133,14 @@ fn words<const N: usize>(bytes: &[u8]) -> [u64; N] {
 /// A word of eight times the same byte.
 const fn eight(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
+}
+
+/// [`Reader::ones`] of eight bits.
+#[inline(always)]
+fn ones(bits: u8) -> u64 {
+    // Each byte keeps one bit of its own, which the sum carries to the byte's highest place.
+    let own = eight(bits) & u64::from_ne_bytes([1, 2, 4, 8, 16, 32, 64, 128]);
+    (own + eight(127)) >> 7 & eight(1)
 }
 
 /// Writes codes, which are `bytes` below 128 less `offset`.

@@ -25,7 +25,7 @@ pub struct Avx2(());
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AvxVnni(());
 
-/// What panels are multiplied with, in two registers.
+/// Those that multiply panels in two registers.
 trait HalfWidth: DotProducts {
     fn run<W: Work>(self, work: W) -> W::Output;
 }
@@ -101,31 +101,9 @@ impl HalfWidth for AvxVnni {
 
 impl DotProducts for AvxVnni {
     #[inline(always)]
-    fn prepare(self, signed: bool, codes: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe {
-            match signed {
-                true => _mm256_xor_si256(codes, _mm256_set1_epi8(i8::MIN)),
-                false => codes,
-            }
-        }
-    }
-
-    #[inline(always)]
     fn dot(self, _signed: bool, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_dpbusd_avx_epi32(sums, codes, x) }
-    }
-
-    #[inline(always)]
-    fn excess(self, signed: bool, x_sums: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe {
-            match signed {
-                true => _mm256_slli_epi32::<7>(x_sums),
-                false => _mm256_setzero_si256(),
-            }
-        }
     }
 }
 
@@ -134,6 +112,12 @@ impl<D: HalfWidth> Reader for D {
     fn to_f32(self, half: F16) -> f32 {
         // SAFETY: as above.
         unsafe { x86::to_f32(half) }
+    }
+
+    #[inline(always)]
+    fn ones(self, bits: [u8; 4]) -> [u64; 4] {
+        // SAFETY: the processor has AVX2.
+        unsafe { x86::ones(bits) }
     }
 
     #[inline(always)]

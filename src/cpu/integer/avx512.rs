@@ -57,6 +57,12 @@ impl Reader for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn ones(self, bits: [u8; 4]) -> [u64; 4] {
+        // SAFETY: the processor has AVX2.
+        unsafe { x86::ones(bits) }
+    }
+
+    #[inline(always)]
     fn look_up(self, table: &[i8; 16], indexes: [u8; 16]) -> [i8; 16] {
         // SAFETY: the processor has AVX.
         unsafe { x86::look_up(table, indexes) }
@@ -65,31 +71,9 @@ impl Reader for Avx512Vnni {
 
 impl DotProducts for Avx512Vnni {
     #[inline(always)]
-    fn prepare(self, signed: bool, codes: __m256i) -> __m256i {
-        // SAFETY: the processor has AVX2.
-        unsafe {
-            match signed {
-                true => _mm256_xor_si256(codes, _mm256_set1_epi8(i8::MIN)),
-                false => codes,
-            }
-        }
-    }
-
-    #[inline(always)]
     fn dot(self, _signed: bool, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
         // SAFETY: the processor has AVX-512 VNNI and VL.
         unsafe { _mm256_dpbusd_epi32(sums, codes, x) }
-    }
-
-    #[inline(always)]
-    fn excess(self, signed: bool, x_sums: __m256i) -> __m256i {
-        // SAFETY: the processor has AVX2.
-        unsafe {
-            match signed {
-                true => _mm256_slli_epi32::<7>(x_sums),
-                false => _mm256_setzero_si256(),
-            }
-        }
     }
 }
 

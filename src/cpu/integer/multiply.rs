@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     cpu::simd::Lanes,
-    quant::{MOST_GROUPS, MOST_VALUES, Quantized, QuantizedVisitor, TensorType},
+    quant::{MOST_GROUPS, MOST_VALUES, Quantized, QuantizedVisitor, TensorType, vectorize_inside},
 };
 
 /// Tokens for which rows are not brought into a panel, which costs as much as multiplying them with about as many.
@@ -213,6 +213,7 @@ fn add_block<'a, I: Instructions, Q: Quantized>(
     let mut unpacked = RowBlock::ZERO;
     let groups = Q::BLOCK / Q::GROUP;
     for i in 0..MOST_VALUES / Q::BLOCK {
+        vectorize_inside();
         block(i).unpack(
             instructions,
             &mut unpacked.codes.0[i * Q::BLOCK..][..Q::BLOCK],

@@ -18,14 +18,32 @@ pub const BYTES: usize = 32;
 /// Products of unsigned and signed codes. A value exists only where the processor has AVX2, FMA and F16C, and the functions' own
 /// instructions.
 pub trait DotProducts: Copy {
-    /// What codes of weights are brought into.
-    fn prepare(self, signed: bool, codes: __m256i) -> __m256i;
+    /// What codes of weights are brought into: here 128 is added to those that may be negative.
+    #[inline(always)]
+    fn prepare(self, signed: bool, codes: __m256i) -> __m256i {
+        // SAFETY: the processor has AVX2.
+        unsafe {
+            match signed {
+                true => _mm256_xor_si256(codes, _mm256_set1_epi8(i8::MIN)),
+                false => codes,
+            }
+        }
+    }
 
     /// Adds the products of four codes each.
     fn dot(self, signed: bool, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i;
 
     /// What the sum of products is too large by, where the activations' codes add up to `x_sums`.
-    fn excess(self, signed: bool, x_sums: __m256i) -> __m256i;
+    #[inline(always)]
+    fn excess(self, signed: bool, x_sums: __m256i) -> __m256i {
+        // SAFETY: the processor has AVX2.
+        unsafe {
+            match signed {
+                true => _mm256_slli_epi32::<7>(x_sums),
+                false => _mm256_setzero_si256(),
+            }
+        }
+    }
 
     /// [`Instructions::add_block`](super::instructions::Instructions::add_block)
     #[inline(always)]
@@ -112,6 +130,31 @@ unsafe fn add_fours([a, b, c, d]: [__m256i; 4]) -> __m256i {
 pub unsafe fn to_f32(half: F16) -> f32 {
     // SAFETY: by the caller's word.
     unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half.to_bits().into()))) }
+}
+
+/// [`Reader::ones`](crate::quant::Reader::ones)
+///
+/// # Safety
+///
+/// The processor has AVX2.
+#[inline(always)]
+pub unsafe fn ones(bits: [u8; 4]) -> [u64; 4] {
+    let mut ones = [0; 4];
+    // SAFETY: by the caller's word, and the array is as long as what is written.
+    unsafe {
+        let bits = _mm256_set1_epi32(i32::from_le_bytes(bits));
+        let order = _mm256_setr_epi64x(
+            0,
+            0x0101_0101_0101_0101,
+            0x0202_0202_0202_0202,
+            0x0303_0303_0303_0303,
+        );
+        let own = _mm256_set1_epi64x(i64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128]));
+        let bits = _mm256_and_si256(_mm256_shuffle_epi8(bits, order), own);
+        let is_set = _mm256_cmpeq_epi8(bits, own);
+        _mm256_storeu_si256(ones.as_mut_ptr().cast(), _mm256_abs_epi8(is_set));
+    }
+    ones
 }
 
 /// [`Reader::look_up`](crate::quant::Reader::look_up)
