@@ -36,6 +36,10 @@ impl Mapping {
         // SAFETY: the mapping is private and read-only. What is left is the limit that every mapping has: someone else
         // who changes the file meanwhile changes what is read, and where they truncate it, touching it raises SIGBUS.
         let bytes = unsafe { Mmap::map(file)? };
+        // What is not in memory yet is read in large pages where the system has them: faster, and faster to compute with from
+        // then on. A hint, which systems without such pages refuse.
+        #[cfg(target_os = "linux")]
+        let _ = bytes.advise(memmap2::Advice::HugePage);
         let start = bytes.as_ptr() as usize;
         let mut entry = Box::new(Entry {
             start,
