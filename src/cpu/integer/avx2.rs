@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     cpu::simd::Lanes,
-    quant::{F16, Reader},
+    quant::{F16, Quantized, Reader},
 };
 
 /// The processor has AVX2, FMA and F16C.
@@ -145,47 +145,37 @@ impl<D: HalfWidth> Instructions for D {
     }
 
     #[inline(always)]
-    fn add_block(
-        self,
-        group: usize,
-        signed: bool,
-        has_min: bool,
-        weights: &RowBlock,
-        x: &Block8,
-        places: &mut Lanes,
-    ) {
-        DotProducts::add_block(self, group, signed, has_min, weights, x, places);
+    fn add_block<Q: Quantized>(self, weights: &RowBlock, x: &Block8, places: &mut Lanes) {
+        DotProducts::add_block::<Q>(self, weights, x, places);
     }
 
     #[inline(always)]
-    fn panel_sums<const T: usize>(
+    fn panel_sums<Q: Quantized, const T: usize>(
         self,
-        signed: bool,
         codes: &[PanelCodes],
         tokens: [&Block8; T],
-        len: usize,
         group: usize,
     ) -> [[__m256i; 2]; T] {
         // SAFETY: as above.
         unsafe {
             let mut sums = [[_mm256_setzero_si256(); 2]; T];
             for token in 0..T {
-                let x_sum = _mm256_set1_epi32(tokens[token].groups(len).sums[group]);
-                let excess = self.excess(signed, x_sum);
+                let x_sum = _mm256_set1_epi32(tokens[token].groups(Q::GROUP).sums[group]);
+                let excess = self.excess(Q::SIGNED, x_sum);
                 sums[token] = [_mm256_sub_epi32(_mm256_setzero_si256(), excess); 2];
             }
-            for i in 0..len / AT_ONCE {
+            for i in 0..Q::GROUP / AT_ONCE {
                 let halves: &[[i8; BYTES]; 2] = bytemuck::must_cast_ref(&codes[i].0);
                 let mut codes = [_mm256_setzero_si256(); 2];
                 for half in 0..2 {
                     let loaded = _mm256_load_si256(halves[half].as_ptr().cast());
-                    codes[half] = self.prepare(signed, loaded);
+                    codes[half] = self.prepare(Q::SIGNED, loaded);
                 }
                 for token in 0..T {
-                    let x = _mm256_set1_epi32(tokens[token].four(len, group, i));
+                    let x = _mm256_set1_epi32(tokens[token].four(Q::GROUP, group, i));
                     for half in 0..2 {
                         let sum = &mut sums[token][half];
-                        *sum = self.dot(signed, *sum, codes[half], x);
+                        *sum = self.dot(Q::SIGNED, *sum, codes[half], x);
                     }
                 }
             }

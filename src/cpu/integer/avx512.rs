@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cpu::simd::Lanes,
-    quant::{F16, Reader},
+    quant::{F16, Quantized, Reader},
 };
 
 /// The processor has AVX-512 with VNNI.
@@ -98,40 +98,30 @@ impl Instructions for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn add_block(
-        self,
-        group: usize,
-        signed: bool,
-        has_min: bool,
-        weights: &RowBlock,
-        x: &Block8,
-        places: &mut Lanes,
-    ) {
-        DotProducts::add_block(self, group, signed, has_min, weights, x, places);
+    fn add_block<Q: Quantized>(self, weights: &RowBlock, x: &Block8, places: &mut Lanes) {
+        DotProducts::add_block::<Q>(self, weights, x, places);
     }
 
     #[inline(always)]
-    fn panel_sums<const T: usize>(
+    fn panel_sums<Q: Quantized, const T: usize>(
         self,
-        signed: bool,
         codes: &[PanelCodes],
         tokens: [&Block8; T],
-        len: usize,
         group: usize,
     ) -> [__m512i; T] {
         // SAFETY: as above.
         unsafe {
             let mut sums = [_mm512_setzero_si512(); T];
-            if signed {
+            if Q::SIGNED {
                 for token in 0..T {
-                    let excess = 128 * tokens[token].groups(len).sums[group];
+                    let excess = 128 * tokens[token].groups(Q::GROUP).sums[group];
                     sums[token] = _mm512_set1_epi32(-excess);
                 }
             }
-            for i in 0..len / AT_ONCE {
-                let codes = unsigned(signed, _mm512_load_si512(codes[i].0.as_ptr().cast()));
+            for i in 0..Q::GROUP / AT_ONCE {
+                let codes = unsigned(Q::SIGNED, _mm512_load_si512(codes[i].0.as_ptr().cast()));
                 for token in 0..T {
-                    let x = _mm512_set1_epi32(tokens[token].four(len, group, i));
+                    let x = _mm512_set1_epi32(tokens[token].four(Q::GROUP, group, i));
                     sums[token] = _mm512_dpbusd_epi32(sums[token], codes, x);
                 }
             }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cpu::simd::Lanes,
-    quant::{MOST_VALUES, Reader},
+    quant::{MOST_VALUES, Quantized, Reader},
 };
 
 /// Rows of a panel, and lanes of [`Instructions::Sums`].
@@ -29,9 +29,8 @@ pub struct RowCodes(pub [i8; MOST_VALUES]);
 #[repr(C, align(64))]
 pub struct PanelCodes(pub [[i8; AT_ONCE]; ROWS]);
 
-/// An instruction set. A value of such a type exists only where the processor has it.
-///
-/// `signed` says whether codes of weights may be negative; those of activations are from -127 to 127.
+/// An instruction set. A value of such a type exists only where the processor has it. `Q` is the format of the weights; codes of
+/// activations are from -127 to 127.
 pub trait Instructions: Reader {
     /// Sixteen integers.
     type Sums: Copy;
@@ -49,25 +48,15 @@ pub trait Instructions: Reader {
     fn prefetch(self, _address: *const u8) {}
 
     /// Adds to the sum at each group's place what the group adds, as [`Self::add_scaled`] does, and [`Self::subtract_product`]
-    /// where there are minimums. Groups are of 16 or 32 values; the places behind the last one are for smaller groups.
-    fn add_block(
-        self,
-        group: usize,
-        signed: bool,
-        has_min: bool,
-        weights: &RowBlock,
-        x: &Block8,
-        places: &mut Lanes,
-    );
+    /// where there are minimums. The places behind the last group are for smaller ones.
+    fn add_block<Q: Quantized>(self, weights: &RowBlock, x: &Block8, places: &mut Lanes);
 
-    /// The sums of the products of a group of a panel, whose rows have the codes `codes`, and that of each token. It is the
-    /// group with the number `group` of those of `len` values.
-    fn panel_sums<const T: usize>(
+    /// The sums of the products of a group of a panel, whose rows have the codes `codes`, and that of each token: the one with
+    /// the number `group`.
+    fn panel_sums<Q: Quantized, const T: usize>(
         self,
-        signed: bool,
         codes: &[PanelCodes],
         tokens: [&Block8; T],
-        len: usize,
         group: usize,
     ) -> [Self::Sums; T];
 

@@ -221,7 +221,7 @@ fn add_block<'a, I: Instructions, Q: Quantized>(
             &mut unpacked.mins[i * groups..][..groups],
         );
     }
-    instructions.add_block(Q::GROUP, Q::SIGNED, Q::HAS_MIN, &unpacked, x, places);
+    instructions.add_block::<Q>(&unpacked, x, places);
 }
 
 /// Writes the products of a panel's rows and `T` tokens from `first` on, and returns how many these are.
@@ -248,7 +248,7 @@ fn multiply_tile<I: Instructions, Q: Quantized, const T: usize>(
             for token in 0..T {
                 x[token] = &tokens[token][block];
             }
-            let products = instructions.panel_sums(Q::SIGNED, of_rows.codes, x, Q::GROUP, group);
+            let products = instructions.panel_sums::<Q, T>(of_rows.codes, x, group);
             for token in 0..T {
                 let x_scale = instructions.splat(x[token].groups(Q::GROUP).scales[group]);
                 sums[token] =

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cpu::simd::Lanes,
-    quant::{MOST_VALUES, Reader},
+    quant::{MOST_VALUES, Quantized, Reader},
 };
 
 /// The processor has NEON with dot products.
@@ -32,11 +32,10 @@ trait PanelProducts: Copy {
     fn run<W: Work>(self, work: W) -> W::Output;
 
     /// [`Instructions::panel_sums`]
-    fn panel_sums<const T: usize>(
+    fn panel_sums<Q: Quantized, const T: usize>(
         self,
         codes: &[PanelCodes],
         tokens: [&Block8; T],
-        len: usize,
         group: usize,
     ) -> [[int32x4_t; 4]; T];
 }
@@ -124,19 +123,18 @@ impl PanelProducts for Neon {
     }
 
     #[inline(always)]
-    fn panel_sums<const T: usize>(
+    fn panel_sums<Q: Quantized, const T: usize>(
         self,
         codes: &[PanelCodes],
         tokens: [&Block8; T],
-        len: usize,
         group: usize,
     ) -> [[int32x4_t; 4]; T] {
         // SAFETY: as above.
         unsafe {
             let mut sums = [[vdupq_n_s32(0); 4]; T];
-            for i in 0..len / AT_ONCE {
+            for i in 0..Q::GROUP / AT_ONCE {
                 for token in 0..T {
-                    let x = vdupq_n_s32(tokens[token].four(len, group, i));
+                    let x = vdupq_n_s32(tokens[token].four(Q::GROUP, group, i));
                     for quarter in 0..4 {
                         let codes = vld1q_s8(quarters(&codes[i])[quarter].as_ptr());
                         let sums = &mut sums[token][quarter];
@@ -157,11 +155,10 @@ impl PanelProducts for NeonI8mm {
     }
 
     #[inline(always)]
-    fn panel_sums<const T: usize>(
+    fn panel_sums<Q: Quantized, const T: usize>(
         self,
         codes: &[PanelCodes],
         tokens: [&Block8; T],
-        len: usize,
         group: usize,
     ) -> [[int32x4_t; 4]; T] {
         // SAFETY: as above.
@@ -172,8 +169,8 @@ impl PanelProducts for NeonI8mm {
                 let second = (first + 1).min(T - 1);
                 // Two rows with two tokens: the first row with the first and second token, then the second row.
                 let mut pairs = [[vdupq_n_s32(0); 2]; 4];
-                for i in (0..len / AT_ONCE).step_by(2) {
-                    let start = group * len + i * AT_ONCE;
+                for i in (0..Q::GROUP / AT_ONCE).step_by(2) {
+                    let start = group * Q::GROUP + i * AT_ONCE;
                     let x = vcombine_s8(
                         vld1_s8(tokens[first].codes[start..].as_ptr()),
                         vld1_s8(tokens[second].codes[start..].as_ptr()),
@@ -238,23 +235,15 @@ impl<P: PanelProducts> Instructions for P {
     }
 
     #[inline(always)]
-    fn add_block(
-        self,
-        group: usize,
-        _signed: bool,
-        has_min: bool,
-        weights: &RowBlock,
-        x: &Block8,
-        places: &mut Lanes,
-    ) {
-        let groups = x.groups(group);
+    fn add_block<Q: Quantized>(self, weights: &RowBlock, x: &Block8, places: &mut Lanes) {
+        let groups = x.groups(Q::GROUP);
         // SAFETY: as above.
         unsafe {
-            for quarter in 0..MOST_VALUES / group / QUARTER {
+            for quarter in 0..MOST_VALUES / Q::GROUP / QUARTER {
                 let mut of_groups = [vdupq_n_s32(0); QUARTER];
                 for i in 0..QUARTER {
-                    for part in 0..group / BYTES {
-                        let start = (quarter * QUARTER + i) * group + part * BYTES;
+                    for part in 0..Q::GROUP / BYTES {
+                        let start = (quarter * QUARTER + i) * Q::GROUP + part * BYTES;
                         let codes = vld1q_s8(weights.codes.0[start..].as_ptr());
                         let x = vld1q_s8(x.codes[start..].as_ptr());
                         of_groups[i] = sdot(of_groups[i], codes, x);
@@ -268,7 +257,7 @@ impl<P: PanelProducts> Instructions for P {
                 let x_scales = vld1q_f32(groups.scales[at..].as_ptr());
                 let mut sums = vld1q_f32(places.0[at..].as_ptr());
                 sums = vfmaq_f32(sums, scaled, x_scales);
-                if has_min {
+                if Q::HAS_MIN {
                     let mins = vld1q_f32(weights.mins[at..].as_ptr());
                     let x_sums = vld1q_f32(groups.scaled_sums[at..].as_ptr());
                     sums = vfmsq_f32(sums, mins, x_sums);
@@ -279,15 +268,13 @@ impl<P: PanelProducts> Instructions for P {
     }
 
     #[inline(always)]
-    fn panel_sums<const T: usize>(
+    fn panel_sums<Q: Quantized, const T: usize>(
         self,
-        _signed: bool,
         codes: &[PanelCodes],
         tokens: [&Block8; T],
-        len: usize,
         group: usize,
     ) -> [[int32x4_t; 4]; T] {
-        PanelProducts::panel_sums(self, codes, tokens, len, group)
+        PanelProducts::panel_sums::<Q, T>(self, codes, tokens, group)
     }
 
     #[inline(always)]

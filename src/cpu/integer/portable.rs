@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     cpu::simd::Lanes,
-    quant::{MOST_VALUES, Reader},
+    quant::{MOST_VALUES, Quantized, Reader},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,42 +26,32 @@ impl Instructions for Portable {
     }
 
     #[inline(always)]
-    fn add_block(
-        self,
-        group: usize,
-        _signed: bool,
-        has_min: bool,
-        weights: &RowBlock,
-        x: &Block8,
-        places: &mut Lanes,
-    ) {
-        let groups = x.groups(group);
-        for i in 0..MOST_VALUES / group {
+    fn add_block<Q: Quantized>(self, weights: &RowBlock, x: &Block8, places: &mut Lanes) {
+        let groups = x.groups(Q::GROUP);
+        for i in 0..MOST_VALUES / Q::GROUP {
             let mut sum = 0;
-            for at in i * group..(i + 1) * group {
+            for at in i * Q::GROUP..(i + 1) * Q::GROUP {
                 sum += i32::from(weights.codes.0[at]) * i32::from(x.codes[at]);
             }
             let place = &mut places.0[i];
             *place = (sum as f32 * weights.scales[i]).mul_add(groups.scales[i], *place);
-            if has_min {
+            if Q::HAS_MIN {
                 *place = (-weights.mins[i]).mul_add(groups.scaled_sums[i], *place);
             }
         }
     }
 
     #[inline(always)]
-    fn panel_sums<const T: usize>(
+    fn panel_sums<Q: Quantized, const T: usize>(
         self,
-        _signed: bool,
         codes: &[PanelCodes],
         tokens: [&Block8; T],
-        len: usize,
         group: usize,
     ) -> [[i32; ROWS]; T] {
         tokens.map(|x| {
             let mut sums = [0; ROWS];
-            for i in 0..len / AT_ONCE {
-                let x = x.four(len, group, i).to_le_bytes();
+            for i in 0..Q::GROUP / AT_ONCE {
+                let x = x.four(Q::GROUP, group, i).to_le_bytes();
                 for row in 0..ROWS {
                     for at in 0..AT_ONCE {
                         sums[row] += i32::from(codes[i].0[row][at]) * i32::from(x[at] as i8);

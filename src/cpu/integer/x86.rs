@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use super::{activations::Block8, panel::RowBlock};
 use crate::{
     cpu::simd::Lanes,
-    quant::{F16, MOST_VALUES},
+    quant::{F16, MOST_VALUES, Quantized},
 };
 
 /// Numbers of 32 bits in a register.
@@ -47,16 +47,8 @@ pub trait DotProducts: Copy {
 
     /// [`Instructions::add_block`](super::instructions::Instructions::add_block)
     #[inline(always)]
-    fn add_block(
-        self,
-        group: usize,
-        signed: bool,
-        has_min: bool,
-        weights: &RowBlock,
-        x: &Block8,
-        places: &mut Lanes,
-    ) {
-        let groups = x.groups(group);
+    fn add_block<Q: Quantized>(self, weights: &RowBlock, x: &Block8, places: &mut Lanes) {
+        let groups = x.groups(Q::GROUP);
         // SAFETY: the processor has the instructions, and arrays are as long as what is read.
         unsafe {
             // Of four codes each.
@@ -64,20 +56,21 @@ pub trait DotProducts: Copy {
             for eighth in 0..8 {
                 let codes = _mm256_load_si256(weights.codes.0[eighth * BYTES..].as_ptr().cast());
                 let x = _mm256_load_si256(x.codes[eighth * BYTES..].as_ptr().cast());
-                fours[eighth] = self.dot(signed, fours[eighth], self.prepare(signed, codes), x);
+                fours[eighth] =
+                    self.dot(Q::SIGNED, fours[eighth], self.prepare(Q::SIGNED, codes), x);
             }
-            let sums = add_lanes(group, fours);
+            let sums = add_lanes(Q::GROUP, fours);
             // The upper half of the lanes is for groups of 16.
-            for half in 0..MOST_VALUES / group / HALF {
+            for half in 0..MOST_VALUES / Q::GROUP / HALF {
                 let at = half * HALF;
                 let x_sums = _mm256_load_si256(groups.sums[at..].as_ptr().cast());
-                let sums = _mm256_sub_epi32(sums[half], self.excess(signed, x_sums));
+                let sums = _mm256_sub_epi32(sums[half], self.excess(Q::SIGNED, x_sums));
                 let scales = _mm256_loadu_ps(weights.scales[at..].as_ptr());
                 let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scales);
                 let x_scales = _mm256_load_ps(groups.scales[at..].as_ptr());
                 let mut sums = _mm256_loadu_ps(places.0[at..].as_ptr());
                 sums = _mm256_fmadd_ps(scaled, x_scales, sums);
-                if has_min {
+                if Q::HAS_MIN {
                     let mins = _mm256_loadu_ps(weights.mins[at..].as_ptr());
                     let x_sums = _mm256_load_ps(groups.scaled_sums[at..].as_ptr());
                     sums = _mm256_fnmadd_ps(mins, x_sums, sums);
