@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     cpu::simd::Lanes,
-    quant::{MOST_GROUPS, MOST_VALUES, Quantized, QuantizedVisitor, TensorType, vectorize_inside},
+    quant::{MOST_GROUPS, MOST_VALUES, Quantized, QuantizedVisitor, TensorType},
 };
 
 /// Tokens for which rows are not brought into a panel, which costs as much as multiplying them with about as many.
@@ -211,16 +211,7 @@ fn add_block<'a, I: Instructions, Q: Quantized>(
 ) {
     // It never lies in memory: what is written to it are registers' contents, which are read as such.
     let mut unpacked = RowBlock::ZERO;
-    let groups = Q::BLOCK / Q::GROUP;
-    for i in 0..MOST_VALUES / Q::BLOCK {
-        vectorize_inside();
-        block(i).unpack(
-            instructions,
-            &mut unpacked.codes.0[i * Q::BLOCK..][..Q::BLOCK],
-            &mut unpacked.scales[i * groups..][..groups],
-            &mut unpacked.mins[i * groups..][..groups],
-        );
-    }
+    unpacked.unpack(instructions, block);
     instructions.add_block::<Q>(&unpacked, x, places);
 }
 

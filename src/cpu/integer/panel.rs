@@ -1,9 +1,10 @@
 //! Sixteen rows of weights, taken apart for many tokens.
 
 use super::instructions::{AT_ONCE, PanelCodes, ROWS, RowCodes};
-use crate::quant::{MOST_GROUPS, MOST_VALUES, Quantized, Reader};
+use crate::quant::{MOST_GROUPS, MOST_VALUES, Quantized, Reader, vectorize_inside};
 
-/// 256 values of a row of weights. Where the row ends, codes, scales and minimums are zeros.
+/// 256 values of a row of weights. Where the row ends they are those of blocks of zeros, which activations that are zeros there,
+/// too, make nothing of.
 #[derive(Clone)]
 pub struct RowBlock {
     pub codes: RowCodes,
@@ -18,15 +19,18 @@ impl RowBlock {
         mins: [0.0; MOST_GROUPS],
     };
 
-    /// Takes apart up to 256 values. Where groups are of 32 values, scales and minimums in the upper half stay.
+    /// Takes 256 values apart; `block` gives the blocks that hold them. Where groups are of 32 values, scales and minimums in the
+    /// upper half stay.
     #[inline(always)]
-    pub fn unpack<Q: Quantized>(&mut self, reader: impl Reader, blocks: &[Q]) {
+    pub fn unpack<'a, Q: Quantized>(
+        &mut self,
+        reader: impl Reader,
+        block: impl Fn(usize) -> &'a Q,
+    ) {
         let groups = Q::BLOCK / Q::GROUP;
-        if blocks.len() * Q::BLOCK < MOST_VALUES {
-            *self = Self::ZERO;
-        }
-        for i in 0..blocks.len().min(MOST_VALUES / Q::BLOCK) {
-            blocks[i].unpack(
+        for i in 0..MOST_VALUES / Q::BLOCK {
+            vectorize_inside();
+            block(i).unpack(
                 reader,
                 &mut self.codes.0[i * Q::BLOCK..][..Q::BLOCK],
                 &mut self.scales[i * groups..][..groups],
@@ -79,10 +83,11 @@ impl Panel {
     ) {
         let per_256 = MOST_VALUES / Q::BLOCK;
         self.blocks = rows[0].len().div_ceil(per_256);
+        let zeros = Q::zeroed();
         for block in 0..self.blocks {
             for row in 0..rows.len() {
                 let (blocks, start) = (rows[row], block * per_256);
-                unpacked.unpack(reader, &blocks[start..blocks.len().min(start + per_256)]);
+                unpacked.unpack(reader, |i| blocks.get(start + i).unwrap_or(&zeros));
                 self.put::<Q>(row, block, unpacked);
             }
         }
